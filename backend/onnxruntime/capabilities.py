@@ -1,0 +1,86 @@
+"""The capability table of ONNX Runtime's targets, and whether this machine can run one."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import metadata
+from importlib.resources import files
+from typing import Any
+
+from ...ir import Capabilities, Kernel, UsageError
+from ...ir.text_form import did_you_mean
+
+_WHEELS = ("onnxruntime", "onnxruntime-gpu")
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files(__package__).joinpath("capabilities.toml").read_text("utf-8"))
+
+
+def targets() -> tuple[str, ...]:
+    """Returns the names of the targets that the table knows."""
+    return tuple(_tables())
+
+
+def load(target: str) -> Capabilities:
+    """Returns what ``target`` can run.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    if target not in _tables():
+        raise UsageError(f"unknown target {target!r}", hint=did_you_mean(target, targets()))
+    table = _tables()[target]
+    return Capabilities(
+        target=target,
+        provider=table["provider"],
+        runtime=table["runtime"],
+        kernels=tuple(_kernel(entry) for entry in table["kernels"]),
+        lookup_bits=tuple(table["lookup_bits"]),
+        lookup=table["lookup"],
+        row_tile=table["row_tile"],
+    )
+
+
+def _kernel(entry: dict[str, Any]) -> Kernel:
+    return Kernel(**{**entry, "groups": tuple(entry["groups"])})
+
+
+def installed_runtime_problem(target: str) -> str | None:
+    """Returns in one line why this machine cannot run ``target``, or None when it can.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    table = load(target)
+    installed = {name: version for name in _WHEELS if (version := _version(name))}
+    if not installed:
+        return "ONNX Runtime is not installed: pip install onnxruntime"
+    if len(installed) > 1:
+        return "onnxruntime and onnxruntime-gpu overwrite each other: uninstall one of them"
+    (name, version), oldest = next(iter(installed.items())), table.runtime.split()[-1]
+    if _numbers(version) < _numbers(oldest):
+        return f"{name} {version} is too old for {target}, which needs {oldest}"
+    return _missing_provider(table)
+
+
+def _missing_provider(table: Capabilities) -> str | None:
+    import onnxruntime
+
+    if table.provider in onnxruntime.get_available_providers():
+        return None
+    return f"this build of ONNX Runtime has no {table.provider}, which {table.target} needs"
+
+
+def _version(wheel: str) -> str:
+    try:
+        return metadata.version(wheel)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Returns major and minor: patch releases and local suffixes decide nothing."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])

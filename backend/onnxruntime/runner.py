@@ -1,0 +1,199 @@
+"""Runs a model in ONNX Runtime, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir import Feeds, InputError, MachineError, write_model
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# Settings that change kernels or numbers behind our back.
+_STRAY_SETTINGS = ("ORT_", "ORTMODULE_", "OMP_")
+_OWN_SETTINGS = ("ORT_LOGGING_LEVEL",)
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_ERRORS_OF_THE_MACHINE = ("alloc", "memory", "CUDA", "cuDNN", "cuBLAS")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An input or output of a loaded model.
+
+    Attributes:
+        name: Its name.
+        type: The runtime's name of its type, such as ``tensor(float)``.
+        shape: Dimensions; a text or None where the size is free.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+class RuntimeSession:
+    """A model loaded in ONNX Runtime.
+
+    Attributes:
+        inputs: What it must be fed.
+        outputs: What it returns.
+        provider: The execution provider that runs it.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, provider: str) -> None:
+        self._session = session
+        self.provider = provider
+        self.inputs = tuple(_endpoint(one) for one in session.get_inputs())
+        self.outputs = tuple(_endpoint(one) for one in session.get_outputs())
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns the named outputs (all of them by default) for one sample.
+
+        Raises:
+            InputError: The feeds do not fit the model, or it fails on them.
+            MachineError: The machine ran out of something.
+        """
+        names = list(outputs) if outputs is not None else [one.name for one in self.outputs]
+        try:
+            results = self._session.run(names, dict(feeds))
+        except Exception as error:  # the runtime's classes share no base but Exception
+            raise _refusal("the model fails in ONNX Runtime", error) from error
+        return dict(zip(names, results, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Returns the file with the runtime's own timings of a session with ``profile``."""
+        return Path(self._session.end_profiling())
+
+
+def _endpoint(one: onnxruntime.NodeArg) -> Endpoint:
+    return Endpoint(one.name, one.type, tuple(one.shape))
+
+
+def _refusal(what: str, error: Exception) -> InputError | MachineError:
+    text = " ".join(str(error).split())
+    if any(word in text for word in _ERRORS_OF_THE_MACHINE):
+        return MachineError(f"{what}: {text}")
+    return InputError(f"{what}: {text}")
+
+
+@contextlib.contextmanager
+def open_session(
+    model: ir.Model | Path | str,
+    provider: str = "CPUExecutionProvider",
+    *,
+    threads: int | None = None,
+    profile: bool = False,
+) -> Iterator[RuntimeSession]:
+    """Loads ``model`` in ONNX Runtime; leaving the context frees everything.
+
+    Args:
+        model: A file, or a graph, which is written to a temporary folder first.
+        provider: The execution provider that must run it.
+        threads: Threads inside an operator; None lets the runtime choose.
+        profile: Keep the runtime's own timings (see ``end_profiling``).
+
+    Raises:
+        InputError: The runtime refuses the model.
+        MachineError: The provider is not there, or memory or space ran out.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpqc-")))
+        path = _on_disk(model, folder)
+        settings = _settings(threads)
+        if profile:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(folder / "profile")
+        opened = [_load(path, provider, settings)]
+        stack.callback(_free, opened)
+        yield opened[0]
+
+
+def _on_disk(model: ir.Model | Path | str, folder: Path) -> Path:
+    if not isinstance(model, ir.Model):
+        return Path(model).absolute()
+    path = folder / "model.onnx"
+    write_model(model, path)
+    return path
+
+
+def _settings(threads: int | None) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.use_deterministic_compute = True
+    # The arena grows to the largest request and never shrinks; a sweep feeds large ones.
+    settings.enable_cpu_mem_arena = False
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    return settings
+
+
+def _load(path: Path, provider: str, settings: onnxruntime.SessionOptions) -> RuntimeSession:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        raise MachineError(
+            f"this build of ONNX Runtime has no {provider}",
+            hint=f"it has {', '.join(onnxruntime.get_available_providers())}",
+        )
+    wanted = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
+    with _without_stray_settings():
+        try:
+            session = onnxruntime.InferenceSession(path, settings, providers=wanted)
+        except Exception as error:  # the runtime's classes share no base but Exception
+            raise _refusal("ONNX Runtime cannot load the model", error) from error
+    if session.get_providers()[0] != provider:
+        raise MachineError(
+            f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}",
+            hint="the provider's libraries do not load on this machine",
+        )
+    return RuntimeSession(session, provider)
+
+
+def _free(opened: list[RuntimeSession]) -> None:
+    """Drops the runtime's session even while the caller still holds ours."""
+    for one in opened:
+        del one._session
+    opened.clear()
+    gc.collect()
+
+
+@contextlib.contextmanager
+def _without_stray_settings() -> Iterator[None]:
+    stray = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_STRAY_SETTINGS) and name not in _OWN_SETTINGS
+    }
+    for name in stray:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(stray)
+
+
+def optimized_ops(model: ir.Model | Path | str) -> Counter[str]:
+    """Returns how many nodes of each op type are left after the runtime's own optimizer."""
+    with tempfile.TemporaryDirectory(prefix="mpqc-") as name:
+        path = Path(name) / "optimized.onnx"
+        settings = _settings(1)
+        settings.optimized_model_filepath = str(path)
+        settings.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", path.name + ".data"
+        )
+        _load(_on_disk(model, Path(name)), "CPUExecutionProvider", settings)
+        graph = ir.load(path).graph
+        return Counter(node.op_type for node in graph.all_nodes())

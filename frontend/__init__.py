@@ -1,0 +1,1 @@
+"""Models from outside, brought in as onnx-ir graphs."""

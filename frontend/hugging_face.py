@@ -1,0 +1,209 @@
+"""A Hugging Face folder -> ONNX: decoders with a cache through onnxruntime-genai's model builder.
+
+Everything that the builder does not know goes through torch.export. No code from the folder
+is run, and no weights are unpickled: the exporters see links to the harmless files only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from ..ir import InputError, MachineError
+from .model_source import COMPANIONS, is_inside, read_settings
+from .text import has_tokenizer
+
+Route = Literal["genai-builder", "torch-export"]
+
+_CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_INDEX = "model.safetensors.index.json"
+_UNKNOWN_TO_BUILDER = "NotImplementedError"
+_EXPORT_SECONDS = 3600
+
+
+def export_folder(folder: Path, stage: Path) -> Route:
+    """Writes ``folder``'s model as ``stage/model.onnx`` (+ data), companion files beside it.
+
+    Args:
+        folder: Holds config.json and safetensors weights.
+        stage: An empty folder; a failed export leaves rubbish in it.
+
+    Returns:
+        The exporter that was used.
+
+    Raises:
+        InputError: The folder is unsafe, incomplete, or of a kind that nothing can export.
+        MachineError: A package is missing.
+    """
+    settings = check_folder(folder)
+    links = stage / ".input"
+    _link_harmless(folder, links)
+    try:
+        if _is_decoder(settings) and _has_tokenizer(links) and _build(links, stage):
+            return "genai-builder"
+        _export(links, stage, settings)
+        return "torch-export"
+    finally:
+        shutil.rmtree(links, ignore_errors=True)
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Refuses a folder that asks for code to be run, and returns its config.json.
+
+    Raises:
+        InputError: It does, or lacks weights in a safe format.
+    """
+    settings = read_settings(folder / "config.json")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            _refuse_code(folder / name, read_settings(folder / name))
+    if settings.get("quantization_config"):
+        raise InputError(f"{folder} is already quantized", hint="give the float model")
+    weights = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(one for one in folder.iterdir() if one.suffix in _PICKLES)
+    if not weights and pickles:
+        raise InputError(
+            f"{pickles[0]} is a pickle, which can run code when it is read",
+            hint="convert the weights to safetensors (save_pretrained does it)",
+        )
+    if not weights:
+        raise InputError(f"{folder} has config.json but no .safetensors weights")
+    _check_index(folder)
+    return settings
+
+
+def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses keys that name code; transformers has run some of them without being asked."""
+    waiting: list[Any] = [settings]
+    while waiting:
+        content = waiting.pop()
+        if isinstance(content, list):
+            waiting += content
+        if not isinstance(content, dict):
+            continue
+        for key, value in content.items():
+            chosen = str(key).startswith("_attn_implementation") and not isinstance(value, bool)
+            if (key in _CODE_KEYS and value) or (chosen and value is not None):
+                raise InputError(
+                    f"{path} asks for code to be run: it has the key {key!r}",
+                    hint="remove the key if the model works without it",
+                )
+            waiting.append(value)
+
+
+def _check_index(folder: Path) -> None:
+    index = folder / _INDEX
+    if not index.is_file():
+        return
+    files = read_settings(index).get("weight_map", {})
+    for name in sorted(set(map(str, files.values())) if isinstance(files, dict) else {""}):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names the unsafe path {name!r}")
+        if not (folder / name).is_file():
+            raise InputError(f"{index} names {name!r}, which is missing")
+
+
+def _link_harmless(folder: Path, links: Path) -> None:
+    """Makes ``links`` a view of ``folder`` without code, pickles and escaping links."""
+    links.mkdir()
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    for name in sorted({*COMPANIONS, _INDEX, *weights} - {"1_Pooling/config.json"}):
+        path = folder / name
+        if not path.is_file():
+            continue
+        if not is_inside(path, folder):
+            raise InputError(f"{path} is a link that leaves the folder")
+        (links / name).symlink_to(path.resolve())
+
+
+def _is_decoder(settings: Mapping[str, Any]) -> bool:
+    return any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return has_tokenizer({path.name: path for path in folder.iterdir()})
+
+
+def _build(folder: Path, stage: Path) -> bool:
+    """Runs the model builder in a process of its own; False when it does not know the model."""
+    if find_spec("onnxruntime_genai") is None:
+        raise MachineError(
+            "exporting a decoder needs onnxruntime-genai", hint="pip install 'mpqc[hf]'"
+        )
+    cache = stage / ".cache"
+    cache.mkdir()
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    command += ["-i", str(folder), "-o", str(stage), "-c", str(cache), "-p", "fp32", "-e", "cpu"]
+    command += ["--extra_options", "hf_token=false", "hf_remote=false"]
+    try:
+        done = subprocess.run(
+            command,
+            env=dict(_environment(cache)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=cache,
+            timeout=_EXPORT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(f"the model builder ran for more than {error.timeout:.0f} s") from error
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    if done.returncode == 0 and (stage / "model.onnx").is_file():
+        _keep_only(stage, {"model.onnx", "model.onnx.data", *COMPANIONS})
+        return True
+    if _UNKNOWN_TO_BUILDER not in done.stderr:
+        _refuse(done)
+    _keep_only(stage, set())
+    return False
+
+
+def _keep_only(stage: Path, names: set[str]) -> None:
+    """Removes what the builder and its libraries left lying about."""
+    for path in stage.iterdir():
+        if path.is_file() and path.name not in names:
+            path.unlink()
+
+
+def _refuse(done: subprocess.CompletedProcess[str]) -> NoReturn:
+    if done.returncode < 0:
+        raise MachineError(
+            f"the model builder was killed by signal {-done.returncode}",
+            hint="it may have run out of memory",
+        )
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if lines and "No space left" in lines[-1]:
+        raise MachineError(f"the disk is full: {lines[-1].strip()}")
+    reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
+    raise InputError(f"onnxruntime-genai's model builder failed: {reason}")
+
+
+def _environment(cache: Path) -> Iterator[tuple[str, str]]:
+    """Yields the variables that the builder needs; nothing that points out of the stage."""
+    for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"):
+        if name in os.environ:
+            yield name, os.environ[name]
+    yield from {
+        "HOME": str(cache),
+        "TMPDIR": str(cache),
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }.items()
+
+
+def _export(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None:
+    from .transformers_model import export_model
+
+    export_model(folder, stage, settings)

@@ -1,0 +1,172 @@
+"""A model that transformers knows -> ONNX through torch.export, without a cache.
+
+The pooling and normalization that a sentence-transformers folder adds behind the encoder are
+no part of the exported model; ``mpqc eval`` pools by itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ir import InputError, MachineError
+from ..ir.writer import write_model
+from .model_source import COMPANIONS
+from .torch_module import from_module
+
+_EXAMPLE_BATCH = 2
+_EXAMPLE_TOKENS = 16
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a model is traced with.
+
+    Attributes:
+        inputs: Example arrays by the names that transformers uses.
+        dynamic: The axes of each that may vary, by name.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    dynamic: dict[str, dict[int, Any]]
+
+
+class _ByPosition(torch.nn.Module):
+    """Calls a transformers model by keyword and returns a tuple of its main outputs."""
+
+    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]):
+        super().__init__()
+        self.model, self.inputs, self.outputs = model, inputs, outputs
+
+    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns the chosen outputs."""
+        given = dict(zip(self.inputs, arrays, strict=True))
+        found = self.model(**given, return_dict=True)
+        return tuple(found[name] for name in self.outputs)
+
+
+def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the model of a Hugging Face folder as ``stage/model.onnx``.
+
+    Raises:
+        InputError: transformers or torch.export cannot follow it.
+        MachineError: transformers is not installed.
+    """
+    model = _load(folder, settings)
+    example = _example(model)
+    names = tuple(example.inputs)
+    with torch.no_grad():
+        found = model(**example.inputs, return_dict=True)
+    outputs = tuple(name for name in _OUTPUTS if found.get(name) is not None)
+    if not outputs:
+        raise InputError(f"{type(model).__name__} has none of the outputs {', '.join(_OUTPUTS)}")
+    if "logits" in outputs:
+        outputs = ("logits",)
+    graph = from_module(
+        _ByPosition(model, names, outputs),
+        tuple(example.inputs.values()),
+        (tuple(example.dynamic[name] for name in names),),
+        input_names=names,
+        output_names=outputs,
+    )
+    write_model(graph, stage / "model.onnx")
+    for name in COMPANIONS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)
+
+
+def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
+    """Returns the model in evaluation mode; of an encoder-decoder, the encoder."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise MachineError(
+            "reading a Hugging Face folder needs transformers", hint="pip install 'mpqc[hf]'"
+        ) from error
+    names = [str(one) for one in settings.get("architectures") or ()]
+    known = [getattr(transformers, one, None) for one in names]
+    kind = next((one for one in known if isinstance(one, type)), transformers.AutoModel)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        model = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # transformers raises many kinds for a broken folder
+        text = str(error).strip().splitlines()
+        reason = text[0] if text else type(error).__name__
+        raise InputError(f"transformers cannot read the folder: {reason}") from error
+    model.config.use_cache = False
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    return model.eval()
+
+
+def _example(model: Any) -> Example:
+    """Returns inputs to trace with, by what the model calls its main input."""
+    main = getattr(model, "main_input_name", "input_ids")
+    makers = {
+        "input_ids": _text_example,
+        "pixel_values": _image_example,
+        "input_features": _feature_example,
+        "input_values": _wave_example,
+    }
+    if main not in makers:
+        raise InputError(
+            f"no export for {type(model).__name__}, which reads {main!r}",
+            hint="export it to ONNX yourself and give the .onnx file",
+        )
+    return makers[main](model)
+
+
+def _text_example(model: Any) -> Example:
+    taken = inspect.signature(model.forward).parameters
+    segments = getattr(model.config, "type_vocab_size", 0) or 0
+    names = [name for name in _TEXT_INPUTS if name in taken]
+    if segments < 1 and "token_type_ids" in names:
+        names.remove("token_type_ids")
+    shape = (_EXAMPLE_BATCH, _EXAMPLE_TOKENS)
+    values = {
+        "input_ids": torch.arange(_EXAMPLE_BATCH * _EXAMPLE_TOKENS).reshape(shape)
+        % int(getattr(model.config, "vocab_size", 32)),
+        "attention_mask": torch.ones(shape, dtype=torch.int64),
+        "token_type_ids": torch.zeros(shape, dtype=torch.int64),
+    }
+    longest = getattr(model.config, "max_position_embeddings", None)
+    batch = torch.export.Dim("batch")
+    tokens = torch.export.Dim("sequence", min=2, max=longest if isinstance(longest, int) else None)
+    return Example(
+        {name: values[name] for name in names}, {name: {0: batch, 1: tokens} for name in names}
+    )
+
+
+def _image_example(model: Any) -> Example:
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    image = torch.zeros(_EXAMPLE_BATCH, model.config.num_channels, height, width)
+    return Example({"pixel_values": image}, {"pixel_values": {0: torch.export.Dim("batch")}})
+
+
+def _feature_example(model: Any) -> Example:
+    frames = 2 * int(model.config.max_source_positions)  # the first convolution halves them
+    features = torch.zeros(_EXAMPLE_BATCH, int(model.config.num_mel_bins), frames)
+    return Example({"input_features": features}, {"input_features": {0: torch.export.Dim("batch")}})
+
+
+def _wave_example(model: Any) -> Example:
+    del model
+    wave = torch.zeros(_EXAMPLE_BATCH, 16_000)
+    return Example({"input_values": wave}, {"input_values": {0: torch.export.Dim("batch")}})

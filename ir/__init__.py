@@ -1,0 +1,95 @@
+"""The ground floor: the annotated graph. Knows ONNX, not the choices of any algorithm."""
+
+from .annotation import Annotation, annotate, drop_note, need_note, note_of, notes_of
+from .arrays import ArrayStore
+from .blocks import Block, blocks_of, partition
+from .capabilities import Capabilities, Kernel
+from .content_key import model_key
+from .errors import (
+    InfeasibleBudget,
+    InputError,
+    InternalError,
+    MachineError,
+    MpqcError,
+    UsageError,
+)
+from .listing import clean, listing, type_text
+from .model_checks import check_finite, inline_functions, refuse_quantized
+from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
+from .option import Option
+from .reader import read_model
+from .samples import Calibration, Feeds
+from .staging import machine_errors, refuse_overlap, staged_folder
+from .tensor_files import byte_size, stored_bytes
+from .units import Unit, Use, find_units, quantizable
+from .verifier import problems, verify
+from .vocabulary import (
+    BitAllocation,
+    BlockId,
+    Budgeted,
+    Calibrated,
+    LeftInFloat,
+    QuantSpec,
+    Sensitivity,
+    StoredPart,
+    TensorStats,
+)
+from .writer import write_model
+
+__all__ = [
+    "Annotation",
+    "ArrayStore",
+    "BitAllocation",
+    "Block",
+    "BlockId",
+    "Budgeted",
+    "Calibrated",
+    "Calibration",
+    "Capabilities",
+    "Feeds",
+    "InfeasibleBudget",
+    "InputError",
+    "InternalError",
+    "Kernel",
+    "LeftInFloat",
+    "MachineError",
+    "MpqcError",
+    "Option",
+    "QuantSpec",
+    "Sensitivity",
+    "StoredPart",
+    "TensorStats",
+    "Unit",
+    "UsageError",
+    "Use",
+    "all_graphs",
+    "all_nodes",
+    "annotate",
+    "blocks_of",
+    "byte_size",
+    "captures",
+    "check_finite",
+    "clean",
+    "drop_note",
+    "find_units",
+    "inline_functions",
+    "listing",
+    "machine_errors",
+    "model_key",
+    "need_note",
+    "note_of",
+    "notes_of",
+    "operands",
+    "partition",
+    "problems",
+    "quantizable",
+    "read_model",
+    "refuse_overlap",
+    "refuse_quantized",
+    "staged_folder",
+    "stored_bytes",
+    "subgraphs_of",
+    "type_text",
+    "verify",
+    "write_model",
+]

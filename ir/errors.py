@@ -1,0 +1,59 @@
+"""The ways in which mpqc says no: one class per exit code."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MpqcError(Exception):
+    """A refusal with a one-line cause and, where there is one, the step that would work.
+
+    Attributes:
+        message: What went wrong and where, in one line.
+        hint: What would work instead; empty when nothing is known.
+        exit_code: What the command line exits with.
+        code: The stable name of the kind, for ``--json``.
+    """
+
+    exit_code: ClassVar[int] = 70
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MpqcError):
+    """The caller asked for something that does not exist or contradicts itself."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class InputError(MpqcError):
+    """A model, text or array that is broken, unsafe or of the wrong kind."""
+
+    exit_code = 3
+    code = "input"
+
+
+class MachineError(MpqcError):
+    """The machine lacks something: space, memory, a package, a provider."""
+
+    exit_code = 4
+    code = "environment"
+
+
+class InfeasibleBudget(MpqcError):
+    """No allowed choice of options fits the budget; the message names the smallest that does."""
+
+    exit_code = 5
+    code = "infeasible-budget"
+
+
+class InternalError(MpqcError):
+    """A broken promise of our own: an invariant failed inside a pass."""
+
+    exit_code = 70
+    code = "internal"

@@ -1,0 +1,191 @@
+"""What an ONNX file may hold, checked before the IR is built from it.
+
+The walks are iterative: graphs nest as deep as a hostile file likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+import onnx_ir as ir
+
+from .errors import InputError
+from .tensor_files import TensorFiles, byte_size, check_location, element_count, extent_of
+
+_KNOWN_TYPES = {int(one) for one in ir.DataType} - {0}
+_BROKEN_HINT = "export the model again; onnx.checker.check_model may say more"
+
+
+def graphs_in(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yields the main graph, the function bodies and everything nested in them."""
+    todo: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while todo:
+        graph = todo.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    todo.append(attribute.g)
+                todo.extend(attribute.graphs)
+
+
+def _sparse_parts(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for one in sparse:
+        yield one.values
+        yield one.indices
+
+
+def tensors_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Yields every tensor that a graph holds itself: in initializers and attributes."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
+        yield from _sparse_parts(graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from _sparse_parts([attribute.sparse_tensor])
+            yield from _sparse_parts(attribute.sparse_tensors)
+
+
+def _typed_counts(tensor: onnx.TensorProto) -> int:
+    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
+    return sum(map(len, fields)) + len(tensor.uint64_data) + len(tensor.string_data)
+
+
+def _check_inline(tensor: onnx.TensorProto) -> None:
+    count = element_count(tensor)
+    dtype = ir.DataType(tensor.data_type)
+    if tensor.HasField("raw_data"):
+        expected, found = byte_size(dtype, count), len(tensor.raw_data)
+        if dtype == ir.DataType.STRING or expected != found:
+            raise InputError(
+                f"tensor {tensor.name!r} has {found} bytes where its shape wants {expected}",
+                hint=_BROKEN_HINT,
+            )
+        return
+    allowed = {count}
+    if dtype.bitwidth < 8 and dtype != ir.DataType.STRING:
+        allowed.add(byte_size(dtype, count))
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        allowed = {2 * count}
+    if _typed_counts(tensor) not in allowed:
+        raise InputError(
+            f"tensor {tensor.name!r} has {_typed_counts(tensor)} elements where its shape "
+            f"{list(tensor.dims)} wants {count}",
+            hint=_BROKEN_HINT,
+        )
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    if isinstance(tensor.name, bytes):
+        raise InputError(f"a tensor's name is not UTF-8 text: {tensor.name!r}")
+    if tensor.data_type not in _KNOWN_TYPES:
+        raise InputError(f"tensor {tensor.name!r} has no known data type: {tensor.data_type}")
+    if tensor.HasField("segment"):
+        raise InputError(
+            f"tensor {tensor.name!r} is stored in segments, which nothing supports"
+        )
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_type == onnx.TensorProto.STRING:
+            raise InputError(f"tensor {tensor.name!r}: strings cannot be external data")
+        extent_of(tensor)
+    else:
+        if tensor.external_data:
+            location = {entry.key: entry.value for entry in tensor.external_data}
+            check_location(tensor.name, location.get("location", ""))
+        _check_inline(tensor)
+
+
+def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
+    """Refuses tensors that are malformed, unsafe, or stored in a file that is not there.
+
+    Raises:
+        InputError: Names the tensor, and for missing files how many tensors they hold.
+    """
+    missing: dict[str, list[str]] = {}
+    for graph in graphs_in(model):
+        for tensor in tensors_in(graph):
+            _check_tensor(tensor)
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                extent = extent_of(tensor)
+                if files.path_of(extent.location) is None:
+                    missing.setdefault(extent.location, []).append(tensor.name)
+                else:
+                    files.bytes_of(tensor.name, extent)
+    for location, names in sorted(missing.items()):
+        raise InputError(
+            f"external data file {location!r} is missing; {len(names)} tensors are stored "
+            f"in it, the first is {names[0]!r}",
+            hint="put the file beside the model, under the name that the model gives it",
+        )
+
+
+def _names_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain)
+        yield from node.input
+        yield from node.output
+        yield from (attribute.name for attribute in node.attribute)
+    if isinstance(graph, onnx.GraphProto):
+        yield graph.name
+        yield from (info.name for info in (*graph.input, *graph.output, *graph.value_info))
+
+
+def _check_graph(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    for name in _names_in(graph):
+        if isinstance(name, bytes):
+            raise InputError(f"a name is not UTF-8 text: {name[:60]!r}", hint=_BROKEN_HINT)
+    for node in graph.node:
+        if node.op_type == "EPContext":
+            raise InputError(
+                f"node {node.name!r} (EPContext) holds a compiled engine, which stays closed",
+                hint="give the model before it was compiled for one execution provider",
+            )
+    sparse = isinstance(graph, onnx.GraphProto) and graph.sparse_initializer
+    if sparse or any(a.type in (11, 12) for node in graph.node for a in node.attribute):
+        raise InputError(f"graph {graph.name!r} holds sparse tensors, which are not supported")
+    if isinstance(graph, onnx.GraphProto):
+        names = [tensor.name for tensor in graph.initializer]
+        if len(set(names)) != len(names) or "" in names:
+            twice = next(name for name in names if not name or names.count(name) > 1)
+            raise InputError(
+                f"initializer {twice!r} is given twice or unnamed", hint=_BROKEN_HINT
+            )
+
+
+def _check_versions(model: onnx.ModelProto) -> None:
+    known = onnx.defs.onnx_opset_version()
+    if not model.HasField("graph") or not model.ir_version:
+        raise InputError(
+            "the file holds no graph; it is no complete ONNX model", hint=_BROKEN_HINT
+        )
+    if model.ir_version > onnx.IR_VERSION:
+        raise InputError(
+            f"ONNX IR version {model.ir_version} is newer than this mpqc knows "
+            f"({onnx.IR_VERSION})",
+            hint="update the onnx package, or export with an older one",
+        )
+    if not model.opset_import:
+        raise InputError("the model imports no operator set", hint=_BROKEN_HINT)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and not 0 < entry.version <= known:
+            raise InputError(
+                f"opset {entry.version} is newer than this mpqc knows ({known})",
+                hint="update the onnx package, or export with an older opset",
+            )
+
+
+def check_model(model: onnx.ModelProto, files: TensorFiles) -> None:
+    """Refuses everything in a parsed file that later code should not have to think about.
+
+    Raises:
+        InputError: Names the first thing that is wrong.
+    """
+    _check_versions(model)
+    for graph in graphs_in(model):
+        _check_graph(graph)
+    check_tensors(model, files)

@@ -1,0 +1,325 @@
+"""Units: one stored weight and the nodes that consume it.
+
+A weight is an initializer, or the output of a Constant node (which ``normalize`` turns into an
+initializer), that a MatMul, Gemm, Conv, Gather or another multiplying operator reads, directly
+or through Transpose, Identity and Cast. A table that serves both as embedding and as output
+head is one unit with two uses. A weight that no quantized kernel can serve, or that is read
+inside control flow, is a unit too; it has a reason to stay in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from .errors import InternalError
+from .operands import all_graphs, subgraphs_of
+
+SMALLEST_UNIT = 4096
+FLOAT_TYPES = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+)
+_VIEWS = {"Identity", "Transpose", "Cast"}
+
+# Inputs that carry weights. What else reads a constant (a mask that is added, a table of
+# rotations inside an attention) does not make it a weight.
+_WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
+    ("", "MatMul"): (0, 1),
+    ("", "Gemm"): (0, 1),
+    ("", "Conv"): (1,),
+    ("", "ConvTranspose"): (1,),
+    ("", "Gather"): (0,),
+    ("", "Einsum"): (0, 1, 2, 3),
+    ("", "LSTM"): (1, 2),
+    ("", "GRU"): (1, 2),
+    ("", "RNN"): (1, 2),
+    ("com.microsoft", "Attention"): (1,),
+    ("com.microsoft", "EmbedLayerNormalization"): (2, 3, 4),
+    ("com.microsoft", "FusedConv"): (1,),
+    ("com.microsoft", "FusedGemm"): (0, 1),
+    ("com.microsoft", "FusedMatMul"): (0, 1),
+    ("com.microsoft", "MoE"): (2, 4, 6),
+    ("com.microsoft", "TransposeMatMul"): (0, 1),
+}
+
+Kind = Literal["product", "lookup", "conv"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One node that reads the weight.
+
+    Attributes:
+        node: The consumer.
+        index: Which of its inputs carries the weight (possibly behind views).
+        kind: ``product`` for MatMul and Gemm, ``lookup`` for Gather, ``conv`` for Conv.
+        row_axis: Axis of the *stored* tensor that counts output channels or table rows.
+    """
+
+    node: ir.Node
+    index: int
+    kind: Kind
+    row_axis: int
+
+    @property
+    def activation(self) -> ir.Value:
+        """The input of the product, or the ids of the lookup."""
+        value = self.node.inputs[1 - self.index]
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One stored weight and its consumers.
+
+    Attributes:
+        weight: The initializer, or the output of a Constant node.
+        uses: Its consumers that a quantized weight can serve, in execution order, if any.
+        views: Transpose, Identity and Cast nodes between the initializer and its consumers.
+        reason: Why the unit has to stay in float; empty when it can be quantized.
+        refused: Nodes of the main graph that read it in another way, in execution order. For a
+            reader inside control flow this is the If, Loop or Scan around it.
+    """
+
+    weight: ir.Value
+    uses: tuple[Use, ...]
+    views: tuple[ir.Node, ...]
+    reason: str
+    refused: tuple[ir.Node, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the stored weight."""
+        return str(self.weight.name)
+
+    @property
+    def anchor(self) -> ir.Node:
+        """The node that carries the unit's annotations: its first consumer."""
+        return self.uses[0].node if self.uses else self.refused[0]
+
+    @property
+    def tensor(self) -> ir.TensorProtocol:
+        """The stored value."""
+        tensor = stored_tensor(self.weight)
+        if tensor is None:
+            raise InternalError(f"unit {self.name!r} has no stored value")
+        return tensor
+
+    @property
+    def row_axis(self) -> int:
+        """Axis of the stored tensor that counts rows (the first for a unit without uses)."""
+        return self.uses[0].row_axis if self.uses else 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows (output channels) and columns (input channels)."""
+        dims = self.tensor.shape.numpy()
+        size = int(np.prod(dims, dtype=np.int64))
+        rows = dims[self.row_axis] if self.uses else size // max(dims[-1], 1)
+        return int(rows), size // max(int(rows), 1)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        rows, columns = self.shape
+        return rows * columns
+
+    def matrix(self) -> np.ndarray:
+        """Returns the weight as float32, rows x columns."""
+        array = self.tensor.numpy()
+        moved = np.moveaxis(array, self.row_axis, 0).reshape(self.shape)
+        return np.ascontiguousarray(moved, dtype=np.float32)
+
+    def replace(self, matrix: np.ndarray) -> None:
+        """Stores ``matrix`` (rows x columns) as the weight's new value, in its old layout."""
+        old = self.tensor
+        dims = list(old.shape.numpy())
+        moved = [dims[self.row_axis], *dims[: self.row_axis], *dims[self.row_axis + 1 :]]
+        array = np.moveaxis(matrix.reshape(moved), 0, self.row_axis)
+        array = np.ascontiguousarray(array.astype(old.dtype.numpy()))
+        _store(self.weight, ir.Tensor(array, name=self.weight.name))
+
+
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """Returns the tensor behind an initializer or the output of a Constant node, or None."""
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return value.const_value
+    attribute = node.attributes.get("value")
+    if attribute is None or attribute.is_ref():
+        return None
+    return attribute.as_tensor()
+
+
+def _store(value: ir.Value, tensor: ir.Tensor[np.ndarray]) -> None:
+    node = value.producer()
+    value.const_value = tensor
+    if node is not None:
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A node that reads a weight: how, or why not.
+
+    Attributes:
+        node: The reader, in whatever graph.
+        use: How it uses the weight, if a quantized weight can serve it.
+        refusal: Why it cannot; empty with a use.
+        multiplies: Whether reading the constant like this makes it a weight.
+    """
+
+    node: ir.Node
+    use: Use | None
+    refusal: str
+    multiplies: bool
+
+
+def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Reader]:
+    """Follows ``value`` through views, which it collects, to the nodes that read it."""
+    # The axes map those of the value at hand to those of the stored tensor.
+    todo = [(value, tuple(range(rank)))]
+    while todo:
+        seen, axes = todo.pop(0)
+        for usage in seen.uses():
+            node = usage.node
+            if node.op_type in _VIEWS and node.domain in ("", "ai.onnx"):
+                views.append(node)
+                moved = axes
+                if node.op_type == "Transpose":
+                    perm = node.attributes.get_ints("perm", list(reversed(range(len(axes)))))
+                    moved = tuple(axes[p] for p in perm)
+                todo.append((node.outputs[0], moved))
+            else:
+                yield _reader(node, usage.idx, axes)
+
+
+def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    multiplies = index in _WEIGHT_INPUTS.get((domain, node.op_type), ())
+    use = _use(node, index, axes) if multiplies and not domain else None
+    if use is not None:
+        return _Reader(node, use, "", True)
+    label = f"{node.op_type} {node.name!r}"
+    if node.op_type in ("MatMul", "Gemm") and index == 0:
+        return _Reader(node, None, f"it is the left operand of {label}", multiplies)
+    refusal = f"{label} reads it, and that has no quantized kernel"
+    return _Reader(node, None, refusal, multiplies)
+
+
+def _use(node: ir.Node, index: int, axes: tuple[int, ...]) -> Use | None:
+    if node.op_type == "MatMul" and index == 1 and len(axes) == 2:
+        return Use(node, 1, "product", axes[1])
+    if node.op_type == "Gemm" and index == 1:
+        row = axes[0] if node.attributes.get_int("transB", 0) else axes[1]
+        return Use(node, 1, "product", row)
+    if node.op_type == "Gather" and len(axes) == 2:
+        first = node.attributes.get_int("axis", 0) % len(axes) == 0
+        return Use(node, 0, "lookup", axes[0]) if first else None
+    if node.op_type == "Conv":
+        return Use(node, 1, "conv", axes[0])
+    return None
+
+
+def _reason(uses: list[Use], refusals: list[str]) -> str:
+    if refusals:
+        return refusals[0]
+    if len({use.row_axis for use in uses}) > 1:
+        return "its consumers read it along different axes"
+    if any(use.kind == "conv" for use in uses):
+        return "a convolution has no weight-only quantized kernel"
+    gemm = next((u.node for u in uses if u.node.op_type == "Gemm"), None)
+    if gemm is not None and gemm.attributes.get_int("transA", 0):
+        return "Gemm with transA has no quantized kernel"
+    return ""
+
+
+class _Search:
+    """Finds the units of one model.
+
+    Attributes:
+        order: Execution order of the main graph's nodes.
+        around: For every nested graph, the node that holds it.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.order = {node: at for at, node in enumerate(model.graph)}
+        self.graphs = list(all_graphs(model.graph))
+        self.around = {
+            inner: node
+            for graph in self.graphs
+            for node in graph
+            for inner in subgraphs_of(node)
+        }
+
+    def weights(self) -> Iterator[ir.Value]:
+        """Yields every constant that is large enough and of a float type."""
+        for graph in self.graphs:
+            yield from filter(_is_large, graph.initializers.values())
+            for node in graph:
+                if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                    yield from filter(_is_large, node.outputs)
+
+    def holder(self, node: ir.Node) -> ir.Node:
+        """Returns the node of the main graph in which ``node`` is, or ``node`` itself."""
+        while node.graph in self.around:
+            node = self.around[node.graph]
+        return node
+
+    def _placed(self, reader: _Reader) -> _Reader:
+        holder = self.holder(reader.node)
+        if holder is reader.node:
+            return reader
+        where = f"it is read inside the {holder.op_type} {holder.name!r}"
+        return _Reader(holder, None, where, reader.multiplies)
+
+    def unit(self, weight: ir.Value) -> Unit | None:
+        """Returns the unit of ``weight``, or None if nothing multiplies by it."""
+        tensor = stored_tensor(weight)
+        assert tensor is not None
+        views: list[ir.Node] = []
+        readers = [self._placed(one) for one in _readers(weight, len(tensor.shape), views)]
+        if not any(reader.multiplies for reader in readers):
+            return None
+        readers.sort(key=lambda reader: self.order.get(reader.node, -1))
+        uses = [reader.use for reader in readers if reader.use is not None]
+        refusals = [reader.refusal for reader in readers if reader.refusal]
+        if (
+            any(view.outputs[0].is_graph_output() for view in views)
+            or weight.is_graph_output()
+        ):
+            refusals.append("the weight is an output of the model")
+        refused = dict.fromkeys(reader.node for reader in readers if reader.use is None)
+        reason = _reason(uses, refusals)
+        return Unit(weight, tuple(uses), tuple(views), reason, tuple(refused))
+
+
+def _is_large(value: ir.Value) -> bool:
+    tensor = stored_tensor(value)
+    if tensor is None or tensor.dtype not in FLOAT_TYPES:
+        return False
+    return len(tensor.shape) >= 2 and tensor.size >= SMALLEST_UNIT
+
+
+def find_units(model: ir.Model) -> list[Unit]:
+    """Returns the units of ``model`` in execution order of their anchors.
+
+    Only float weights of rank 2 or more with at least ``SMALLEST_UNIT`` entries count.
+    """
+    search = _Search(model)
+    found = (search.unit(weight) for weight in search.weights())
+    units = [unit for unit in found if unit is not None]
+    return sorted(units, key=lambda unit: (search.order.get(unit.anchor, -1), unit.name))
+
+
+def quantizable(model: ir.Model) -> list[Unit]:
+    """Returns the units that have no reason to stay in float."""
+    return [unit for unit in find_units(model) if not unit.reason]

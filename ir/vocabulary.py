@@ -1,0 +1,161 @@
+"""The notes that passes leave for one another. Arrays stand in the array store, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .annotation import Annotation
+
+
+@dataclass(frozen=True)
+class BlockId(Annotation):
+    """On every node: the block it belongs to, counted in execution order."""
+
+    key: ClassVar[str] = "block"
+    index: int
+
+
+@dataclass(frozen=True)
+class LeftInFloat(Annotation):
+    """On the anchor of a unit that stays in float, with the reason that the user is told."""
+
+    key: ClassVar[str] = "float"
+    unit: str
+    why: str
+
+
+@dataclass(frozen=True)
+class TensorStats(Annotation):
+    """On a unit's anchor: what calibration saw.
+
+    The predicted divergence of storing row ``n`` with error ``d`` is
+    ``1/2 * sum_t rows_t[n] * d^T hessian_t d`` over the unit's terms ``t``, one for each use.
+    The arrays are ``<unit>/<t>/hessian`` (columns x columns) and ``<unit>/<t>/rows`` (rows).
+
+    Attributes:
+        unit: Name of the unit, the prefix of its arrays.
+        terms: Number of quadratic terms.
+        tokens: Number of token positions seen.
+    """
+
+    key: ClassVar[str] = "stats"
+    unit: str
+    terms: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sensitivity(Annotation):
+    """On a unit's anchor: the loss of every row under every option, in nats per token.
+
+    The array ``<unit>/loss`` is rows x options.
+
+    Attributes:
+        unit: Name of the unit.
+        metric: What the loss is: ``fisher`` (predicted) or ``kl`` (measured).
+        options: Printed options, the columns of the array.
+        total: Sum over rows for each option.
+    """
+
+    key: ClassVar[str] = "sensitivity"
+    unit: str
+    metric: str
+    options: tuple[str, ...]
+    total: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BitAllocation(Annotation):
+    """On a unit's anchor: how many rows get which option.
+
+    The rows in stored order are the array ``<unit>/order`` (int32): first the rows of the first
+    option, then those of the second. It is absent when the unit has a single option.
+
+    Attributes:
+        unit: Name of the unit.
+        options: Printed options that the unit uses, at least one row each.
+        counts: Rows of each option; they sum to the unit's rows.
+        loss: Predicted divergence of the choice in nats per token.
+    """
+
+    key: ClassVar[str] = "bits"
+    unit: str
+    options: tuple[str, ...]
+    counts: tuple[int, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class QuantSpec(Annotation):
+    """On a unit's anchor: its weight has been rounded; the graph holds the simulated values.
+
+    Arrays: ``<unit>/codes/<i>`` (int8, rows of class i x columns, signed codes) and
+    ``<unit>/scales/<i>`` (float16, rows of class i x groups), in stored order.
+
+    Attributes:
+        unit: Name of the unit.
+        options: Printed options of the classes.
+        counts: Rows of each class.
+        rounding: ``gptq`` or ``nearest``.
+    """
+
+    key: ClassVar[str] = "quant"
+    unit: str
+    options: tuple[str, ...]
+    counts: tuple[int, ...]
+    rounding: str
+
+
+@dataclass(frozen=True)
+class StoredPart(Annotation):
+    """On a node of a lowered graph: it reads initializers that store part of a unit.
+
+    Attributes:
+        unit: Name of the unit.
+        role: ``kernel``, ``lookup``, ``dequantize`` or ``permutation``.
+    """
+
+    key: ClassVar[str] = "part"
+    unit: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Calibrated(Annotation):
+    """On the model: which stats file belongs to it.
+
+    Attributes:
+        stats: Content key of the stats (model hash and calibration hash).
+        source: What the calibration data was, in words.
+        samples: Number of samples.
+        tokens: Number of token positions.
+        objective: ``logits`` or ``regression``.
+        output: Name of the output that the objective reads.
+    """
+
+    key: ClassVar[str] = "calibration"
+    stats: str
+    source: str
+    samples: int
+    tokens: int
+    objective: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Budgeted(Annotation):
+    """On the model: what was asked and what was got.
+
+    Attributes:
+        asked: Stored bits per weight asked for.
+        got: Stored bits per weight of the allocation.
+        weights: Number of weights in all units.
+        loss: Sum of predicted divergences, nats per token.
+    """
+
+    key: ClassVar[str] = "budget"
+    asked: float
+    got: float
+    weights: int
+    loss: float

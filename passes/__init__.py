@@ -1,0 +1,1 @@
+"""Graph-rewriting passes: one file a pass, pure numerics in numerics/."""

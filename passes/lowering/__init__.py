@@ -1,0 +1,1 @@
+"""How stored units become nodes of a target: what lowering passes are made of."""

@@ -1,0 +1,78 @@
+"""MatMul and Gemm with a stored weight: one MatMulNBits for each row class."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir import Capabilities, Use
+from .emitter import CONTRIB, Emitter
+from .stored import RowClass, StoredUnit
+
+
+def emit_product(
+    stored: StoredUnit, use: Use, dtype: ir.DataType, table: Capabilities, emit: Emitter
+) -> ir.Value:
+    """Emits the nodes that replace ``use.node`` and returns its new output."""
+    parts = [
+        _kernel(stored, row_class, use.activation, dtype, table, emit)
+        for row_class in stored.classes
+    ]
+    result = parts[0]
+    if len(parts) > 1:
+        axis = {"axis": -1}
+        result = emit.node("permutation", "sorted", "Concat", parts, axis, dtype=dtype)
+    if stored.reordered:
+        inputs = [result, stored.positions]
+        result = emit.node("permutation", "rows", "Gather", inputs, {"axis": -1}, dtype=dtype)
+    if use.node.op_type == "Gemm":
+        result = _affine(use.node, result, dtype, emit)
+    return result
+
+
+def _kernel(
+    stored: StoredUnit,
+    row_class: RowClass,
+    activation: ir.Value,
+    dtype: ir.DataType,
+    table: Capabilities,
+    emit: Emitter,
+) -> ir.Value:
+    option = row_class.option
+    kernel = table.kernel(option.bits)
+    assert kernel is not None, "checked before anything is emitted"
+    return emit.node(
+        "kernel",
+        f"product/{row_class.index}",
+        "MatMulNBits",
+        [activation, row_class.codes, stored.scales(row_class, dtype)],
+        {
+            "K": stored.columns,
+            "N": row_class.rows,
+            "bits": option.bits,
+            "block_size": option.group,
+            "accuracy_level": kernel.accuracy_level,
+        },
+        domain=CONTRIB,
+        dtype=dtype,
+    )
+
+
+def _affine(gemm: ir.Node, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+    """Emits ``alpha * product + beta * C``, leaving out what is one or absent."""
+    result = _scaled("alpha", gemm, product, dtype, emit)
+    bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    if bias is None:
+        return result
+    bias = _scaled("beta", gemm, bias, dtype, emit)
+    return emit.node(None, "bias", "Add", [result, bias], dtype=dtype)
+
+
+def _scaled(
+    name: str, gemm: ir.Node, value: ir.Value, dtype: ir.DataType, emit: Emitter
+) -> ir.Value:
+    factor = gemm.attributes.get_float(name, 1.0)
+    if factor == 1.0:
+        return value
+    constant = emit.constant(name, np.array(factor, dtype=dtype.numpy()))
+    return emit.node(None, f"{name}/scaled", "Mul", [value, constant], dtype=dtype)

@@ -1,0 +1,173 @@
+"""Choosing an option for every tile of rows, inside a byte budget, at the least predicted loss.
+
+This is the multiple-choice knapsack over tiles: ``min sum loss`` subject to ``sum bytes <=
+budget``. For a price ``lambda`` on bytes every tile chooses alone, which visits exactly the
+vertices of the lower convex hull; bisection finds the price that fits the budget, and the bytes
+that are left go to single tiles by falling gain per byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_HALVINGS = 80
+
+
+@dataclass(frozen=True)
+class Item:
+    """One unit as the allocator sees it.
+
+    Attributes:
+        loss: Rows x options, nats per token.
+        row_bytes: Stored bytes of one row under each option, ascending.
+        mixing_bytes: What it costs to store that rows have different options.
+        tile: Rows are decided in tiles of this many; 0 decides the unit whole.
+    """
+
+    loss: np.ndarray
+    row_bytes: np.ndarray
+    mixing_bytes: int
+    tile: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one unit got.
+
+    Attributes:
+        option: Index of the option of every row.
+        bytes: Stored bytes, with what mixing costs.
+        loss: Predicted loss, nats per token.
+    """
+
+    option: np.ndarray
+    bytes: int
+    loss: float
+
+
+class _Tiles:
+    """The rows of one unit, sorted by what they gain from more bits and cut into tiles."""
+
+    def __init__(self, item: Item) -> None:
+        rows = item.loss.shape[0]
+        gain = item.loss[:, 0] - item.loss[:, -1]
+        self.rows = np.argsort(gain, kind="stable")
+        tile = item.tile or rows
+        self.starts = np.arange(0, rows, tile)
+        # A short last tile would leave a class with an odd number of rows: join it to its
+        # neighbour.
+        if len(self.starts) > 1 and rows % tile:
+            self.starts = self.starts[:-1]
+        self.loss = np.add.reduceat(item.loss[self.rows].astype(np.float64), self.starts, axis=0)
+        self.sizes = np.diff(np.append(self.starts, rows))
+        self.bytes = self.sizes[:, None] * item.row_bytes[None]
+        self.mixing_bytes = item.mixing_bytes
+        self.option = np.zeros(len(self.starts), dtype=np.int64)
+
+    def choose(self, price: float) -> None:
+        """Takes the best option of every tile at ``price``, or the best single one for all."""
+        cost = self.loss + price * self.bytes
+        mixed = cost.argmin(axis=1)
+        whole = int(cost.sum(axis=0).argmin())
+        mixed_cost = cost.min(axis=1).sum() + price * self.mixing_bytes
+        if mixed_cost < cost[:, whole].sum() and np.unique(mixed).size > 1:
+            self.option = mixed
+        else:
+            self.option = np.full(len(self.starts), whole)
+
+    def is_mixed(self) -> bool:
+        return bool((self.option != self.option[0]).any())
+
+    def total_bytes(self) -> int:
+        chosen = self.bytes[np.arange(len(self.option)), self.option].sum()
+        return int(chosen) + (self.mixing_bytes if self.is_mixed() else 0)
+
+    def total_loss(self) -> float:
+        return float(self.loss[np.arange(len(self.option)), self.option].sum())
+
+    def row_options(self) -> np.ndarray:
+        options = np.empty(len(self.rows), dtype=np.int64)
+        options[self.rows] = np.repeat(self.option, self.sizes)
+        return options
+
+
+def smallest_bytes(items: list[Item]) -> int:
+    """Returns the fewest bytes that any choice can reach."""
+    return sum(int(item.row_bytes.min()) * item.loss.shape[0] for item in items)
+
+
+def _bisect(units: list[_Tiles], budget: int) -> None:
+    """Leaves every unit with its choice at the lowest price that fits the budget."""
+    low, high = 0.0, 1e-30
+    for price in (low,):
+        for unit in units:
+            unit.choose(price)
+    if sum(unit.total_bytes() for unit in units) <= budget:
+        return
+    while True:
+        for unit in units:
+            unit.choose(high)
+        if sum(unit.total_bytes() for unit in units) <= budget:
+            break
+        low, high = high, high * 16
+    for _ in range(_HALVINGS):
+        middle = (low * high) ** 0.5 if low else high / 16
+        for unit in units:
+            unit.choose(middle)
+        if sum(unit.total_bytes() for unit in units) <= budget:
+            high = middle
+        else:
+            low = middle
+        if high / max(low, 1e-300) < 1 + 1e-9:
+            break
+    for unit in units:
+        unit.choose(high)
+
+
+def _upgrades(units: list[_Tiles]) -> list[tuple[float, int, int, int]]:
+    """Lists (gain per byte, unit, tile, option) for every larger option of every tile."""
+    moves = []
+    for u, unit in enumerate(units):
+        at = np.arange(len(unit.option))
+        more = unit.bytes - unit.bytes[at, unit.option][:, None]
+        gain = unit.loss[at, unit.option][:, None] - unit.loss
+        for tile, option in zip(*np.nonzero((more > 0) & (gain > 0)), strict=True):
+            ratio = float(gain[tile, option] / more[tile, option])
+            moves.append((ratio, u, int(tile), int(option)))
+    return sorted(moves, key=lambda move: (-move[0], *move[1:]))
+
+
+def _fill(units: list[_Tiles], budget: int) -> None:
+    """Spends what is left on single tiles, best gain per byte first."""
+    left = budget - sum(unit.total_bytes() for unit in units)
+    for _, u, tile, option in _upgrades(units):
+        unit = units[u]
+        before, old = unit.total_bytes(), unit.option[tile]
+        if unit.loss[tile, option] >= unit.loss[tile, old] or option == old:
+            continue
+        unit.option[tile] = option
+        more = unit.total_bytes() - before
+        if more <= left:
+            left -= more
+        else:
+            unit.option[tile] = old
+
+
+def allocate(items: list[Item], budget: int) -> list[Choice] | None:
+    """Chooses an option for every row.
+
+    Args:
+        items: The units.
+        budget: Bytes that all of them may take together.
+
+    Returns:
+        One choice per item, or None when even the smallest options do not fit.
+    """
+    if smallest_bytes(items) > budget:
+        return None
+    units = [_Tiles(item) for item in items]
+    _bisect(units, budget)
+    _fill(units, budget)
+    return [Choice(unit.row_options(), unit.total_bytes(), unit.total_loss()) for unit in units]

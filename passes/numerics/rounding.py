@@ -1,0 +1,262 @@
+"""Rounding a weight matrix to signed codes and group scales.
+
+Throughout: ``weight`` is rows x columns (output channels x input channels), ``hessian`` is
+columns x columns, and the error of a row is ``d^T H d`` with ``d`` its rounding error. A code
+``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Scales are signed, so the extreme
+value of a group, whatever its sign, can sit on the longer side of the range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
+# clipping; many do not.
+_FRACTIONS = {
+    2: (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0),
+    3: (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0),
+    4: (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05),
+}
+_SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
+_LARGEST_SCALE = 65504.0
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded matrix.
+
+    Attributes:
+        codes: int8, rows x columns.
+        scales: float16, rows x groups.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def dequantize(self, group: int) -> torch.Tensor:
+        """Returns the float32 matrix that the codes stand for."""
+        columns = self.codes.shape[1]
+        wide = self.scales.float().repeat_interleave(group, dim=1)[:, :columns]
+        return self.codes.float() * wide
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What rounding needs of a Hessian, computed once and used at every width.
+
+    Attributes:
+        damped: The Hessian with ``damping`` times its mean diagonal added.
+        order: Columns by falling diagonal: the order in which GPTQ rounds them.
+        upper: Upper Cholesky factor of the inverse of ``damped``, in that order.
+        price: What one unit of squared rounding error costs in each column once the later
+            columns have compensated for it, ``1 / upper_kk^2``.
+    """
+
+    damped: torch.Tensor
+    order: torch.Tensor
+    upper: torch.Tensor
+    price: torch.Tensor
+
+
+def factorize(hessian: torch.Tensor, damping: float) -> Factor:
+    """Prepares a Hessian for rounding.
+
+    The damping doubles until the factorization succeeds; a dead column (zero diagonal) thereby
+    gets a positive price too.
+    """
+    mean = float(hessian.diagonal().mean())
+    if not mean > 0:
+        hessian, mean = torch.eye(hessian.shape[0]), 1.0
+    eye = torch.eye(hessian.shape[0], dtype=torch.float64)
+    while True:
+        damped = hessian.double() + eye * (mean * damping)
+        order = damped.diagonal().argsort(descending=True, stable=True)
+        lower, info = torch.linalg.cholesky_ex(damped[order][:, order])
+        if int(info) == 0:
+            break
+        damping *= 2
+    inverse = torch.cholesky_inverse(lower)
+    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    price = torch.empty_like(upper[0])
+    price[order] = upper.diagonal() ** -2
+    return Factor(damped.float(), order, upper, price)
+
+
+def _range(bits: int) -> tuple[int, int]:
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _storable(scales: torch.Tensor) -> torch.Tensor:
+    """Rounds scales to what float16 can hold; a zero becomes the smallest normal number."""
+    sign = torch.where(scales < 0, -1.0, 1.0)
+    size = scales.abs().clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
+    return (sign * size).half().float()
+
+
+def _grouped(matrix: torch.Tensor, group: int) -> torch.Tensor:
+    """Returns rows x groups x group, the last group padded with zeros."""
+    rows, columns = matrix.shape
+    missing = -columns % group
+    padded = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
+    return padded.reshape(rows, -1, group)
+
+
+def search_scales(
+    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor
+) -> torch.Tensor:
+    """Returns the scales (rows x groups, float32) of least price-weighted squared error.
+
+    Candidates are fractions of the extreme value of the group on the long side of the range;
+    at 2 and 3 bits, where the sides differ most, both signs are tried.
+    """
+    low, high = _range(bits)
+    blocks, prices = _grouped(weight, group), _grouped(price[None], group)
+    extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+    best = torch.full_like(extreme, torch.inf)
+    scales = _storable(extreme / low)
+    for sign in (1.0, -1.0) if bits <= 3 else (1.0,):
+        for fraction in _FRACTIONS.get(bits, (1.0,)):
+            scale = _storable(extreme * (sign * fraction / low))
+            codes = (blocks / scale).round_().clamp_(low, high)
+            error = codes.mul_(scale).sub_(blocks).square_().mul_(prices).sum(2, keepdim=True)
+            better = error < best
+            best = torch.where(better, error, best)
+            scales = torch.where(better, scale, scales)
+    return scales[..., 0]
+
+
+def nearest(weight: torch.Tensor, bits: int, group: int, price: torch.Tensor) -> Rounded:
+    """Rounds every weight to the nearest code under searched scales."""
+    low, high = _range(bits)
+    scales = search_scales(weight, bits, group, price)
+    wide = scales.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
+    codes = (weight / wide).round_().clamp_(low, high)
+    return Rounded(codes.to(torch.int8), scales.half())
+
+
+def _compensated(
+    weight: torch.Tensor, scales: torch.Tensor, bits: int, group: int, factor: Factor
+) -> torch.Tensor:
+    """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
+
+    Columns go by falling diagonal of the Hessian while groups stay where they are, so the codes
+    need no index at run time.
+    """
+    low, high = _range(bits)
+    order, upper = factor.order, factor.upper
+    left = weight[:, order].clone()
+    codes = torch.empty_like(left)
+    owner = order // group
+    for start in range(0, left.shape[1], 64):
+        stop = min(start + 64, left.shape[1])
+        block, errors = left[:, start:stop].T.contiguous(), []
+        corner = upper[start:stop, start:stop]
+        wide = scales[:, owner[start:stop]].T.contiguous()
+        for k in range(stop - start):
+            code = (block[k] / wide[k]).round_().clamp_(low, high)
+            codes[:, start + k] = code
+            error = (block[k] - code * wide[k]) / corner[k, k]
+            errors.append(error)
+            block[k + 1 :] -= corner[k, k + 1 :, None] * error[None]
+        left[:, stop:] -= torch.stack(errors).T @ upper[start:stop, stop:]
+    result = torch.empty_like(codes)
+    result[:, order] = codes
+    return result
+
+
+def _refit_scales(
+    weight: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
+) -> torch.Tensor:
+    """Returns the scales that minimise ``d^T H d`` for given codes: a least-squares solve a row.
+
+    With ``c_g`` the codes of group g (zero elsewhere): ``A[g, g'] = c_g^T H c_g'`` and
+    ``b[g] = c_g^T H w``.
+    """
+    rows, columns = weight.shape
+    groups = -(-columns // group)
+    target = _grouped((weight @ hessian) * codes, group).sum(2)
+    matrix = torch.empty(rows, groups, groups)
+    for g in range(groups):
+        span = slice(g * group, min((g + 1) * group, columns))
+        matrix[:, g] = _grouped((codes[:, span] @ hessian[span]) * codes, group).sum(2)
+    ridge = matrix.diagonal(dim1=1, dim2=2).mean(1) * 1e-4 + 1e-12
+    matrix += torch.diag_embed(ridge[:, None].expand(rows, groups))
+    return _storable(torch.linalg.solve(matrix, target[..., None])[..., 0])
+
+
+def _descend(
+    weight: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    bits: int,
+    group: int,
+    hessian: torch.Tensor,
+) -> torch.Tensor:
+    """Sets each code in turn to its best value given all the others (coordinate descent)."""
+    low, high = _range(bits)
+    columns = weight.shape[1]
+    wide = scales.repeat_interleave(group, dim=1)[:, :columns]
+    error = codes * wide - weight
+    slope = error @ hessian
+    codes = codes.clone()
+    for start in range(0, columns, 64):
+        span = slice(start, min(start + 64, columns))
+        corner = hessian[span, span]
+        s, w = wide[:, span].T.contiguous(), weight[:, span].T.contiguous()
+        d, r = error[:, span].T.contiguous(), slope[:, span].T.contiguous()
+        before = d.clone()
+        for k in range(corner.shape[0]):
+            wanted = d[k] - r[k] / corner[k, k] + w[k]
+            code = (wanted / s[k]).round_().clamp_(low, high)
+            step = code * s[k] - w[k] - d[k]
+            codes[:, start + k] = code
+            d[k] += step
+            r[k + 1 :] += corner[k, k + 1 :, None] * step[None]
+        slope += (d - before).T @ hessian[span]
+    return codes
+
+
+def _round_chunk(
+    weight: torch.Tensor, bits: int, group: int, factor: Factor, refinements: int
+) -> Rounded:
+    scales = search_scales(weight, bits, group, factor.price)
+    codes = _compensated(weight, scales, bits, group, factor)
+    for _ in range(refinements):
+        scales = _refit_scales(weight, codes, group, factor.damped)
+        codes = _descend(weight, codes, scales, bits, group, factor.damped)
+    return Rounded(codes.to(torch.int8), scales.half())
+
+
+def gptq(
+    weight: torch.Tensor, bits: int, group: int, factor: Factor, *, refinements: int = 0
+) -> Rounded:
+    """Rounds with error compensation, then alternates scale refits and coordinate descent.
+
+    Args:
+        weight: Float32, rows x columns.
+        bits: Width of a code.
+        group: Columns that share a scale.
+        factor: The factorized Hessian.
+        refinements: Rounds of scale refit plus coordinate descent over all codes.
+    """
+    parts = [
+        _round_chunk(chunk, bits, group, factor, refinements)
+        for chunk in weight.split(_ROWS_AT_ONCE)
+    ]
+    return Rounded(
+        torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
+    )
+
+
+def row_errors(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+    """Returns ``d^T H d`` of every row, never negative."""
+    parts = []
+    for exact, stored in zip(
+        weight.split(_ROWS_AT_ONCE), rounded.split(_ROWS_AT_ONCE), strict=True
+    ):
+        error = stored - exact
+        parts.append(((error @ hessian) * error).sum(1))
+    return torch.cat(parts).clamp_min(0)

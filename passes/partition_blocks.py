@@ -1,0 +1,32 @@
+"""partition-blocks: give every node the number of its block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from ..ir import Annotation, BlockId, annotate, note_of, partition
+from .base import Pass, PassContext
+
+
+@dataclass(frozen=True)
+class PartitionBlocks(Pass):
+    """Cut the graph into blocks, between which little else than the residual stream flows.
+
+        %y = MatMul(%x, @w)      =>      %y = MatMul(%x, @w) #block{index=3}
+
+    Calibration runs and differentiates one block at a time, so its memory is that of a block.
+    """
+
+    name: ClassVar[str] = "partition-blocks"
+    writes: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        changed = False
+        for node, index in partition(model).items():
+            note = BlockId(index)
+            changed |= note_of(node, BlockId) != note
+            annotate(node, note)
+        return changed

@@ -1,0 +1,226 @@
+"""The contrib operators of ONNX Runtime, one by one, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor
+
+from mpqc.backend.torch_fx import lower_model
+
+
+def _runtime(model: ir.Model, inputs: list[Tensor]) -> list[np.ndarray]:
+    runtime = pytest.importorskip("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    names = [value.name for value in model.graph.inputs]
+    return session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
+
+
+def _microsoft(
+    op_type: str, inputs: list[Tensor | None], outputs: int = 1, **attributes: Any
+) -> tuple[ir.Model, list[Tensor]]:
+    given = [tensor for tensor in inputs if tensor is not None]
+    names = [None if tensor is None else f"i{i}" for i, tensor in enumerate(inputs)]
+    node = onnx.helper.make_node(
+        op_type,
+        [name or "" for name in names],
+        [f"o{i}" for i in range(outputs)],
+        domain="com.microsoft",
+        **attributes,
+    )
+    infos = [
+        onnx.helper.make_tensor_value_info(
+            name or "",
+            onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype),
+            tensor.shape,
+        )
+        for name, tensor in zip(names, inputs, strict=True)
+        if tensor is not None
+    ]
+    results = [onnx.helper.make_empty_tensor_value_info(name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "contrib", infos, results)
+    imports = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    return ir.from_proto(proto), given
+
+
+def _f(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _bytes(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def _i(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _gqa(
+    lengths: list[int],
+    total: int,
+    past: int,
+    extra: tuple[Tensor | None, ...] = (),
+    **more: Any,
+) -> tuple[ir.Model, list[Tensor]]:
+    batch, steps = len(lengths), total - past
+    return _microsoft(
+        "GroupQueryAttention",
+        [
+            _f(batch, steps, 128),
+            None,
+            None,
+            _f(batch, 2, past, 16),
+            _f(batch, 2, past, 16) + 1,
+            _i(*lengths) - 1,
+            torch.tensor(total, dtype=torch.int32),
+            _f(32, 8),
+            _f(32, 8) + 1,
+            *extra,
+        ],
+        3,
+        num_heads=4,
+        kv_num_heads=2,
+        **({"do_rotary": 1} | more),
+    )
+
+
+def _nbits(bits: int, block: int, zero_points: bool) -> tuple[ir.Model, list[Tensor]]:
+    blocks = -(-72 // block)
+    zeros = _bytes(6, -(-blocks * bits // 8)) if zero_points else None
+    inputs = [
+        _f(3, 72),
+        _bytes(6, blocks, block * bits // 8),
+        _f(6, blocks),
+        zeros,
+        None,
+        _f(6),
+    ]
+    return _microsoft("MatMulNBits", inputs, K=72, N=6, bits=bits, block_size=block)
+
+
+CONTRIB: dict[str, Callable[[], tuple[ir.Model, list[Tensor]]]] = {
+    "gqa prompt": lambda: _gqa([6, 6], 6, 0),
+    "gqa step": lambda: _gqa([8, 8], 8, 7),
+    "gqa several steps": lambda: _gqa([10], 10, 7),
+    "gqa window": lambda: _gqa([9], 9, 0, local_window_size=3),
+    "gqa window with cache": lambda: _gqa([10], 10, 9, local_window_size=3),
+    "gqa softcap": lambda: _gqa([5], 5, 0, softcap=5.0, scale=0.3, do_rotary=0),
+    "gqa interleaved": lambda: _gqa([5], 5, 0, rotary_interleaved=1),
+    "gqa smooth": lambda: _gqa([5], 5, 0, smooth_softmax=1),
+    "gqa bias": lambda: _gqa([5], 5, 0, (None, _f(1, 4, 5, 5))),
+    "gqa positions": lambda: _gqa([5], 5, 0, (torch.arange(3, 8)[None], None)),
+    "gqa sink": lambda: _gqa([5], 5, 0, (None, None, _f(4))),
+    "mha": lambda: _microsoft(
+        "MultiHeadAttention", [_f(2, 5, 32), _f(2, 7, 32), _f(2, 7, 32), _f(96)], num_heads=4
+    ),
+    "mha lengths": lambda: _microsoft(
+        "MultiHeadAttention",
+        [_f(2, 5, 32), _f(2, 7, 32), _f(2, 7, 32), None, _i(7, 4)],
+        num_heads=4,
+    ),
+    "mha causal": lambda: _microsoft(
+        "MultiHeadAttention",
+        [_f(2, 5, 32), _f(2, 5, 32), _f(2, 5, 32), None, None, _f(2, 4, 5, 5)],
+        num_heads=4,
+        unidirectional=1,
+    ),
+    "mha cache": lambda: _microsoft(
+        "MultiHeadAttention",
+        [_f(2, 5, 32)] * 3 + [None, None, None, _f(2, 4, 3, 8), _f(2, 4, 3, 8)],
+        3,
+        num_heads=4,
+    ),
+    "attention": lambda: _microsoft(
+        "Attention", [_f(2, 5, 32), _f(32, 96), _f(96), _i(5, 3)], num_heads=4
+    ),
+    "attention cache": lambda: _microsoft(
+        "Attention",
+        [_f(2, 5, 32), _f(32, 96), _f(96), None, _f(2, 2, 4, 3, 8)],
+        2,
+        num_heads=4,
+        unidirectional=1,
+    ),
+    "rotary": lambda: _microsoft(
+        "RotaryEmbedding",
+        [_f(2, 5, 32), torch.arange(10).reshape(2, 5), _f(16, 4), _f(16, 4)],
+        num_heads=4,
+    ),
+    "rotary part": lambda: _microsoft(
+        "RotaryEmbedding",
+        [_f(2, 5, 32), torch.tensor([3]), _f(16, 2), _f(16, 2)],
+        num_heads=4,
+        rotary_embedding_dim=4,
+    ),
+    "skip norm": lambda: _microsoft(
+        "SkipLayerNormalization", [_f(2, 3, 8), _f(3, 8), _f(8), _f(8), _f(8)], epsilon=1e-3
+    ),
+    "embed norm": lambda: _microsoft(
+        "EmbedLayerNormalization",
+        [_i(1, 2, 3)[None], _i(0, 1, 0)[None], _f(9, 8), _f(9, 8), _f(2, 8), _f(8), _f(8)],
+        2,
+    ),
+    "fused matmul": lambda: _microsoft(
+        "FusedMatMul", [_f(3, 2, 4), _f(5, 2, 4)], transBatchA=1, transBatchB=1, transB=1
+    ),
+    "bias gelu": lambda: _microsoft("BiasGelu", [_f(2, 3, 8), _f(8)]),
+    "fast gelu": lambda: _microsoft("FastGelu", [_f(2, 3, 8), _f(8)]),
+    "quick gelu": lambda: _microsoft("QuickGelu", [_f(2, 3, 8)]),
+    **{
+        f"matmul {bits} bits, block {block}, zero points {zeros}": (
+            lambda bits=bits, block=block, zeros=zeros: _nbits(bits, block, zeros)
+        )
+        for bits in (2, 4, 8)
+        for block in (16, 32)
+        for zeros in (False, True)
+    },
+    **{
+        f"gather {bits} bits, zero points {zeros}": (
+            lambda bits=bits, zeros=zeros: _microsoft(
+                "GatherBlockQuantized",
+                [
+                    _bytes(10, 8 * bits),
+                    torch.tensor([[3, 1, 4], [1, 5, 9]]),
+                    _f(10, 4),
+                    _bytes(10, bits // 2) if zeros else None,
+                ],
+                bits=bits,
+                block_size=16,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        )
+        for bits in (2, 4, 8)
+        for zeros in (False, True)
+    },
+}
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("case", CONTRIB)
+def test_contrib_operator(case: str) -> None:
+    model, inputs = CONTRIB[case]()
+    results = lower_model(model)(*inputs)
+    for result, expected in zip(results, _runtime(model, inputs), strict=True):
+        assert str(result.dtype).endswith(str(expected.dtype))
+        np.testing.assert_allclose(result.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.ort
+def test_ragged_cache() -> None:
+    """Each sequence has its own length; what lies beyond it is nobody's."""
+    model, inputs = _gqa([8, 5], 8, 7)
+    output, key, _ = lower_model(model)(*inputs)
+    expected, expected_key, _ = _runtime(model, inputs)
+    np.testing.assert_allclose(output.numpy(), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(key[1, :, :5].numpy(), expected_key[1, :, :5], atol=1e-4)

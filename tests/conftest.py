@@ -1,0 +1,38 @@
+"""Options of the test run; which tests this machine cannot run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import pytest
+
+
+@cache
+def _no_gpu() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else "needs a CUDA device: torch finds none"
+
+
+@cache
+def _no_tensorrt() -> str:
+    return "" if find_spec("tensorrt") else "needs TensorRT: the package is not installed"
+
+
+_LACKS: dict[str, Callable[[], str]] = {"gpu": _no_gpu, "trt": _no_tensorrt}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--update-golden``."""
+    text = "write what passes give now into tests/golden, to be reviewed as a diff"
+    parser.addoption("--update-golden", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skips what needs a device or a library that is not here."""
+    for item in items:
+        for mark, lacks in _LACKS.items():
+            if item.get_closest_marker(mark) and lacks():
+                item.add_marker(pytest.mark.skip(reason=lacks()))

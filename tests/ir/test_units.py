@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from mpqc.ir import find_units, quantizable
+
+from .texts import model, ramp
+
+
+def described(found: ir.Model) -> list[str]:
+    return [
+        f"{unit.name} {unit.shape} {'/'.join(use.kind for use in unit.uses)} {unit.reason}".rstrip()
+        for unit in find_units(found)
+    ]
+
+
+def test_a_tied_table_is_one_unit_with_two_uses() -> None:
+    found = model(
+        """g (int64[N] ids) => (float[N, 100] y) {
+            x = Gather (table, ids)
+            head = Transpose <perm = [1, 0]> (table)
+            y = MatMul (x, head)
+        }""",
+        table=(100, 64),
+    )
+    assert described(found) == ["table (100, 64) lookup/product"]
+    (unit,) = find_units(found)
+    assert unit.anchor.op_type == "Gather"
+    assert np.array_equal(unit.matrix(), ramp(100, 64))
+
+
+def test_gemm_and_conv_know_their_rows() -> None:
+    found = model(
+        """g (float[N, 64] x, float[1, 8, 9, 9] i) => (float[N, 100] y, float[1, 64, 7, 7] z) {
+            y = Gemm <transB = 1> (x, w)
+            z = Conv (i, k)
+        }""",
+        w=(100, 64),
+        k=(64, 8, 3, 3),
+    )
+    assert described(found) == [
+        "w (100, 64) product",
+        "k (64, 72) conv a convolution has no weight-only quantized kernel",
+    ]
+
+
+def test_replace_keeps_the_stored_layout() -> None:
+    found = model("g (float[N, 64] x) => (float[N, 100] y) { y = MatMul (x, w) }", w=(64, 100))
+    (unit,) = quantizable(found)
+    unit.replace(unit.matrix() * 2)
+    assert np.array_equal(unit.tensor.numpy(), ramp(64, 100) * 2)
+
+
+def test_weights_that_no_kernel_serves_are_listed_with_the_reason() -> None:
+    found = model(
+        """g (float[64, N] x, float[S, 1, 32] s) => (float[100, N] y, float[S, 1, 1, 64] h) {
+            y = MatMul (w, x)
+            h = LSTM <hidden_size = 64> (s, kernel, recurrence)
+        }""",
+        w=(100, 64),
+        kernel=(1, 256, 32),
+        recurrence=(1, 256, 64),
+    )
+    units = {unit.name: unit for unit in find_units(found)}
+    assert "left operand" in units["w"].reason
+    assert "LSTM" in units["kernel"].reason
+    assert units["recurrence"].anchor.op_type == "LSTM"
+    assert units["kernel"].size == 256 * 32
+    assert units["kernel"].matrix().shape == units["kernel"].shape
+    assert quantizable(found) == []
+
+
+def test_masks_are_no_weights() -> None:
+    found = model(
+        "g (float[64, 64] x) => (float[64, 64] y) { y = Add (x, mask) }", mask=(64, 64)
+    )
+    assert find_units(found) == []
+
+
+CONDITIONAL = """g (float[N, 64] x, bool c) => (float[N, 100] y) {
+    y = If (c) <
+        then_branch = yes () => (float[N, 100] a) { a = MatMul (x, w) },
+        else_branch = no () => (float[N, 100] b) { b = MatMul (x, w) }
+    >
+}"""
+
+
+def test_a_weight_read_inside_control_flow_names_the_node_around_it() -> None:
+    (unit,) = find_units(model(CONDITIONAL, w=(64, 100)))
+    assert unit.reason.startswith("it is read inside the If")
+    assert unit.uses == ()
+    assert unit.anchor.op_type == "If"
+
+
+def test_a_weight_stored_inside_control_flow_is_found() -> None:
+    found = model(CONDITIONAL, w=(64, 100))
+    holder = found.graph[0]
+    branch = holder.attributes["then_branch"].as_graph()
+    own = ir.Value(name="own", const_value=ir.Tensor(ramp(64, 100), name="own"))
+    branch.register_initializer(own)
+    branch[0].replace_input_with(1, own)
+    units = {unit.name: unit for unit in find_units(found)}
+    assert set(units) == {"own", "w"}
+    assert units["own"].anchor is holder
+
+
+def test_constant_nodes_hold_weights() -> None:
+    found = model("g (float[N, 64] x) => (float[N, 100] y) { y = MatMul (x, w) }", w=(64, 100))
+    weight = found.graph.initializers.pop("w")
+    constant = ir.node("Constant", [], {"value": weight.const_value})
+    constant.outputs[0].name = "c"
+    found.graph.insert_before(found.graph[0], constant)
+    found.graph[1].replace_input_with(1, constant.outputs[0])
+    (unit,) = quantizable(found)
+    assert (unit.name, unit.shape) == ("c", (100, 64))
+    unit.replace(unit.matrix() * 3)
+    stored = constant.attributes["value"].as_tensor()
+    assert np.array_equal(stored.numpy(), ramp(64, 100) * 3)
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_half_precision_keeps_its_type(dtype: ir.DataType) -> None:
+    array = ramp(64, 100).astype(dtype.numpy())
+    found = model("g (float[N, 64] x) => (float[N, 100] y) { y = MatMul (x, w) }", w=(64, 100))
+    found.graph.initializers["w"].const_value = ir.Tensor(array, dtype=dtype, name="w")
+    (unit,) = quantizable(found)
+    unit.replace(unit.matrix())
+    assert unit.tensor.dtype == dtype
+    assert np.array_equal(unit.tensor.numpy(), array)
+
+
+def test_a_hundred_thousand_nodes_take_seconds() -> None:
+    x = ir.Value(name="x", shape=ir.Shape([1, 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    w = ir.Value(name="w", const_value=ir.Tensor(ramp(64, 64), name="w"))
+    nodes, last = [], x
+    for at in range(100_000):
+        nodes.append(ir.node("MatMul" if at % 100 == 0 else "Relu", [last, w][: 2 - (at % 100 > 0)]))
+        last = nodes[-1].outputs[0]
+        last.name = f"v{at}"
+    graph = ir.Graph([x], [last], nodes=nodes, initializers=[w], opset_imports={"": 17})
+    start = time.perf_counter()
+    (unit,) = find_units(ir.Model(graph, ir_version=9))
+    assert len(unit.uses) == 1000
+    assert time.perf_counter() - start < 5

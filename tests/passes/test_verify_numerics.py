@@ -1,0 +1,162 @@
+"""verify-numerics, with ONNX Runtime behind the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from mpqc.ir import (
+    Budgeted,
+    Calibrated,
+    Calibration,
+    Capabilities,
+    InternalError,
+    UsageError,
+    annotate,
+    quantizable,
+    read_model,
+)
+from mpqc.passes.base import PassContext, Runner
+from mpqc.passes.verify_numerics import VerifyNumerics
+
+pytestmark = pytest.mark.ort
+GRAPH = """
+<ir_version: 10, opset_import: ["" : 17]>
+g (float[N, 64] x) => (float[N, 80] y, int64[2] shape) {
+  y = MatMul(x, w)
+  shape = Shape(x)
+}
+"""
+
+
+class OrtRunner:
+    """Opens models in ONNX Runtime and counts how many are open at once."""
+
+    def __init__(self) -> None:
+        self.open = self.most = 0
+
+    @contextmanager
+    def session(self, model: ir.Model | Path) -> Iterator[Any]:
+        graph = model if isinstance(model, ir.Model) else read_model(model)
+        session = onnxruntime.InferenceSession(
+            ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        self.open += 1
+        self.most = max(self.most, self.open)
+        yield OrtSession(session)
+        self.open -= 1
+
+
+class OrtSession:
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def run(self, feeds: Any, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        names = list(outputs or [one.name for one in self.session.get_outputs()])
+        return dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> PassContext:
+    proto = onnx.parser.parse_model(GRAPH)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((64, 80)).astype(np.float32) / 8
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(proto, tmp_path / "original.onnx")
+    feeds = [{"x": rng.standard_normal((7, 64)).astype(np.float32)} for _ in range(5)]
+    return PassContext(
+        cast(Runner, OrtRunner()),
+        cast(Capabilities, None),
+        tmp_path / "scratch",
+        calibration=Calibration(feeds, "noise", "key"),
+        original=tmp_path / "original.onnx",
+    )
+
+
+def shifted(context: PassContext, factor: float) -> ir.Model:
+    """The original with its weight multiplied by ``factor``."""
+    assert context.original is not None
+    model = read_model(context.original)
+    (unit,) = quantizable(model)
+    unit.replace(unit.matrix() * factor)
+    return model
+
+
+def test_outputs(context: PassContext) -> None:
+    assert VerifyNumerics().run(shifted(context, 1.1), context) is False
+    facts = context.report["verify-numerics"]
+    assert facts["objective"] == "regression"
+    assert facts["samples"] == 2
+    assert list(facts["outputs"]) == ["y"]
+    assert facts["relative_error"] == pytest.approx(0.1, rel=1e-3)
+    assert facts["cosine"] == pytest.approx(1)
+    assert cast(OrtRunner, context.runner).most == 1
+    assert not list((context.scratch / "reference").iterdir())
+
+
+def test_logits(context: PassContext) -> None:
+    model = shifted(context, 1.1)
+    annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
+    annotate(model, Budgeted(3.5, 3.5, 5120, 1.0))
+    VerifyNumerics(samples=1).run(model, context)
+    facts = context.report["verify-numerics"]
+    assert facts["objective"] == "logits"
+    assert facts["tokens"] == 7
+    assert facts["top1"] == 1
+    assert 0 < facts["kl"] < 0.1
+    assert "warning" not in facts
+
+
+def test_far_off_is_a_warning(context: PassContext) -> None:
+    model = shifted(context, -1)
+    annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
+    annotate(model, Budgeted(3.5, 3.5, 5120, 0.01))
+    VerifyNumerics().run(model, context)
+    assert "calibrate on more text" in context.report["verify-numerics"]["warning"]
+
+
+def test_not_finite_is_our_fault(context: PassContext) -> None:
+    with pytest.raises(InternalError, match="no longer finite"):
+        VerifyNumerics().run(shifted(context, float("nan")), context)
+
+
+def test_another_shape_is_our_fault(context: PassContext) -> None:
+    model = shifted(context, 1)
+    model.graph.outputs[0] = model.graph.outputs[1]
+    (unit,) = quantizable(model)
+    product = unit.anchor.outputs[0]
+    sliced = ir.node("Unsqueeze", [product, ir.val("axes", const_value=ir.tensor([0]))])
+    model.graph.register_initializer(cast(ir.Value, sliced.inputs[1]))
+    model.graph.append(sliced)
+    product.name, sliced.outputs[0].name = "inner", "y"
+    sliced.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.outputs[0] = sliced.outputs[0]
+    with pytest.raises(InternalError, match="has shape"):
+        VerifyNumerics().run(model, context)
+
+
+def test_needs_samples_and_the_original(context: PassContext) -> None:
+    model = shifted(context, 1)
+    context.calibration = None
+    with pytest.raises(UsageError, match="needs samples"):
+        VerifyNumerics().run(model, context)
+
+
+def test_held_out_samples() -> None:
+    feeds = [{"x": np.zeros(1)} for _ in range(5)]
+    calibration = Calibration(feeds, "zeros", "key")
+    assert (len(calibration.training), len(calibration.validation)) == (3, 2)
+    single = Calibration(feeds[:1], "zeros", "key")
+    assert (len(single.training), len(single.validation)) == (1, 1)
+    pair = Calibration(feeds[:2], "zeros", "key")
+    assert (len(pair.training), len(pair.validation)) == (1, 1)
+    everything = Calibration(feeds, "zeros", "key", held_out=0)
+    assert (len(everything.training), len(everything.validation)) == (5, 1)

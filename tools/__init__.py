@@ -1,0 +1,1 @@
+"""The roof: the mpqc command and the Python API."""

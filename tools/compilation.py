@@ -1,0 +1,245 @@
+"""One compilation: a model, samples and settings -> the files of a result, in a stage."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
+from ..backend.onnxruntime.runner import open_session
+from ..backend.runner import Runner
+from ..frontend.model_source import Source
+from ..frontend.samples import SampleMaker
+from ..ir import (
+    Calibration,
+    InfeasibleBudget,
+    MachineError,
+    check_finite,
+    find_units,
+    machine_errors,
+    read_model,
+    refuse_quantized,
+    write_model,
+)
+from ..passes.base import PassContext, Progress
+from ..passes.instruments import TimePasses
+from ..passes.pipeline import Pipeline
+from .companions import carry_companions
+from .dump_folder import prepare_dumps
+from .export import export_into
+from .inspection import model_bytes
+from .manifest import input_facts, manifest, write_manifest
+from .settings import CompileSettings
+from .watch import Watch
+
+_MOST_ATTEMPTS = 4
+_NODE_BYTES = 3000  # first guess of what a unit's nodes take in the protobuf
+_ROW_BYTES = 3500  # ... and its rows in mpqc.json and report.html
+_REPORT_BYTES = 40_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What stands in the stage.
+
+    Attributes:
+        facts: The content of ``mpqc.json``.
+        size: Bytes of all files.
+    """
+
+    facts: dict[str, Any]
+    size: int
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A compilation that can be run for one budget after the other.
+
+    Attributes:
+        settings: What decides the result.
+        source: The ONNX model and its companions.
+        calibration: Samples; None when the pipeline needs none.
+        input: What ``mpqc.json`` says about the model.
+        scratch: Folder for temporary files.
+        cache: Folder for stats.
+        progress: Where to show progress.
+        watch: What the user wants to see.
+    """
+
+    settings: CompileSettings
+    source: Source
+    calibration: Calibration | None
+    input: dict[str, Any]
+    scratch: Path
+    cache: Path
+    progress: Progress
+    watch: Watch
+
+    @property
+    def original(self) -> Path:
+        """The model as it was read."""
+        assert self.source.onnx is not None
+        return self.source.onnx
+
+    def context(self) -> PassContext:
+        """Returns what passes are given."""
+        table = load(self.settings.target)
+        return PassContext(
+            runner=Runner.of(table),
+            capabilities=table,
+            scratch=self.scratch,
+            calibration=self.calibration,
+            cache=self.cache,
+            seed=self.settings.seed,
+            progress=self.progress,
+            original=self.original,
+        )
+
+    def run(self, stage: Path) -> Outcome:
+        """Fills ``stage`` with the result for the budget of the settings."""
+        if self.settings.budget.bits is not None:
+            return self.run_bits(self.settings.budget.bits, stage)
+        return self._run_size(self.settings.budget.size or 0, stage)
+
+    def run_bits(self, bits: float, stage: Path) -> Outcome:
+        """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
+        pipeline = Pipeline.parse(self.settings.pipeline(bits))
+        model, context, timer = read_model(self.original), self.context(), TimePasses()
+        kept = {**self.settings.plain(), "input": self.input}
+        instruments = self.watch.instruments(timer, str(pipeline), kept)
+        if self.watch.dump_after_each is not None:
+            prepare_dumps(self.watch.dump_after_each, model, self.source, self.calibration)
+        pipeline.run(model, context, instruments)
+        if self.watch.time_passes:
+            self.progress.say(timer.table())
+        return finish(stage, model, self.source, context, str(pipeline), kept, timer)
+
+    def _run_size(self, size: int, stage: Path) -> Outcome:
+        """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
+        weights, rest = _sizes(read_model(self.original), self.source)
+        bits = min(32.0, (size - rest) * 8 / max(weights, 1))
+        for _ in range(_MOST_ATTEMPTS):
+            if bits <= 0:
+                break
+            try:
+                outcome = self.run_bits(bits, stage)
+            except InfeasibleBudget as error:
+                raise InfeasibleBudget(
+                    f"{size} bytes for all files leave {bits:.3f} bits per weight:"
+                    f" {error.message}",
+                    hint=error.hint,
+                ) from error
+            if outcome.size <= size:
+                return outcome
+            bits -= (outcome.size - size) * 8 / weights + 1e-4
+            _empty(stage)
+        raise InfeasibleBudget(
+            f"{size} bytes are too few: what is no weight takes about {rest} bytes already",
+            hint="give more, or a budget in bits per weight",
+        )
+
+
+def prepare(
+    source: Source,
+    settings: CompileSettings,
+    scratch: Path,
+    cache: Path | None,
+    progress: Progress,
+    watch: Watch,
+) -> Compilation:
+    """Exports the model if it must be, checks it, and makes samples for it.
+
+    Raises:
+        InputError: The model is broken, quantized already, or does not fit the samples.
+        MachineError: This machine cannot run the target.
+    """
+    problem = installed_runtime_problem(settings.target)
+    if problem is not None:
+        raise MachineError(problem, hint="the result is proven by running it; run: mpqc doctor")
+    source = exported(source, scratch, progress)
+    assert source.onnx is not None
+    model = read_model(source.onnx)
+    refuse_quantized(model)
+    check_finite(model)
+    calibration = SampleMaker.of(model, source, progress.say).calibration(
+        settings.calibration,
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        random=settings.random_calibration,
+        seed=settings.seed,
+    )
+    return Compilation(
+        settings=settings,
+        source=source,
+        calibration=calibration,
+        input={**input_facts(source, model), "calibration": calibration_facts(calibration)},
+        scratch=scratch,
+        cache=cache if cache is not None else scratch / "stats",
+        progress=progress,
+        watch=watch,
+    )
+
+
+def exported(source: Source, scratch: Path, progress: Progress) -> Source:
+    """Returns ``source`` with an ONNX file: a Hugging Face folder is exported first."""
+    if source.onnx is not None:
+        return source
+    progress.say(f"exporting {source.named} to ONNX")
+    folder = scratch / "exported"
+    folder.mkdir()
+    export_into(source.folders[0], folder)
+    return Source(source.named, folder / "model.onnx", (folder, *source.folders))
+
+
+def calibration_facts(calibration: Calibration) -> dict[str, Any]:
+    """Returns what ``mpqc.json`` says about the samples."""
+    return {
+        "source": calibration.source,
+        "key": calibration.key,
+        "samples": len(calibration.training),
+        "held_out": len(calibration.feeds) - len(calibration.training),
+        "random_calibration": calibration.random,
+    }
+
+
+def finish(
+    stage: Path,
+    model: ir.Model,
+    source: Source,
+    context: PassContext,
+    pipeline: str,
+    kept: dict[str, Any],
+    timer: TimePasses,
+) -> Outcome:
+    """Writes the result's files into ``stage`` and proves that the runtime loads the model."""
+    write_model(model, stage / "model.onnx")
+    carry_companions(source, stage, context.capabilities)
+    with open_session(stage / "model.onnx", context.capabilities.provider):
+        pass
+    facts = manifest(stage, model, context, pipeline, kept, timer)
+    with machine_errors(stage):
+        write_manifest(stage, facts)
+    size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
+    return Outcome(facts, size)
+
+
+def _sizes(model: ir.Model, source: Source) -> tuple[int, int]:
+    """Returns the number of weights in units, and a guess of all bytes that store none."""
+    units = find_units(model)
+    stored = sum(u.weight.const_value.nbytes for u in units if u.weight.const_value is not None)
+    assert source.onnx is not None
+    companions = sum(path.stat().st_size for path in source.companions().values())
+    rest = model_bytes(source.onnx) - stored + companions + _REPORT_BYTES
+    return sum(unit.size for unit in units), rest + (_NODE_BYTES + _ROW_BYTES) * len(units)
+
+
+def _empty(stage: Path) -> None:
+    for path in stage.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,243 @@
+"""mpqc eval: how far a result is from its original, both run in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..frontend.model_inputs import ModelInput
+from ..frontend.model_source import Source, locate
+from ..frontend.samples import SampleMaker
+from ..ir import Feeds, InputError, UsageError, read_model
+from ..passes.base import Progress, SilentProgress
+from ..passes.numerics.divergence import (
+    cosine,
+    kl_divergence,
+    negative_log_likelihood,
+    relative_error,
+    top1_agreement,
+)
+from .inspection import model_bytes, stored_bits
+
+if TYPE_CHECKING:
+    from ..backend.onnxruntime.runner import RuntimeSession
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured. Figures that the model has no use for are None.
+
+    Attributes:
+        samples: Number of samples run.
+        tokens: Number of predicted tokens; 0 for models that predict none.
+        kl: KL(original || result) in nats per token.
+        top1: Share of tokens for which both prefer the same next token.
+        original_perplexity: Perplexity of the original.
+        result_perplexity: Perplexity of the result.
+        relative_error: Error of the outputs in the Euclidean norm, relative to the original's.
+        cosine: Mean cosine similarity of outputs; of mean-pooled ones where they are sequences.
+        lowest_cosine: The lowest cosine similarity of a sample.
+        bits: Stored bits per weight of the result, recomputed from its graph.
+        original_bytes: Bytes of the original's model files.
+        result_bytes: Bytes of the result's model files.
+    """
+
+    samples: int
+    tokens: int
+    kl: float | None
+    top1: float | None
+    original_perplexity: float | None
+    result_perplexity: float | None
+    relative_error: float | None
+    cosine: float | None
+    lowest_cosine: float | None
+    bits: float
+    original_bytes: int
+    result_bytes: int
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the figures that apply, for printing."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def evaluate(
+    original: Path | str,
+    result: Path | str,
+    texts: Sequence[Path | str],
+    *,
+    samples: int = 8,
+    sequence_length: int = 512,
+    target: str = "ort-cpu",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Runs two models on the same samples and compares what they say.
+
+    The samples of a text are ``ids[i * step : i * step + sequence_length]`` with
+    ``step = len(ids) // (samples + 1)``.
+
+    Args:
+        original: The model before.
+        result: The model after.
+        texts: Text files, or ``.npz``/``.safetensors`` files with arrays named like the inputs.
+        samples: How many samples to run at most.
+        sequence_length: Tokens in a sample.
+        target: What to run both on.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: A file is broken, or the models do not fit each other.
+        UsageError: No text was given.
+    """
+    from ..backend.onnxruntime.capabilities import load
+    from ..backend.onnxruntime.runner import open_session
+
+    if not texts:
+        raise UsageError("nothing to measure on", hint="give --text FILE")
+    if samples < 1 or sequence_length < 2:
+        raise UsageError("samples must be at least 1 and the sequence length at least 2")
+    before, after = _model_of(Path(original)), _model_of(Path(result))
+    assert before.onnx is not None and after.onnx is not None
+    shown = progress or SilentProgress()
+    maker = SampleMaker.of(read_model(before.onnx), _with_companions(before, after), shown.say)
+    feeds = maker.evaluation(
+        [Path(one) for one in texts], samples=samples, sequence_length=sequence_length
+    )
+    provider = load(target).provider
+    with (
+        open_session(before.onnx, provider) as first,
+        open_session(after.onnx, provider) as second,
+    ):
+        _check_fit(first, second)
+        tracked = shown.track(feeds, len(feeds), "evaluate")
+        measured = _measure(first, second, tracked, maker.tokens)
+    return Evaluation(
+        samples=len(feeds),
+        bits=stored_bits(before.onnx, after.onnx),
+        original_bytes=model_bytes(before.onnx),
+        result_bytes=model_bytes(after.onnx),
+        **measured,
+    )
+
+
+def _model_of(named: Path) -> Source:
+    source = locate(named)
+    if source.onnx is None:
+        raise InputError(f"{named} holds no ONNX model", hint=f"run: mpqc export {named}")
+    return source
+
+
+def _with_companions(before: Source, after: Source) -> Source:
+    """Lets a bare original borrow the tokenizer that stands beside the result."""
+    return Source(before.named, before.onnx, (*before.folders, *after.folders))
+
+
+def _check_fit(first: RuntimeSession, second: RuntimeSession) -> None:
+    ours, theirs = ({one.name for one in session.inputs} for session in (first, second))
+    if ours != theirs:
+        odd = ", ".join(sorted(ours ^ theirs)[:4])
+        raise InputError(
+            f"the two models have different inputs: {odd}", hint="give a result of this original"
+        )
+
+
+def _measure(
+    first: RuntimeSession,
+    second: RuntimeSession,
+    feeds: Iterable[Feeds],
+    tokens: ModelInput | None,
+) -> dict[str, Any]:
+    names = [one.name for one in first.outputs if one.type in _FLOATS]
+    shared = {one.name for one in second.outputs}
+    names = [name for name in names if name in shared and not _is_cache(name)]
+    if not names:
+        raise InputError("the two models have no float output in common")
+    tally = _Tally()
+    for feed in feeds:
+        wanted = first.run(feed, names[:1])[names[0]]
+        got = second.run(feed, names[:1])[names[0]]
+        if wanted.shape != got.shape:
+            raise InputError(f"the models' outputs differ in shape: {wanted.shape}, {got.shape}")
+        if tokens is not None and _predicts(wanted, feed[tokens.name], tokens.vocabulary):
+            tally.add_logits(wanted, got, feed[tokens.name])
+        else:
+            tally.add_output(wanted, got, _mask_of(feed, wanted))
+    return tally.facts()
+
+
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
+
+
+def _is_cache(name: str) -> bool:
+    return "present" in name or "past" in name
+
+
+def _predicts(output: np.ndarray, ids: np.ndarray, vocabulary: int) -> bool:
+    """Returns whether ``output`` holds, for every token, a score for each word."""
+    return output.ndim == 3 and output.shape[:2] == ids.shape and output.shape[2] == vocabulary
+
+
+def _mask_of(feed: Feeds, output: np.ndarray) -> np.ndarray | None:
+    """Returns the mask that tells which positions of a sequence of vectors count."""
+    if output.ndim != 3:
+        return None
+    masks = (one for name, one in feed.items() if "mask" in name and one.shape == output.shape[:2])
+    return next(masks, None)
+
+
+class _Tally:
+    """Adds up what is measured on each sample."""
+
+    def __init__(self) -> None:
+        self.kl: list[np.ndarray] = []
+        self.top1: list[np.ndarray] = []
+        self.losses: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        self.cosines: list[np.ndarray] = []
+        self.errors: list[float] = []
+
+    def add_logits(self, wanted: np.ndarray, got: np.ndarray, ids: np.ndarray) -> None:
+        for before, after, labels in zip(wanted, got, ids, strict=True):
+            before, after = before[:-1].astype(np.float32), after[:-1].astype(np.float32)
+            self.kl.append(kl_divergence(before, after))
+            self.top1.append(top1_agreement(before, after))
+            self.losses[0].append(negative_log_likelihood(before, labels[1:]))
+            self.losses[1].append(negative_log_likelihood(after, labels[1:]))
+
+    def add_output(self, wanted: np.ndarray, got: np.ndarray, mask: np.ndarray | None) -> None:
+        self.errors.append(relative_error(wanted, got))
+        self.cosines.append(cosine(_pooled(wanted, mask), _pooled(got, mask)))
+
+    def facts(self) -> dict[str, Any]:
+        kl = _mean(self.kl)
+        return {
+            "tokens": sum(len(one) for one in self.kl),
+            "kl": kl,
+            "top1": _mean(self.top1),
+            "original_perplexity": _exp(_mean(self.losses[0])),
+            "result_perplexity": _exp(_mean(self.losses[1])),
+            "relative_error": float(np.mean(self.errors)) if self.errors else None,
+            "cosine": _mean(self.cosines),
+            "lowest_cosine": float(np.concatenate(self.cosines).min()) if self.cosines else None,
+        }
+
+
+def _mean(parts: list[np.ndarray]) -> float | None:
+    return float(np.concatenate(parts).mean()) if parts else None
+
+
+def _exp(value: float | None) -> float | None:
+    return float(np.exp(value)) if value is not None else None
+
+
+def _pooled(output: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Returns one vector per sample: sequences are averaged over the positions that count."""
+    if output.ndim < 2:
+        return output.reshape(1, -1)
+    if output.ndim != 3:
+        return output.reshape(len(output), -1)
+    weights = np.ones(output.shape[:2]) if mask is None else mask
+    total = np.maximum(weights.sum(1, keepdims=True), 1)
+    return np.asarray((output * weights[..., None]).sum(1) / total)

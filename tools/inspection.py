@@ -1,0 +1,112 @@
+"""mpqc inspect: what the weights of any ONNX file take, recomputed from its graph alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..frontend.model_source import locate
+from ..ir import InputError, read_model
+from ..ir.storage import Storage, StoredWeight, stored
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model file seen from outside.
+
+    Attributes:
+        model: The file.
+        storage: What its weights take.
+        file_bytes: Bytes of the file and its external data.
+    """
+
+    model: Path
+    storage: Storage
+    file_bytes: int
+
+    def facts(self) -> dict[str, Any]:
+        """Returns everything as JSON."""
+        return {
+            "model": str(self.model),
+            "bits_per_weight": self.storage.bits_per_weight,
+            "resident_bits_per_weight": self.storage.resident_bits_per_weight,
+            "weights": self.storage.weights,
+            "weight_bytes": self.storage.bytes,
+            "other_bytes": self.storage.rest,
+            "file_bytes": self.file_bytes,
+            "units": [unit_facts(unit) for unit in self.storage.units],
+        }
+
+
+def inspect_file(named: Path | str) -> Inspection:
+    """Looks at a model file, or at the one in a folder.
+
+    Raises:
+        InputError: It is no readable ONNX model.
+    """
+    source = locate(Path(named))
+    if source.onnx is None:
+        raise InputError(f"{named} holds no ONNX model", hint=f"run: mpqc export {named}")
+    return Inspection(source.onnx, stored(read_model(source.onnx)), model_bytes(source.onnx))
+
+
+def unit_facts(unit: StoredWeight) -> dict[str, Any]:
+    """Returns a unit's line as JSON."""
+    return {
+        "name": unit.name,
+        "kinds": list(unit.kinds),
+        "rows": unit.rows,
+        "columns": unit.columns,
+        "widths": {f"{bits:g}": rows for bits, rows in unit.widths},
+        "bits": unit.bits,
+        "bytes": unit.bytes,
+        "resident_bytes": unit.resident,
+        "reason": unit.why_float,
+    }
+
+
+def model_bytes(path: Path) -> int:
+    """Returns the bytes of an ONNX file and of the external data that it names.
+
+    The model has been read, so its paths are known to be safe.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    names = {
+        entry.value
+        for tensor in _tensors(model)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+
+
+def _tensors(model: Any) -> list[Any]:
+    """Returns every tensor of a protobuf that may lie in another file."""
+    found: list[Any] = []
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        graph = waiting.pop()
+        found += list(getattr(graph, "initializer", ()))
+        for node in graph.node:
+            for attribute in node.attribute:
+                found += [attribute.t, *attribute.tensors]
+                waiting += [attribute.g, *attribute.graphs]
+    return found
+
+
+def stored_bits(original: Path, result: Path) -> float:
+    """Returns the stored bits per weight of ``result``.
+
+    Weights are counted in the original; what the original stores beside them is no weight in
+    the result either.
+
+    Raises:
+        InputError: A file is no readable ONNX model.
+    """
+    before, after = stored(read_model(original)), stored(read_model(result))
+    if not before.weights:
+        return 0.0
+    return (after.bytes + after.rest - before.rest) * 8 / before.weights

@@ -1,0 +1,177 @@
+"""mpqc.json: what was asked, what was got, and how; written with the report, last of all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from .. import __version__
+from ..frontend.model_source import Source
+from ..ir import Budgeted, model_key, note_of
+from ..ir.storage import Storage, stored
+from ..passes.base import PassContext
+from ..passes.instruments import TimePasses
+from .inspection import unit_facts
+from .report import render_report
+from .unit_facts import UNITS
+
+SCHEMA = "mpqc.result/1"
+MANIFEST = "mpqc.json"
+REPORT = "report.html"
+VERIFIED = "verify-numerics"
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scipy", "torch")
+
+
+def input_facts(source: Source, model: ir.Model) -> dict[str, Any]:
+    """Returns what identifies the model that went in."""
+    assert source.onnx is not None
+    before = stored(model)
+    return {
+        "name": source.named.name,
+        "file": source.onnx.name,
+        "sha256": file_hash(source.onnx),
+        "content": model_key(model),
+        "weights": before.weights,
+        "weight_bytes": before.bytes,
+        "other_bytes": before.rest,
+    }
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(
+    stage: Path,
+    model: ir.Model,
+    context: PassContext,
+    pipeline: str,
+    kept: dict[str, Any],
+    timer: TimePasses,
+) -> dict[str, Any]:
+    """Returns the content of ``mpqc.json``. Only ``timings`` differs between equal runs."""
+    after, budget = stored(model), note_of(model, Budgeted)
+    given = dict(kept)
+    entry = given.pop("input", {})
+    passes = {key: value for key, value in context.report.items() if key != UNITS}
+    return {
+        "schema": SCHEMA,
+        "asked": given.pop("budget", {}),
+        "got": _got(after, entry, budget),
+        "predicted": budget.loss if budget is not None else None,
+        "measured": context.report.get(VERIFIED),
+        "random_calibration": given.pop("random_calibration", False),
+        "input": entry,
+        "settings": given,
+        "pipeline": pipeline,
+        "command": _command(entry, kept),
+        "units": _units(after, context.report.get(UNITS, [])),
+        "passes": passes,
+        "versions": versions(),
+        "files": {
+            one.relative_to(stage).as_posix(): {
+                "bytes": one.stat().st_size,
+                "sha256": file_hash(one),
+            }
+            for one in sorted(stage.rglob("*"))
+            if one.is_file()
+        },
+        "timings": _timings(timer),
+    }
+
+
+def _got(after: Storage, entry: dict[str, Any], budget: Budgeted | None) -> dict[str, Any]:
+    """Returns the result's sizes. Weights are those of the original, where they are known."""
+    weights = entry.get("weights") or after.weights
+    size = after.bytes
+    if "other_bytes" in entry:  # constants that the result has beyond the original's count too
+        size = after.bytes + after.rest - entry["other_bytes"]
+    return {
+        "bits": size * 8 / weights if weights else 0.0,
+        "resident_bits": after.resident_bits_per_weight,
+        "weights": weights,
+        "weight_bytes": after.bytes,
+        "other_bytes": after.rest,
+        "allocated_bits": budget.got if budget is not None else None,
+    }
+
+
+def _units(after: Storage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Joins what the graph tells about each unit with what passes had decided about it."""
+    decided = {row["name"]: row for row in rows}
+    joined = []
+    for unit in after.units:
+        facts, row = unit_facts(unit), decided.pop(unit.name, {})
+        reason = facts.pop("reason") or row.get("reason", "")
+        kept = {key: row[key] for key in ("uses", "options", "loss", "sensitivity") if key in row}
+        joined.append({**facts, **kept, **({"reason": reason} if reason else {})})
+    return joined + [row for row in decided.values() if "reason" in row]
+
+
+def _command(entry: dict[str, Any], kept: dict[str, Any]) -> str:
+    """Returns the command that makes this result again, with file names only."""
+    budget = kept.get("budget", {})
+    asked = budget.get("bits") if budget.get("bits") is not None else f"{budget.get('bytes')}B"
+    words = ["mpqc", "compile", str(entry.get("name", "MODEL")), "--budget", str(asked)]
+    for key in ("target", "samples", "sequence_length", "objective", "seed"):
+        if key in kept:
+            words += [f"--{key.replace('_', '-')}", str(kept[key])]
+    if kept.get("calibration"):
+        words += ["--calibration", *map(str, kept["calibration"])]
+    if kept.get("random_calibration"):
+        words.append("--random-calibration")
+    return " ".join(words)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result may depend on."""
+    found = {"mpqc": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _timings(timer: TimePasses) -> dict[str, Any]:
+    seconds = timer.seconds()
+    return {
+        "passes": {name: round(value, 3) for name, value in seconds.items()},
+        "total": round(sum(seconds.values()), 3),
+        "peak_memory": max((one.peak for one in timer.timings), default=0),
+    }
+
+
+def plain_json(value: Any) -> Any:
+    """Returns ``value`` with arrays, paths and numbers that JSON lacks made printable."""
+    if isinstance(value, dict):
+        return {str(key): plain_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(one) for one in value]
+    if hasattr(value, "tolist"):
+        return plain_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return str(value)
+
+
+def write_manifest(stage: Path, facts: dict[str, Any]) -> None:
+    """Writes ``report.html``, then ``mpqc.json``, the mark of a complete result."""
+    facts = plain_json(facts)
+    report = stage / REPORT
+    report.write_text(render_report(facts), encoding="utf-8")
+    facts["files"][REPORT] = {"bytes": report.stat().st_size, "sha256": file_hash(report)}
+    text = json.dumps(facts, indent=1, ensure_ascii=True, allow_nan=False)
+    (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Progress on stderr: bars on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+_QUIET_SECONDS = 20.0  # between two plain lines about the same work
+
+
+def plain(text: str) -> str:
+    """Returns ``text`` without anything that moves a cursor or turns the line around."""
+    return "".join(
+        one if unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "?"
+        for one in text
+    )
+
+
+class PlainProgress:
+    """Says when work begins and ends, and how far it is every twenty seconds."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+
+    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        """Yields ``items``."""
+        begun = last = time.monotonic()
+        for at, item in enumerate(items):
+            yield item
+            if time.monotonic() - last > _QUIET_SECONDS:
+                last = time.monotonic()
+                self.say(f"{what}: {at + 1} of {total}, {last - begun:.0f} s")
+        self.say(f"{what}: done in {time.monotonic() - begun:.1f} s")
+
+    def say(self, text: str) -> None:
+        """Shows one line."""
+        stream = self._stream or sys.stderr
+        line = plain(text)
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:  # LANG=C, cp1252
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+class BarProgress:
+    """Bars, by rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False)
+
+    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        """Yields ``items`` and shows a bar called ``what``."""
+        from rich import progress
+        from rich.text import Text
+
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+        )
+        with progress.Progress(*columns, console=self._console) as bars:
+            task = bars.add_task(Text(plain(what)).plain, total=total)
+            for item in items:
+                yield item
+                bars.advance(task)
+
+    def say(self, text: str) -> None:
+        """Shows one line."""
+        from rich.text import Text
+
+        self._console.print(Text(plain(text)))
+
+
+def choose_progress() -> PlainProgress | BarProgress:
+    """Returns bars where stderr is a terminal, plain lines elsewhere."""
+    return BarProgress() if sys.stderr.isatty() else PlainProgress()

@@ -1,0 +1,148 @@
+"""report.html: one file that shows what a compilation did; nothing in it is fetched or run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+_WIDTH = 900
+_HEIGHT = 170
+_LABELS = 70
+_COLORS = {2: "#d1495b", 3: "#edae49", 4: "#00798c", 8: "#30638e", 16: "#8d96a3", 32: "#c9cdd3"}
+_OTHER = "#66a182"
+_MOST_BARS = 600
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a picture: pieces from the bottom up, as height and color."""
+
+    title: str
+    pieces: tuple[tuple[float, str], ...]
+
+
+def render_report(facts: dict[str, Any]) -> str:
+    """Returns the page for the content of ``mpqc.json``; timings are left out.
+
+    The same facts give the same bytes.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    units = [unit for unit in facts["units"] if "bits" in unit]
+    pictures = {
+        "bits": Markup(draw([_bits_bar(unit) for unit in units], "bits per weight")),
+        "loss": Markup(draw([_loss_bar(unit) for unit in units], "predicted divergence")),
+        "sensitivity": Markup(draw([_need_bar(unit) for unit in units], "divergence at 4 bits")),
+    }
+    return page.from_string(template).render(
+        facts=facts,
+        pictures=pictures,
+        colors=_COLORS,
+        sizes=_sizes(facts),
+        comparison=_comparison(facts),
+        left=[unit for unit in facts["units"] if unit.get("reason")],
+        units=units,
+        number=_number,
+        loss_of=lambda unit: unit.get("loss"),
+    )
+
+
+def draw(bars: list[Bar], what: str) -> str:
+    """Returns bars as SVG. Titles are escaped here: the result goes into the page as it is."""
+    from markupsafe import escape
+
+    bars = _thinned(bars)
+    top = max((sum(height for height, _ in bar.pieces) for bar in bars), default=0.0)
+    if top <= 0:
+        return ""
+    step = (_WIDTH - _LABELS) / len(bars)
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 10}" role="img" aria-label="{escape(what)}">',
+        f'<text x="{_LABELS - 6}" y="12" text-anchor="end">{_number(top)}</text>',
+        f'<text x="{_LABELS - 6}" y="{_HEIGHT}" text-anchor="end">0</text>',
+    ]
+    for at, bar in enumerate(bars):
+        parts += _draw_bar(bar, _LABELS + at * step, max(step * 0.85, 0.6), _HEIGHT / top)
+    return "".join([*parts, "</svg>"])
+
+
+def _draw_bar(bar: Bar, left: float, width: float, scale: float) -> list[str]:
+    from markupsafe import escape
+
+    base, parts = float(_HEIGHT), [f"<g><title>{escape(bar.title)}</title>"]
+    for height, color in bar.pieces:
+        base -= height * scale
+        parts.append(
+            f'<rect x="{left:.2f}" y="{base:.2f}" width="{width:.2f}"'
+            f' height="{height * scale:.2f}" fill="{color}"/>'
+        )
+    return [*parts, "</g>"]
+
+
+def _thinned(bars: list[Bar]) -> list[Bar]:
+    """Returns at most ``_MOST_BARS`` bars: of a huge model, every n-th."""
+    stride = -(-len(bars) // _MOST_BARS) or 1
+    return bars[::stride]
+
+
+def _bits_bar(unit: dict[str, Any]) -> Bar:
+    """A bar as high as the unit's bits per weight, in the colors of its widths."""
+    widths = {float(bits): rows for bits, rows in unit.get("widths", {}).items()}
+    weighted = {bits: bits * rows for bits, rows in widths.items()}
+    total = sum(weighted.values()) or 1.0
+    pieces = tuple(
+        (unit["bits"] * part / total, _COLORS.get(int(bits), _OTHER))
+        for bits, part in sorted(weighted.items())
+    )
+    return Bar(f"{unit['name']}: {unit['bits']:.3f} bits per weight", pieces)
+
+
+def _loss_bar(unit: dict[str, Any]) -> Bar:
+    loss = unit.get("loss") or 0.0
+    return Bar(f"{unit['name']}: {_number(loss)}", ((max(loss, 0.0), _COLORS[4]),))
+
+
+def _need_bar(unit: dict[str, Any]) -> Bar:
+    """A bar for what the unit would cost if it were stored whole at about four bits."""
+    totals = unit.get("sensitivity") or {}
+    option = next((one for one in sorted(totals) if one.startswith("4g")), None)
+    cost = totals[option] if option is not None else 0.0
+    return Bar(f"{unit['name']} at {option}: {_number(cost)}", ((max(cost, 0.0), _COLORS[8]),))
+
+
+def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:
+    before, after = facts["input"], facts["got"]
+    if "weight_bytes" not in before:
+        return []
+    return [
+        ("weights", before["weight_bytes"], after["weight_bytes"]),
+        ("other constants", before["other_bytes"], after["other_bytes"]),
+    ]
+
+
+def _comparison(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns predicted and measured quality, one line each."""
+    lines = []
+    if facts["predicted"] is not None:
+        lines.append(("predicted divergence", _number(facts["predicted"])))
+    names = {
+        "kl": "measured divergence, nats per token",
+        "top1": "same first choice",
+        "relative_error": "relative error of outputs",
+        "cosine": "cosine similarity of outputs",
+    }
+    measured = facts["measured"] or {}
+    lines += [
+        (what, _number(measured[key])) for key, what in names.items() if measured.get(key) is not None
+    ]
+    return lines
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

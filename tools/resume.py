@@ -1,0 +1,155 @@
+"""mpqc opt: run passes on a dump, or on any ONNX file, and go on from there."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..backend.onnxruntime.capabilities import load
+from ..backend.runner import Runner
+from ..frontend.model_source import Source
+from ..ir import (
+    ArrayStore,
+    InputError,
+    UsageError,
+    listing,
+    read_model,
+    refuse_overlap,
+    staged_folder,
+    write_model,
+)
+from ..passes.base import PassContext, Progress, SilentProgress
+from ..passes.dump import RUN, Dump, read_dump
+from ..passes.instruments import TimePasses
+from ..passes.pipeline import Pipeline
+from .compilation import finish
+from .dump_folder import calibration_in, original_in
+from .settings import DEFAULTS
+from .stats_cache import stats_folder
+from .watch import Watch
+
+
+@dataclass(frozen=True)
+class OptResult:
+    """What a run of passes made.
+
+    Attributes:
+        model: The graph.
+        pipeline: The passes that were run, as text.
+        output: The folder that was written, if one was asked for.
+    """
+
+    model: ir.Model
+    pipeline: str
+    output: Path | None
+
+    def listing(self) -> str:
+        """Returns the graph as text."""
+        return listing(self.model)
+
+
+def opt(
+    path: Path | str,
+    passes: str | None = None,
+    *,
+    output: Path | str | None = None,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    progress: Progress | None = None,
+) -> OptResult:
+    """Runs passes on a dump or on any ONNX file.
+
+    Args:
+        path: The ``.onnx`` file.
+        passes: Passes as text; for a dump, by default, those that its run had still to do.
+        output: Folder to write; a dump that is run to its end gives the whole result, byte for
+            byte what the uninterrupted run gives.
+        overwrite: Whether an existing output may be replaced.
+        watch: What to look at meanwhile.
+        progress: Where to show progress.
+
+    Raises:
+        InputError: The file is broken.
+        UsageError: There is nothing to run, or passes that cannot run on this graph.
+    """
+    path = Path(path)
+    folder = path.absolute().parent
+    dump = read_dump(path) if (folder / RUN).is_file() else _plain(path)
+    to_the_end = passes is None
+    if to_the_end and not dump.pipeline:
+        raise UsageError(
+            f"{path} is no dump, so there are no passes left to run", hint="give some: -p normalize"
+        )
+    pipeline = Pipeline.parse(dump.pipeline if to_the_end else str(passes))
+    first = dump.position if to_the_end else 0
+    if output is not None:
+        refuse_overlap(Path(output), [path, folder])
+    job = _Job(dump, pipeline, first, folder, watch or Watch(), progress or SilentProgress())
+    with tempfile.TemporaryDirectory(prefix="mpqc-") as name:
+        if output is None:
+            job.run(Path(name))
+        else:
+            with staged_folder(Path(output), overwrite=overwrite) as stage:
+                job.run(Path(name), stage)
+    chosen = Path(output) if output is not None else None
+    return OptResult(dump.model, str(Pipeline(pipeline.passes[first:])), chosen)
+
+
+def _plain(path: Path) -> Dump:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder", hint="name the .onnx file of a dump")
+    return Dump(read_model(path), ArrayStore(), "", 0)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Passes to run on a dump."""
+
+    dump: Dump
+    pipeline: Pipeline
+    first: int
+    folder: Path
+    watch: Watch
+    progress: Progress
+
+    def run(self, scratch: Path, stage: Path | None = None) -> None:
+        """Runs them; fills ``stage`` if there is one."""
+        context, timer = self._context(scratch), TimePasses()
+        settings = dict(self.dump.settings)
+        instruments = self.watch.instruments(timer, str(self.pipeline), settings)
+        self.pipeline.run(self.dump.model, context, instruments, self.first)
+        if self.watch.time_passes:
+            self.progress.say(timer.table())
+        if stage is None:
+            return
+        original = original_in(self.folder)
+        if self.first and original is not None:
+            text = str(self.pipeline)
+            finish(stage, self.dump.model, original, context, text, settings, timer)
+            return
+        write_model(self.dump.model, stage / "model.onnx")
+        if context.arrays.in_memory():
+            context.arrays.save(stage / "model.safetensors")
+
+    def _context(self, scratch: Path) -> PassContext:
+        table = load(str(self.dump.settings.get("target", DEFAULTS["target"])))
+        original: Source | None = original_in(self.folder)
+        return PassContext(
+            runner=Runner.of(table),
+            capabilities=table,
+            scratch=scratch,
+            arrays=self.dump.arrays,
+            calibration=calibration_in(self.folder),
+            cache=stats_folder(),
+            seed=_whole(self.dump.settings.get("seed")),
+            progress=self.progress,
+            original=original.onnx if original is not None else None,
+            report=dict(self.dump.report),
+        )
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else int(DEFAULTS["seed"])

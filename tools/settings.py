@@ -1,0 +1,163 @@
+"""Everything that decides a compilation, checked before any work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir import UsageError
+from ..ir.text_form import did_you_mean, parse_records, print_value
+from .budget import Budget
+from .pipelines import OBJECTIVES, default_pipeline
+from .recipe import Recipe, read_recipe
+
+DEFAULTS: dict[str, Any] = {
+    "target": "ort-cpu",
+    "samples": 32,
+    "sequence_length": 512,
+    "objective": "auto",
+    "seed": 0,
+}
+_MOST = {"samples": 100_000, "sequence_length": 1 << 20, "seed": 1 << 62}
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """What decides the result, and nothing else.
+
+    Attributes:
+        budget: What was asked for.
+        target: What the result shall run on.
+        samples: Calibration samples.
+        sequence_length: Tokens in a sample.
+        objective: What the sweeps differentiate: ``auto``, ``logits`` or ``regression``.
+        seed: Seed of every random choice.
+        random_calibration: Whether noise may stand in for samples.
+        calibration: Text or array files, or folders of them.
+        passes: The pipeline as text; None for the default method.
+    """
+
+    budget: Budget
+    target: str
+    samples: int
+    sequence_length: int
+    objective: str
+    seed: int
+    random_calibration: bool
+    calibration: tuple[Path, ...]
+    passes: str | None
+
+    def pipeline(self, bits: float) -> str:
+        """Returns the pipeline that meets ``bits`` stored bits per weight, as text."""
+        if self.passes is None:
+            return default_pipeline(bits, objective=self.objective)
+        return with_budget(self.passes, bits)
+
+    def lines(self) -> list[str]:
+        """Returns the effective settings in words, for the user to see before the start."""
+        calibration = ", ".join(str(path) for path in self.calibration)
+        if not calibration:
+            calibration = "random noise" if self.random_calibration else "default"
+        return [
+            f"budget {self.budget}, target {self.target}, seed {self.seed}",
+            f"calibration: {calibration}; {self.samples} samples of {self.sequence_length}",
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the settings as JSON, without paths of this machine."""
+        return {
+            "budget": {"bits": self.budget.bits, "bytes": self.budget.size},
+            "target": self.target,
+            "samples": self.samples,
+            "sequence_length": self.sequence_length,
+            "objective": self.objective,
+            "seed": self.seed,
+            "random_calibration": self.random_calibration,
+            "calibration": [path.name for path in self.calibration],
+        }
+
+
+def make_settings(
+    budget: float | str,
+    *,
+    recipe: Path | None = None,
+    passes: str | None = None,
+    calibration: Sequence[Path | str] = (),
+    random_calibration: bool = False,
+    **given: Any,
+) -> CompileSettings:
+    """Merges what the caller gave (None: nothing) with a recipe and the defaults.
+
+    Raises:
+        InputError: The recipe cannot be read.
+        UsageError: A value is impossible.
+    """
+    parsed = Budget.parse(budget)
+    found = read_recipe(recipe) if recipe is not None else Recipe(None, {})
+    if found.pipeline is not None and passes is not None:
+        raise UsageError("the recipe already has a pipeline", hint="leave out one of the two")
+    chosen = {**DEFAULTS, **found.defaults, **{k: v for k, v in given.items() if v is not None}}
+    unknown = sorted(chosen.keys() - DEFAULTS.keys())
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]!r}", hint=did_you_mean(unknown[0], DEFAULTS))
+    _check_values(chosen)
+    pipeline = passes if passes is not None else found.pipeline
+    if pipeline is not None and chosen["objective"] != "auto":
+        raise UsageError(
+            "the objective is an option of calibrate when the pipeline is given",
+            hint=f"write calibrate{{objective={chosen['objective']}}}",
+        )
+    settings = CompileSettings(
+        budget=parsed,
+        calibration=tuple(Path(one) for one in calibration),
+        random_calibration=random_calibration,
+        passes=pipeline,
+        **chosen,
+    )
+    _check_pipeline(settings)
+    return settings
+
+
+def _check_values(chosen: dict[str, Any]) -> None:
+    for name, most in _MOST.items():
+        value, least = chosen[name], 0 if name == "seed" else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            shown = name.replace("_", "-")
+            raise UsageError(f"{shown} must be a whole number from {least} to {most}, not {value}")
+    if chosen["objective"] not in OBJECTIVES:
+        raise UsageError(
+            f"unknown objective {chosen['objective']!r}",
+            hint=did_you_mean(str(chosen["objective"]), OBJECTIVES),
+        )
+
+
+def _check_pipeline(settings: CompileSettings) -> None:
+    """Refuses unknown targets, passes and options now, not after an hour."""
+    from ..backend.onnxruntime.capabilities import load
+    from ..passes.pipeline import Pipeline
+
+    load(settings.target)
+    Pipeline.parse(settings.pipeline(settings.budget.bits or 4.0))
+
+
+def with_budget(passes: str, bits: float) -> str:
+    """Returns a pipeline in which ``allocate-bits`` has the budget ``bits``.
+
+    Raises:
+        UsageError: The text is no pipeline, or has no such pass.
+    """
+    records = parse_records(passes)
+    if not any(name == "allocate-bits" for name, _ in records):
+        raise UsageError(
+            "the pipeline has no allocate-bits, so a budget means nothing to it",
+            hint="add allocate-bits; run: mpqc passes",
+        )
+    texts = []
+    for name, options in records:
+        if name == "allocate-bits":
+            options = {**options, "budget": bits}
+        inner = ", ".join(f"{key}={print_value(value)}" for key, value in options.items())
+        texts.append(f"{name}{{{inner}}}" if inner else name)
+    return ",".join(texts)

@@ -1,0 +1,94 @@
+"""What became of every unit, collected while the notes about it are still in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from ..ir import (
+    BitAllocation,
+    LeftInFloat,
+    Option,
+    Sensitivity,
+    Unit,
+    all_nodes,
+    find_units,
+    note_of,
+)
+from ..passes.base import Pass, PassContext
+from ..passes.instruments import Instrument
+
+UNITS = "units"
+_FLOAT_BITS = 32.0
+
+
+class CollectUnits(Instrument):
+    """Puts a row for each unit into the report after every pass that decides about units.
+
+    The report travels in dumps, so that a run that goes on from one has the rows as well.
+    """
+
+    def after(
+        self, index: int, pass_: Pass, model: ir.Model, context: PassContext, changed: bool
+    ) -> bool:
+        if BitAllocation in pass_.writes:
+            context.report[UNITS] = unit_rows(model)
+        return True
+
+
+def unit_rows(model: ir.Model) -> list[dict[str, Any]]:
+    """Returns a row for each unit in execution order, then one for each that is no matrix."""
+    allocations = {n.unit: n for n in _notes(model, BitAllocation)}
+    losses = {n.unit: n for n in _notes(model, Sensitivity)}
+    reasons = {n.unit: n.why for n in _notes(model, LeftInFloat)}
+    rows, seen = [], set()
+    for unit in find_units(model):
+        seen.add(unit.name)
+        rows.append(
+            _row(unit, allocations.get(unit.name), losses.get(unit.name), reasons.get(unit.name))
+        )
+    rows += [{"name": name, "reason": why} for name, why in reasons.items() if name not in seen]
+    return rows
+
+
+def _notes(model: ir.Model, cls: type[Any]) -> list[Any]:
+    found = (note_of(node, cls) for node in all_nodes(model.graph))
+    return [note for note in found if note is not None]
+
+
+def _row(
+    unit: Unit,
+    allocation: BitAllocation | None,
+    sensitivity: Sensitivity | None,
+    why: str | None,
+) -> dict[str, Any]:
+    rows, columns = unit.shape
+    facts: dict[str, Any] = {
+        "name": unit.name,
+        "rows": rows,
+        "columns": columns,
+        "uses": [f"{use.node.op_type} {use.node.name}".strip() for use in unit.uses],
+    }
+    if allocation is None:
+        tensor = unit.weight.const_value
+        size = tensor.nbytes if tensor is not None else 0
+        reason = why or unit.reason or "nobody chose an option for it"
+        return {**facts, "bits": _bits(size, unit), "bytes": size, "reason": reason}
+    size = sum(
+        Option.parse(text).row_bytes(columns) * count
+        for text, count in zip(allocation.options, allocation.counts, strict=True)
+    )
+    facts |= {
+        "options": dict(zip(allocation.options, allocation.counts, strict=True)),
+        "bits": _bits(size, unit),
+        "bytes": size,
+        "loss": allocation.loss,
+    }
+    if sensitivity is not None:
+        facts["sensitivity"] = dict(zip(sensitivity.options, sensitivity.total, strict=True))
+    return facts
+
+
+def _bits(size: int, unit: Unit) -> float:
+    return size * 8 / max(unit.size, 1)
