@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -47,6 +48,6 @@ class Runner:
 
         return unsupported(nodes)
 
-    def session(self, model: ir.Model) -> AbstractContextManager[RuntimeSession]:
+    def session(self, model: ir.Model | Path) -> AbstractContextManager[RuntimeSession]:
         """Opens ``model`` in ONNX Runtime; closing it frees everything."""
         return open_session(model, self.provider, threads=self.threads)

@@ -196,7 +196,7 @@ def evaluation_chunks(ids: np.ndarray, count: int, length: int) -> list[np.ndarr
     """
     step = len(ids) // (count + 1)
     chunks = [ids[at * step : at * step + length] for at in range(count)]
-    if not chunks or min(len(chunk) for chunk in chunks) < 2:
+    if step < 1 or min(len(chunk) for chunk in chunks) < 2:
         raise InputError(f"the text has only {len(ids)} tokens", hint="give a longer text")
     return chunks
 

@@ -15,6 +15,9 @@ import torch
 
 from ..ir import InputError, UsageError
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NAMELESS = re.compile(r"val_\d+\Z")
+
 OPSET = 20  # the newest that every runtime in the capability tables has had for a year
 
 
@@ -63,6 +66,7 @@ def from_module(
         module.train(training)
     assert exported is not None
     _name_axes(exported.model, dynamic_shapes)
+    _name_weights(exported.model)
     return _settled(exported.model)
 
 
@@ -122,6 +126,21 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     yield from graph.inputs
     for node in graph.all_nodes():
         yield from node.outputs
+
+
+def _name_weights(model: ir.Model) -> None:
+    """Calls weights that the exporter has transposed after their module again, not ``val_61``."""
+    taken = set(model.graph.initializers)
+    for node in model.graph.all_nodes():
+        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+        for value in node.inputs:
+            if value is None or not value.is_initializer() or len(scopes) < 2:
+                continue
+            name = f"{scopes[-2]}.weight"
+            if _NAMELESS.match(str(value.name)) and len(value.shape or ()) > 1:
+                if name not in taken:
+                    taken.add(name)
+                    value.name = name
 
 
 def _settled(model: ir.Model) -> ir.Model:

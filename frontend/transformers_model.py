@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from ..ir import InputError, MachineError
-from ..ir.writer import write_model
+from ..ir import InputError, MachineError, write_model
 from .model_source import COMPANIONS
 from .torch_module import from_module
 
@@ -77,6 +76,8 @@ def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None
         input_names=names,
         output_names=outputs,
     )
+    for value in list(graph.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("model.")  # the name of our own wrapper
     write_model(graph, stage / "model.onnx")
     for name in COMPANIONS:
         if (folder / name).is_file():

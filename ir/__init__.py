@@ -21,7 +21,7 @@ from .reader import read_model
 from .samples import Calibration, Feeds
 from .staging import machine_errors, refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
-from .units import Unit, Use, find_units, quantizable
+from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
 from .verifier import problems, verify
 from .vocabulary import (
     BitAllocation,
@@ -37,6 +37,7 @@ from .vocabulary import (
 from .writer import write_model
 
 __all__ = [
+    "FLOAT_TYPES",
     "Annotation",
     "ArrayStore",
     "BitAllocation",

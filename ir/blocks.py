@@ -4,8 +4,8 @@ The stream is everything that follows from a unit through float values; masks, s
 positions are not part of it. Along the stream's longest chain of units, a node that every
 path crosses (a dominator of the end) is a cut point, and a block ends behind it. Branches that
 enter the chain from the side belong to the block that reads them first, branches that leave it
-(a KV cache, a second head) to the block that feeds them. Where dominators are too sparse, as in
-a decoder that reads an encoder's output in every layer, the same cut is made again inside.
+(a KV cache, a second head) to the block that feeds them. Where dominators are too sparse, as
+in a decoder that reads an encoder's output in every layer, the same cut is made again inside.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _merge(stream: _Stream, segments: list[list[int]]) -> list[list[int]]:
 def partition(model: ir.Model) -> dict[ir.Node, int]:
     """Gives every node of the main graph the index of its block, in execution order.
 
-    Every block reads at least one unit, if there are any. What depends on no unit is in block 0.
+    Every block reads a unit, if there are any. What depends on no unit is in block 0.
     """
     stream = _stream(model)
     index = [0] * len(stream.load)

@@ -118,8 +118,8 @@ def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
                     files.bytes_of(tensor.name, extent)
     for location, names in sorted(missing.items()):
         raise InputError(
-            f"external data file {location!r} is missing; {len(names)} tensors are stored "
-            f"in it, the first is {names[0]!r}",
+            f"external data file {location!r} is missing; it holds "
+            f"{len(names)} of the model's tensors, the first of them {names[0]!r}",
             hint="put the file beside the model, under the name that the model gives it",
         )
 

@@ -25,6 +25,7 @@ _MACHINE_HINTS = {
     errno.EPERM: "no permission to write there; choose another output",
     errno.EMFILE: "too many open files (see: ulimit -n)",
     errno.EIO: "the disk reports an input/output error",
+    errno.EEXIST: "a part of the path is a file; choose another output",
     errno.ENOTDIR: "a part of the path is a file; choose another output",
     errno.ENAMETOOLONG: "choose a shorter name",
 }

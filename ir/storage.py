@@ -1,9 +1,9 @@
 """How many bytes a model's weights take, told from the graph alone, whoever wrote it.
 
 A weight is a float unit as ``find_units`` sees it, or codes that a product, a convolution or a
-lookup reads: those of MatMulNBits, of integer operators, or behind a DequantizeLinear. Its bytes
-are all constants that it is made of, so scales, zero points and row orders count, and a weight
-that serves several nodes counts once. Biases are no weights.
+lookup reads: those of MatMulNBits, of integer operators, or behind a DequantizeLinear. Its
+bytes are all constants that it is made of: scales, zero points and row orders count, and a
+weight that serves several nodes counts once. Biases are no weights.
 
 *Stored* bytes are those in the file. *Resident* bytes are an estimate for after loading: what
 depends on constants only has been computed (half-precision scales behind a Cast are float32 by

@@ -136,7 +136,7 @@ def _row_axis(node: ir.Node, slot: Slot) -> int:
     transposed = {0: "transA", 1: "transB", 3: "transB"}.get(slot.weight, "")
     if node.op_type == "Gather":
         return node.attributes.get_int("axis", 0)
-    if slot.kind == "product" and node.attributes.get_int(transposed, 0):
+    if slot.kind == "product" and bool(node.attributes.get_int(transposed, 0)):
         return -1 if slot.axis == -2 else -2
     return slot.axis
 

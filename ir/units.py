@@ -237,7 +237,7 @@ def _reason(uses: list[Use], refusals: list[str]) -> str:
     if any(use.kind == "conv" for use in uses):
         return "a convolution has no weight-only quantized kernel"
     gemm = next((u.node for u in uses if u.node.op_type == "Gemm"), None)
-    if gemm is not None and gemm.attributes.get_int("transA", 0):
+    if gemm is not None and gemm.attributes.get_int("transA", 0) != 0:
         return "Gemm with transA has no quantized kernel"
     return ""
 

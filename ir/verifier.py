@@ -103,6 +103,7 @@ def _name_problems(graph: ir.Graph) -> Iterator[str]:
 def _graph_problems(graph: ir.Graph, opsets: Mapping[str, int]) -> Iterator[str]:
     scopes = _Scopes(graph)
     for one in scopes.names:
+        yield from _name_problems(one)
         for at, node in enumerate(one):
             for value in node.inputs:
                 if value is not None and (problem := scopes.problem(one, at, value)):
@@ -112,7 +113,6 @@ def _graph_problems(graph: ir.Graph, opsets: Mapping[str, int]) -> Iterator[str]
             if problem := scopes.problem(one, len(one), value):
                 yield f"output %{value.name} of graph {one.name!r} is read, {problem}"
         yield from _initializer_problems(one)
-        yield from _name_problems(one)
 
 
 def _block_problems(graph: ir.Graph) -> Iterator[str]:

@@ -37,12 +37,14 @@ class TensorStats(Annotation):
         unit: Name of the unit, the prefix of its arrays.
         terms: Number of quadratic terms.
         tokens: Number of token positions seen.
+        by_row: Whether the row moments are sure enough to give rows different options.
     """
 
     key: ClassVar[str] = "stats"
     unit: str
     terms: int
     tokens: int
+    by_row: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class Calibrated(Annotation):
         samples: Number of samples.
         tokens: Number of token positions.
         objective: ``logits`` or ``regression``.
-        output: Name of the output that the objective reads.
+        output: Name of the output that the objective reads (the first, when it reads several).
+        random: True when the samples were noise.
     """
 
     key: ClassVar[str] = "calibration"
@@ -141,6 +144,7 @@ class Calibrated(Annotation):
     tokens: int
     objective: str
     output: str
+    random: bool = False
 
 
 @dataclass(frozen=True)

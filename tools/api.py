@@ -128,6 +128,8 @@ def compile(
     chosen = Path(output) if output is not None else default_output(model, budget)
     _refuse_bad_places(chosen, source, settings, watch, recipe)
     shown = progress or SilentProgress()
+    for line in (*settings.lines(), f"output: {chosen}"):
+        shown.say(line)
     with staged_folder(chosen, overwrite=overwrite) as stage:
         scratch = stage.parent / "scratch"
         scratch.mkdir()

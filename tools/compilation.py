@@ -28,6 +28,7 @@ from ..ir import (
 from ..passes.base import PassContext, Progress
 from ..passes.instruments import TimePasses
 from ..passes.pipeline import Pipeline
+from .budget import MOST_BITS
 from .companions import carry_companions
 from .dump_folder import prepare_dumps
 from .export import export_into
@@ -37,9 +38,11 @@ from .settings import CompileSettings
 from .watch import Watch
 
 _MOST_ATTEMPTS = 4
-_NODE_BYTES = 3000  # first guess of what a unit's nodes take in the protobuf
-_ROW_BYTES = 3500  # ... and its rows in mpqc.json and report.html
-_REPORT_BYTES = 40_000
+_NODE_BYTES = 1000  # first guess of what a unit's nodes take in the protobuf
+_ROW_BYTES = 1500  # ... and its rows in mpqc.json and report.html
+_REPORT_BYTES = 8_000
+_SPARE_BYTES = 128
+_SLACK = 0.005  # share of the size that may stay unused without another attempt
 
 
 @dataclass(frozen=True)
@@ -121,26 +124,31 @@ class Compilation:
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
         weights, rest = _sizes(read_model(self.original), self.source)
-        bits = min(32.0, (size - rest) * 8 / max(weights, 1))
-        for _ in range(_MOST_ATTEMPTS):
+        bits = (size - rest) * 8 / max(weights, 1)
+        for attempt in range(_MOST_ATTEMPTS):
             if bits <= 0:
                 break
-            try:
-                outcome = self.run_bits(bits, stage)
-            except InfeasibleBudget as error:
-                raise InfeasibleBudget(
-                    f"{size} bytes for all files leave {bits:.3f} bits per weight:"
-                    f" {error.message}",
-                    hint=error.hint,
-                ) from error
-            if outcome.size <= size:
+            bits = min(bits, MOST_BITS)
+            outcome = self._run_within(size, bits, stage)
+            slack = size - outcome.size
+            if slack >= 0 and (attempt > 0 or slack <= size * _SLACK or bits == MOST_BITS):
                 return outcome
-            bits -= (outcome.size - size) * 8 / weights + 1e-4
+            # The overhead is known now; a few bytes stay free, for timings are not all as long.
+            bits += (slack - _SPARE_BYTES) * 8 / weights
             _empty(stage)
         raise InfeasibleBudget(
-            f"{size} bytes are too few: what is no weight takes about {rest} bytes already",
+            f"{size} bytes for all files are too few: what is no weight takes about {rest} bytes",
             hint="give more, or a budget in bits per weight",
         )
+
+    def _run_within(self, size: int, bits: float, stage: Path) -> Outcome:
+        try:
+            return self.run_bits(bits, stage)
+        except InfeasibleBudget as error:
+            raise InfeasibleBudget(
+                f"{size} bytes for all files leave {bits:.3f} bits per weight: {error.message}",
+                hint=error.hint,
+            ) from error
 
 
 def prepare(

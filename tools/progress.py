@@ -36,14 +36,14 @@ class PlainProgress:
         self.say(f"{what}: done in {time.monotonic() - begun:.1f} s")
 
     def say(self, text: str) -> None:
-        """Shows one line."""
+        """Shows ``text``."""
         stream = self._stream or sys.stderr
-        line = plain(text)
-        try:
-            print(line, file=stream, flush=True)
-        except UnicodeEncodeError:  # LANG=C, cp1252
-            encoding = getattr(stream, "encoding", None) or "ascii"
-            print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+        for line in map(plain, text.splitlines()):
+            try:
+                print(line, file=stream, flush=True)
+            except UnicodeEncodeError:  # LANG=C, cp1252
+                encoding = getattr(stream, "encoding", None) or "ascii"
+                print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
 
 class BarProgress:
@@ -72,10 +72,11 @@ class BarProgress:
                 bars.advance(task)
 
     def say(self, text: str) -> None:
-        """Shows one line."""
+        """Shows ``text``."""
         from rich.text import Text
 
-        self._console.print(Text(plain(text)))
+        for line in text.splitlines():
+            self._console.print(Text(plain(line)))
 
 
 def choose_progress() -> PlainProgress | BarProgress:

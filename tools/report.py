@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from .progress import plain
+
 _WIDTH = 900
 _HEIGHT = 170
 _LABELS = 70
@@ -31,7 +33,12 @@ def render_report(facts: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    def finalize(value: Any) -> Any:  # names may turn lines around or hold control characters
+        return plain(value) if isinstance(value, str) and type(value) is not Markup else value
+
+    page = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=finalize
+    )
     units = [unit for unit in facts["units"] if "bits" in unit]
     pictures = {
         "bits": Markup(draw([_bits_bar(unit) for unit in units], "bits per weight")),
@@ -73,7 +80,7 @@ def draw(bars: list[Bar], what: str) -> str:
 def _draw_bar(bar: Bar, left: float, width: float, scale: float) -> list[str]:
     from markupsafe import escape
 
-    base, parts = float(_HEIGHT), [f"<g><title>{escape(bar.title)}</title>"]
+    base, parts = float(_HEIGHT), [f"<g><title>{escape(plain(bar.title))}</title>"]
     for height, color in bar.pieces:
         base -= height * scale
         parts.append(

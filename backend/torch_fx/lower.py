@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 import onnx_ir as ir
@@ -18,6 +19,8 @@ from .dtypes import TORCH_DTYPES, tensor_from_onnx
 from .table import Lowering, find, snake_case
 
 _CONSTANT_ATTRIBUTES = {"value", "value_int", "value_ints", "value_float", "value_floats"}
+# Names that a buffer must not take, because every module of fx has them.
+_RESERVED = fx.GraphModule(torch.nn.Module(), fx.Graph())
 _NUMBERS: dict[str, torch.dtype] = {"int": torch.int64, "float": torch.float32}
 _PASSED_AS_THEY_ARE = {
     ir.AttributeType.INT,
@@ -184,7 +187,7 @@ class _Segment:
     def _attribute(self, name: str, tensor: torch.Tensor) -> fx.Node:
         buffer = stem = _identifier(name)
         count = 0
-        while hasattr(self.root, buffer):
+        while hasattr(self.root, buffer) or hasattr(_RESERVED, buffer):
             count += 1
             buffer = f"{stem}_{count}"
         self.root.register_buffer(buffer, tensor)
@@ -284,7 +287,7 @@ def _type_code(value: ir.Value | None) -> int | None:
 def _identifier(name: str) -> str:
     """``name`` as a Python identifier that fx accepts."""
     cleaned = re.sub(r"\W+", "_", name).strip("_") or "value"
-    return f"_{cleaned}" if cleaned[0].isdigit() else cleaned
+    return cleaned if cleaned.isidentifier() and not iskeyword(cleaned) else f"_{cleaned}"
 
 
 def _title(node: ir.Node) -> str:

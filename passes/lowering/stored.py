@@ -10,9 +10,8 @@ import onnx_ir as ir
 
 from ...ir import ArrayStore, Option, QuantSpec, Unit
 from ..numerics.packing import pack
+from .cost import POSITIONS_IN_UINT16
 from .emitter import Emitter
-
-_UINT16_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class StoredUnit:
     def positions(self) -> ir.Value:
         """Int32 by row: its position in stored order."""
         assert self._inverse is not None
-        if self.rows > _UINT16_ROWS:
+        if self.rows > POSITIONS_IN_UINT16:
             return self._emit.constant("positions", self._inverse.astype(np.int32))
         stored = self._emit.constant("positions", self._inverse.astype(np.uint16))
         return self._emit.node(

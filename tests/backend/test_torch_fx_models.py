@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def _block() -> ir.Model:
     model = ir.from_proto(onnx.parser.parse_model(LLAMA_BLOCK))
     rng = np.random.default_rng(0)
     for value in model.graph.inputs[5:]:
-        shape = [int(length) for length in value.shape or ()]
+        shape = value.shape.numpy() if value.shape is not None else ()
         array = rng.normal(scale=0.3, size=shape).astype(np.float32)
         value.const_value = ir.tensor(array, name=value.name)
         model.graph.register_initializer(value)
@@ -74,7 +74,9 @@ def _runtime(model: ir.Model, inputs: list[Tensor]) -> list[np.ndarray]:
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
     names = [value.name for value in model.graph.inputs]
-    return session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
+    feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+    results: list[np.ndarray] = session.run(None, feeds)
+    return results
 
 
 def _check(model: ir.Model, inputs: list[Tensor]) -> None:
@@ -147,6 +149,16 @@ def test_weights_are_not_copied() -> None:
     node = ir.node("MatMul", [x, weight])
     module = lower_segment([node], [x], node.outputs)
     assert module.get_buffer("w").data_ptr() == array.ctypes.data
+
+
+@pytest.mark.parametrize("name", ["graph", "meta", "in", "0", "a.b/c", "forward", "x"])
+def test_any_name_will_do(name: str) -> None:
+    weight = ir.Value(name=name, const_value=ir.tensor(np.ones(2, np.float32), name=name))
+    x = ir.Value(name="x")
+    node = ir.node("Add", [x, weight])
+    module = lower_segment([node], [x], node.outputs, name=name)
+    assert torch.equal(module(torch.ones(2))[0], torch.full((2,), 2.0))
+    assert weight_attribute(module, weight) is not None
 
 
 def test_what_cannot_be_lowered_says_why() -> None:
@@ -262,15 +274,16 @@ EXPORTED = {
 }
 
 
-def _export(model: torch.nn.Module, inputs: tuple[Tensor, ...], dynamo: bool) -> ir.Model:
+def _export(
+    model: torch.nn.Module, inputs: tuple[Tensor, ...], dynamo: bool, path: Path
+) -> ir.Model:
     if dynamo:
         pytest.importorskip("onnxscript")
         program = torch.onnx.export(model, inputs, dynamo=True, verbose=False)
         assert program is not None
         return program.model
-    buffer = io.BytesIO()
-    torch.onnx.export(model, inputs, buffer, dynamo=False)
-    return ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+    torch.onnx.export(model, inputs, str(path), dynamo=False)
+    return ir.load(path)
 
 
 @pytest.mark.ort
@@ -279,8 +292,8 @@ def _export(model: torch.nn.Module, inputs: tuple[Tensor, ...], dynamo: bool) ->
     "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["script", "dynamo"]
 )
 @pytest.mark.parametrize("name", EXPORTED)
-def test_exported_model(name: str, dynamo: bool) -> None:
+def test_exported_model(name: str, dynamo: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     model, inputs = EXPORTED[name](transformers)
-    _check(_export(model.eval(), inputs, dynamo), list(inputs))
+    _check(_export(model.eval(), inputs, dynamo, tmp_path / "model.onnx"), list(inputs))

@@ -4,6 +4,7 @@ from collections import Counter
 
 import onnx_ir as ir
 import pytest
+
 from mpqc.ir import (
     Block,
     BlockId,
@@ -67,7 +68,7 @@ def transformer(layers: int, *, cross: bool = False, cache: bool = False) -> ir.
     text = f"g (int64[N] ids{memory}) => (float[N, 64] y{kept}) {{ {chr(10).join(lines)} }}"
     names = [f"w{kind}{at}" for at in range(layers) for kind in "qkou"]
     names += ["table", "head", *(["we"] * cross)]
-    return model(text, **{name: (64, 64) for name in names})
+    return model(text, **dict.fromkeys(names, (64, 64)))
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -99,7 +100,8 @@ def test_one_dense_graph_is_one_block_per_layer_or_fewer() -> None:
 
 def test_two_heads_share_the_trunk() -> None:
     found = model(
-        """g (float[N, 64] i) => (float[N, 64] hidden, float[N, 64] pooled, float[N, 64] other) {
+        """
+        g (float[N, 64] i) => (float[N, 64] hidden, float[N, 64] pooled, float[N, 64] other) {
             a = MatMul (i, w0)
             hidden = MatMul (a, w1)
             p = MatMul (hidden, w2)

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from mpqc.ir import InputError, read_model
 from onnx import TensorProto
+
+from mpqc.ir import InputError, read_model
 
 from .texts import proto, ramp
 
@@ -24,7 +25,7 @@ def good() -> onnx.ModelProto:
 def changed(change: Callable[[onnx.ModelProto], object]) -> bytes:
     model = good()
     change(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def refusal(path: Path) -> InputError:
@@ -41,7 +42,6 @@ def test_a_good_file_reads(tmp_path: Path) -> None:
     weight = model.graph.initializers["w"].const_value
     assert weight is not None
     assert np.array_equal(weight.numpy(), ramp(64, 64))
-
 
 
 KINDS = {
@@ -88,7 +88,8 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 
 
 def weight(model: onnx.ModelProto) -> TensorProto:
-    return model.graph.initializer[0]
+    tensor: TensorProto = model.graph.initializer[0]
+    return tensor
 
 
 def nest(model: onnx.ModelProto, depth: int) -> None:
@@ -99,7 +100,9 @@ def nest(model: onnx.ModelProto, depth: int) -> None:
 
 
 def add_sparse(model: onnx.ModelProto) -> None:
-    model.graph.sparse_initializer.add().values.CopyFrom(onnx.numpy_helper.from_array(ramp(4), "s"))
+    model.graph.sparse_initializer.add().values.CopyFrom(
+        onnx.numpy_helper.from_array(ramp(4), "s")
+    )
 
 
 BROKEN: dict[str, Callable[[onnx.ModelProto], object]] = {
@@ -186,8 +189,12 @@ def test_unsorted_nodes_are_sorted(tmp_path: Path) -> None:
 
 def test_empty_and_packed_tensors_are_fine(tmp_path: Path) -> None:
     model = good()
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((0, 4), np.float32), "e"))
-    packed = onnx.TensorProto(name="p", data_type=TensorProto.INT4, dims=[3], raw_data=b"\x21\x03")
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.zeros((0, 4), np.float32), "e")
+    )
+    packed = onnx.TensorProto(
+        name="p", data_type=TensorProto.INT4, dims=[3], raw_data=b"\x21\x03"
+    )
     model.graph.initializer.append(packed)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())

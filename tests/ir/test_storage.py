@@ -93,7 +93,7 @@ def test_matmulnbits_with_zero_points(bits: int, block: int) -> None:
             <K = {COLUMNS}, N = {ROWS}, bits = {bits}, block_size = {block}>
             (A, W, S, Z, "", C)""".replace('""', ""),
     )
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "W": np.zeros((ROWS, groups, block * bits // 8), np.uint8),
         "S": noise(ROWS, groups),
         "Z": np.zeros((ROWS, -(-groups * bits // 8)), np.uint8),
@@ -166,7 +166,7 @@ def test_planes_joined_at_load_have_their_stored_width() -> None:
             <K = {COLUMNS}, N = {ROWS}, bits = 4, block_size = 32> (A, B, S)""",
     )
     groups = COLUMNS // 32
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "W2": np.zeros((ROWS, groups, 8), np.uint8),
         "W1": np.zeros((ROWS, groups, 4), np.uint8),
         "S": noise(ROWS, groups).astype(np.float32),
@@ -193,7 +193,8 @@ def nbits(proto: onnx.ModelProto, bits: int, symmetric: bool) -> onnx.ModelProto
         proto, bits=bits, block_size=32, is_symmetric=symmetric
     )
     work.process()
-    return work.model.model
+    result: onnx.ModelProto = work.model.model
+    return result
 
 
 @pytest.mark.ort

@@ -5,16 +5,18 @@ import time
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from mpqc.ir import find_units, quantizable
 
 from .texts import model, ramp
 
 
 def described(found: ir.Model) -> list[str]:
-    return [
-        f"{unit.name} {unit.shape} {'/'.join(use.kind for use in unit.uses)} {unit.reason}".rstrip()
-        for unit in find_units(found)
-    ]
+    lines = []
+    for unit in find_units(found):
+        kinds = "/".join(use.kind for use in unit.uses)
+        lines.append(f"{unit.name} {unit.shape} {kinds} {unit.reason}".rstrip())
+    return lines
 
 
 def test_a_tied_table_is_one_unit_with_two_uses() -> None:
@@ -137,7 +139,9 @@ def test_a_hundred_thousand_nodes_take_seconds() -> None:
     w = ir.Value(name="w", const_value=ir.Tensor(ramp(64, 64), name="w"))
     nodes, last = [], x
     for at in range(100_000):
-        nodes.append(ir.node("MatMul" if at % 100 == 0 else "Relu", [last, w][: 2 - (at % 100 > 0)]))
+        nodes.append(
+            ir.node("MatMul" if at % 100 == 0 else "Relu", [last, w][: 2 - (at % 100 > 0)])
+        )
         last = nodes[-1].outputs[0]
         last.name = f"v{at}"
     graph = ir.Graph([x], [last], nodes=nodes, initializers=[w], opset_imports={"": 17})

@@ -19,7 +19,8 @@ def ramp(*shape: int) -> np.ndarray:
 def model(text: str, /, **weights: Sequence[int] | np.ndarray) -> ir.Model:
     """Parses ``text`` (a graph) and gives it weights: arrays, or shapes to fill."""
     arrays = {
-        name: one if isinstance(one, np.ndarray) else ramp(*one) for name, one in weights.items()
+        name: one if isinstance(one, np.ndarray) else ramp(*one)
+        for name, one in weights.items()
     }
     return ir.from_proto(proto(text, arrays))
 

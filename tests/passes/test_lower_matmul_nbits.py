@@ -23,6 +23,7 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
+from mpqc.passes.lowering.cost import overhead_bytes
 
 from .rounded import context, noise, parse, round_model
 
@@ -181,6 +182,23 @@ def test_tied_table_is_stored_once(options: tuple[str, ...], tmp_path: Path) -> 
     codes = [v for n, v in lowered.graph.initializers.items() if n.startswith("W/codes")]
     assert len(codes) == len(options)
     assert stored < unit.size * 4 / 3
+
+
+@pytest.mark.parametrize("options", SPLITS)
+@pytest.mark.parametrize("text", [product(), TIED, lookup(out="float[m, n, 100]")])
+def test_overhead_is_foreseen(options: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    name = "T" if "(T, I)" in text and "Transpose" not in text else "W"
+    model = parse(text, {name: noise(*((72, 100) if name == "T" else (100, 72)))})
+    (unit,) = quantizable(model)
+    lowered = lower(model, options, tmp_path)
+    extra = 0
+    for key, value in lowered.graph.initializers.items():
+        if not key.startswith((f"{name}/codes", f"{name}/scales")):
+            assert value.const_value is not None
+            extra += value.const_value.nbytes
+    bound = overhead_bytes(unit, len(options))
+    lookups = sum(use.kind == "lookup" for use in unit.uses)
+    assert bound - 256 * lookups * len(options) <= extra <= bound
 
 
 def test_weight_in_half_precision_behind_a_cast(tmp_path: Path) -> None:

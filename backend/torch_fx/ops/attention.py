@@ -65,6 +65,28 @@ def attend(
     return Attended(output, scores, biased, weights)
 
 
+def attend_briefly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    *,
+    scale: float | None,
+    softcap: float = 0.0,
+    sink: Tensor | None = None,
+) -> Tensor:
+    """The output of ``attend``, by torch's fused kernels unless scores must be bent."""
+    if softcap or sink is not None:
+        done = attend(query, key, value, bias, scale=scale, softcap=softcap, sink=sink)
+        return done.output
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, scale=scale or None
+    )
+
+
 def _weights(logits: Tensor, sink: Tensor | None, dtype: torch.dtype) -> Tensor:
     logits = logits.to(dtype)
     if sink is None:
@@ -188,7 +210,8 @@ def multi_head_attention(
     mask_filter_value: float = -10000.0,
     scale: float | None = None,
     unidirectional: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs: int,
+) -> tuple[Tensor, ...]:
     """Attention of ``num_heads`` heads; returns output, present key, value and scores."""
     query, key, value = _three_heads(query, key, value, bias, num_heads)
     if past_key is not None and past_value is not None:
@@ -198,6 +221,8 @@ def multi_head_attention(
         _mask_bias(key_padding_mask, query, key, mask_filter_value),
         _causal_bias(query, key) if unidirectional else None,
     )
+    if outputs < 4:
+        return by_steps(attend_briefly(query, key, value, total, scale=scale)), key, value
     done = attend(query, key, value, total, scale=scale)
     return by_steps(done.output), key, value, done.biased
 
@@ -271,6 +296,6 @@ def attention_microsoft(
         _mask_bias(mask_index, query, key, mask_filter_value),
         _causal_bias(query, key) if unidirectional else None,
     )
-    done = attend(query, key, value, total, scale=scale)
+    output = attend_briefly(query, key, value, total, scale=scale)
     present = torch.stack([key, value]) if key.shape == value.shape else key
-    return by_steps(done.output), present
+    return by_steps(output), present

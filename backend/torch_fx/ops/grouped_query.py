@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..table import MICROSOFT, lowering
-from .attention import attend, hidden_unless
+from .attention import attend_briefly, hidden_unless
 from .rotary import by_heads, by_steps, rotated
 
 
@@ -60,7 +60,7 @@ def group_query_attention(
     sink = None if head_sink is None else head_sink.reshape(-1, 1, 1)
     if sink is None and smooth_softmax > 0:
         sink = query.new_zeros(1, 1, 1)
-    done = attend(
+    output = attend_briefly(
         query,
         key[:, :, :total],
         value[:, :, :total],
@@ -69,7 +69,7 @@ def group_query_attention(
         softcap=softcap,
         sink=sink,
     )
-    return by_steps(done.output), key, value
+    return by_steps(output), key, value
 
 
 def _unpacked(

@@ -1,0 +1,163 @@
+"""The pass ``calibrate``: what every unit sees, and what the output thinks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+from safetensors import SafetensorError, safe_open
+
+from ..ir import (
+    Annotation,
+    BlockId,
+    Calibrated,
+    Calibration,
+    LeftInFloat,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    find_units,
+)
+from ..ir.blocks import blocks_of
+from ..ir.content_key import model_key
+from .base import Pass, PassContext
+from .sweeps import MomentFile, Objective, choose_objective, measure, sweep
+
+_FORMAT = "mpqc.stats/1"  # part of the key: a change of what is gathered makes old files stale
+_MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Gather the second moments that rounding and allocation need, in two streaming sweeps.
+
+    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that have to stay
+    in float, and ``#calibration`` on the model. The arrays come from a file that is keyed by the
+    content of the model and of the samples: where it exists already, no sweep runs.
+
+    Where some operator has no lowering to torch, the moments come from the target runtime, and
+    the importance of a unit from the divergence that rounding it alone causes there.
+
+    Attributes:
+        objective: ``auto``, ``logits`` or ``regression``: what the divergence is measured on.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
+    objective: str = "auto"
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Annotates ``model`` and mounts the stats file in the array store."""
+        if context.calibration is None:
+            raise UsageError("calibrate needs samples", hint="give --calibration FILE")
+        units = find_units(model)
+        good = [unit for unit in units if not unit.reason]
+        objective = choose_objective(model, context.calibration.tokens, self.objective)
+        path = self._file(model, context, context.calibration)
+        facts = _read_facts(path)
+        reused = facts is not None
+        if facts is None:
+            facts = _gather(model, good, objective, path, context)
+        _annotate(model, units, facts, context.calibration, objective, path.stem)
+        context.arrays.mount(path)
+        context.report[self.name] = {"reused": reused, "sweep": facts["sweep"]}
+        return True
+
+    def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
+        """Returns where the stats of this model and these samples are or belong."""
+        text = "\n".join(
+            (_FORMAT, model_key(model), samples.key, str(len(samples.training)), str(self))
+        )
+        key = hashlib.sha256(f"{text}\n{context.seed}".encode()).hexdigest()[:32]
+        folder = context.cache or context.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{key}.safetensors"
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """Returns what a stats file says of itself, or None when there is no whole file."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("facts", "")
+        facts = json.loads(text)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("format") == _FORMAT else None
+
+
+def _gather(
+    model: ir.Model,
+    units: list[Unit],
+    objective: Objective,
+    path: Path,
+    context: PassContext,
+) -> dict[str, Any]:
+    """Runs the sweeps into ``path``, which appears complete or not at all."""
+    assert context.calibration is not None
+    samples = context.calibration.training
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    refused = context.runner.unsupported(model.graph)
+    try:
+        file = MomentFile(partial, units)
+        if refused:
+            node, why = next(iter(refused.items()))
+            context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
+            positions = measure(model, units, objective, samples, file, context)
+        else:
+            positions = sweep(blocks_of(model), units, objective, samples, file, context)
+        facts = {
+            "format": _FORMAT,
+            "positions": positions,
+            "samples": len(samples),
+            "sweep": f"runtime ({why})" if refused else "torch",
+        }
+        file.finish(positions, {"facts": json.dumps(facts)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return facts
+
+
+def _by_row(unit: Unit, objective: Objective) -> bool:
+    """Tells whether the rows' moments are sure enough to choose bits by row.
+
+    A sampled Fisher makes rows look free that the samples never touched. Logits and lookups have
+    closed forms with a prior; of other units only the very tall ones have too few samples a row.
+    """
+    closed = all(
+        use.kind == "lookup"
+        or (objective.kind == "logits" and use.node.outputs[0] in objective.outputs)
+        for use in unit.uses
+    )
+    return closed or unit.shape[0] <= _MANY_ROWS
+
+
+def _annotate(
+    model: ir.Model,
+    units: list[Unit],
+    facts: dict[str, Any],
+    samples: Calibration,
+    objective: Objective,
+    key: str,
+) -> None:
+    tokens = round(facts["positions"])
+    for unit in units:
+        if unit.reason:
+            annotate(unit.anchor, LeftInFloat(unit.name, unit.reason))
+        else:
+            by_row = _by_row(unit, objective)
+            annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), tokens, by_row))
+    output = str(objective.outputs[0].name)
+    count = len(samples.training)
+    annotate(
+        model, Calibrated(key, samples.source, count, tokens, objective.kind, output, samples.random)
+    )

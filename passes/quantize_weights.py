@@ -1,0 +1,115 @@
+"""The pass ``quantize-weights``: rounds every unit to the options that it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..ir import (
+    Annotation,
+    BitAllocation,
+    Budgeted,
+    Option,
+    QuantSpec,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    need_note,
+    note_of,
+    quantizable,
+)
+from ..ir.text_form import did_you_mean
+from .base import Pass, PassContext
+from .numerics.rounding import Factor, Rounded, gptq, nearest
+from .parallel import for_each
+from .quadratic import Quadratic
+
+ROUNDINGS = ("gptq", "nearest")
+_LOSSLESS_BITS = 8
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Round weights to codes and scales; the graph gets the values that the codes stand for.
+
+    The graph stays an ordinary float graph that simulates the result, until a lowering pass
+    replaces the weights by their codes.
+
+    Attributes:
+        rounding: ``gptq`` compensates errors against the Hessian; ``nearest`` does not.
+        refinements: After GPTQ, rounds of least-squares scales and coordinate descent.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation, TensorStats)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (QuantSpec,)
+    rounding: str = "gptq"
+    refinements: int = 3
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            hint = did_you_mean(self.rounding, ROUNDINGS)
+            raise UsageError(f"no rounding {self.rounding!r}", hint=hint)
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Rounds every unit that has an allocation and sums up what that will cost."""
+        units = [u for u in quantizable(model) if note_of(u.anchor, BitAllocation) is not None]
+
+        def work(unit: Unit) -> tuple[float, float]:
+            return self._quantize(unit, context)
+
+        losses = for_each(work, units, context.progress, "rounding")
+        weights, kernels = (sum(column) for column in zip(*losses, strict=True))
+        context.report[self.name] = {"loss": weights, "activation_loss": kernels}
+        budget = note_of(model, Budgeted)
+        if budget is not None:
+            annotate(model, replace(budget, loss=weights + kernels))
+        return bool(units)
+
+    def _quantize(self, unit: Unit, context: PassContext) -> tuple[float, float]:
+        """Rounds one unit; returns the predicted loss of its weights and of its kernels."""
+        note = need_note(unit.anchor, BitAllocation)
+        quadratic = Quadratic.of(unit, context.arrays)
+        weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
+        order = _order(unit, context)
+        stored = torch.empty_like(weight)
+        start = 0
+        for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
+            option, rows = Option.parse(text), order[start : start + count]
+            rounded = self._round(weight[rows], option, factor)
+            stored[rows] = rounded.dequantize(option.group)
+            context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
+            context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
+            start += count
+        unit.replace(stored.numpy())
+        loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
+        annotate(unit.anchor, replace(note, loss=loss))
+        annotate(unit.anchor, QuantSpec(unit.name, note.options, note.counts, self.rounding))
+        return loss, _kernel_loss(note, quadratic, weight, context)
+
+    def _round(self, weight: torch.Tensor, option: Option, factor: Factor) -> Rounded:
+        if self.rounding == "nearest" or option.bits >= _LOSSLESS_BITS:
+            return nearest(weight, option.bits, option.group, factor.price)
+        return gptq(weight, option.bits, option.group, factor, refinements=self.refinements)
+
+
+def _order(unit: Unit, context: PassContext) -> torch.Tensor:
+    """Returns the rows in stored order."""
+    name = f"{unit.name}/order"
+    if name in context.arrays:
+        return torch.from_numpy(np.array(context.arrays.get(name), dtype=np.int64))
+    return torch.arange(unit.shape[0])
+
+
+def _kernel_loss(
+    note: BitAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
+) -> float:
+    """Returns what the kernels' own rounding of activations costs, where they round."""
+    kernels = (context.capabilities.kernel(Option.parse(text).bits) for text in note.options)
+    rounds = any(kernel is not None and kernel.accuracy_level == 4 for kernel in kernels)
+    return quadratic.kernel_loss(weight) if rounds else 0.0

@@ -1,0 +1,52 @@
+"""Values that cross block boundaries, kept on disk, one small file for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class Boundaries:
+    """What one sample has left at the block boundaries: values, and gradients on the way back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[tuple[str, str], Path] = {}
+
+    def put(self, kind: str, name: str, tensor: torch.Tensor) -> None:
+        """Keeps a tensor under ``name``; ``kind`` is ``value`` or ``gradient``."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._files.setdefault(
+            (kind, name), self._folder / f"{len(self._files):06d}.npy"
+        )
+        np.save(path, tensor.detach().numpy(), allow_pickle=False)
+
+    def add(self, kind: str, name: str, tensor: torch.Tensor) -> None:
+        """Adds to what is kept under ``name``."""
+        earlier = self.get(kind, name)
+        self.put(kind, name, tensor if earlier is None else earlier + tensor)
+
+    def get(self, kind: str, name: str) -> torch.Tensor | None:
+        """Returns the tensor under ``name``, or None."""
+        path = self._files.get((kind, name))
+        if path is None:
+            return None
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+
+    def drop(self, kind: str, name: str) -> None:
+        """Forgets the tensor under ``name``."""
+        path = self._files.pop((kind, name), None)
+        if path is not None:
+            path.unlink()
+
+    def size(self) -> int:
+        """Returns the bytes on disk."""
+        return sum(path.stat().st_size for path in self._files.values())
+
+    def clear(self) -> None:
+        """Removes everything."""
+        for path in self._files.values():
+            path.unlink()
+        self._files.clear()

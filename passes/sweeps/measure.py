@@ -1,0 +1,142 @@
+"""Moments for graphs that torch cannot run: activations and divergences from the runtime.
+
+The Hessian is the plain second moment of the activations, which the runtime shows as extra
+outputs. The importance of a unit is one number for all its rows: the divergence that storing
+the unit alone in few bits causes, divided by what the rows predict together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ...ir import Feeds, Unit
+from ..base import PassContext, Session
+from ..numerics.divergence import kl_divergence
+from ..numerics.rounding import factorize, nearest, row_errors
+from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
+from .objective import Objective
+
+_PROBE_BITS, _PROBE_GROUP = 4, 32
+_PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian
+
+
+def _exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
+    """Returns a copy of ``model`` that also outputs ``values``."""
+    copy = model.clone()
+    by_name = {str(out.name): out for node in copy.graph for out in node.outputs}
+    present = {value.name for value in (*copy.graph.outputs, *copy.graph.inputs)}
+    copy.graph.outputs.extend(
+        by_name[str(v.name)] for v in values if v.name not in present and v.name in by_name
+    )
+    return copy
+
+
+def _activations(units: Sequence[Unit]) -> list[ir.Value]:
+    return list(dict.fromkeys(use.activation for unit in units for use in unit.uses))
+
+
+def _add_sample(units: Sequence[Unit], found: dict[str, np.ndarray], file: MomentFile) -> None:
+    for unit in units:
+        moments = UnitMoments(unit)
+        for at, use in enumerate(unit.uses):
+            seen = found[str(use.activation.name)]
+            if use.kind == "lookup":
+                rows, columns = unit.shape
+                ids = torch.from_numpy(seen.reshape(-1).astype(np.int64)) % rows
+                file.add(moments.name(at, "hessian"), torch.eye(columns), len(ids))
+            else:
+                inputs = torch.from_numpy(seen.reshape(-1, seen.shape[-1]).astype(np.float32))
+                gram = weighted_gram(inputs, torch.ones(len(inputs)))
+                file.add(moments.name(at, "hessian"), gram, len(inputs))
+                variance = rounding_variance(inputs)
+                file.add(moments.name(at, "activation"), variance, len(inputs))
+
+
+def divergence(
+    objective: Objective, exact: dict[str, np.ndarray], other: dict[str, np.ndarray]
+) -> tuple[float, int]:
+    """Returns the summed divergence of one sample and at how many places it was taken."""
+    total, places = 0.0, 0
+    for value in objective.outputs:
+        p, q = exact[str(value.name)], other[str(value.name)]
+        flat_p, flat_q = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (p, q))
+        places += len(flat_p)
+        if objective.kind == "logits":
+            total += float(kl_divergence(flat_p, flat_q).sum())
+        else:
+            scale = max(float(np.square(flat_p).mean()), 1e-24) * flat_p.shape[1]
+            total += float(0.5 * np.square(flat_q - flat_p).sum() / scale)
+    return total, places
+
+
+def _run_all(session: Session, feeds: Sequence[Feeds], names: list[str]) -> list[dict[str, np.ndarray]]:
+    return [session.run(feed, names) for feed in feeds]
+
+
+def _importance(
+    model: ir.Model,
+    unit: Unit,
+    objective: Objective,
+    feeds: Sequence[Feeds],
+    exact: list[dict[str, np.ndarray]],
+    context: PassContext,
+) -> float:
+    """Returns the measured divergence of the probe over what weight 1 on all rows predicts."""
+    weight = torch.from_numpy(unit.matrix())
+    factor = factorize(torch.eye(weight.shape[1]), 0.0)
+    rounded = nearest(weight, _PROBE_BITS, _PROBE_GROUP, factor.price).dequantize(_PROBE_GROUP)
+    kept = unit.weight.const_value
+    names = [str(value.name) for value in objective.outputs]
+    try:
+        unit.replace(rounded.numpy())
+        with context.runner.session(model) as session:
+            other = _run_all(session, feeds, names)
+    finally:
+        unit.weight.const_value = kept
+    pairs = [divergence(objective, p, q) for p, q in zip(exact, other, strict=True)]
+    measured = sum(total for total, _ in pairs) / max(sum(places for _, places in pairs), 1)
+    predicted = 0.5 * float(row_errors(weight, rounded, torch.eye(weight.shape[1])).sum())
+    return measured / max(predicted, 1e-30)
+
+
+def measure(
+    model: ir.Model,
+    units: Sequence[Unit],
+    objective: Objective,
+    feeds: Sequence[Feeds],
+    file: MomentFile,
+    context: PassContext,
+) -> float:
+    """Adds every unit's moments to ``file`` without gradients.
+
+    Returns:
+        At how many places the loss was taken.
+    """
+    wanted = _activations(units)
+    inputs = {str(value.name) for value in model.graph.inputs}
+    names = [str(value.name) for value in wanted if value.name not in inputs]
+    with context.runner.session(_exposing(model, wanted)) as session:
+        for feed in context.progress.track(feeds, len(feeds), "calibrating"):
+            _add_sample(units, {**feed, **session.run(feed, names)}, file)
+    file.flush()
+    probes = feeds[:_PROBE_SAMPLES]
+    outputs = [str(value.name) for value in objective.outputs]
+    with context.runner.session(model) as session:
+        exact = _run_all(session, probes, outputs)
+    for unit in context.progress.track(units, len(units), "probing units"):
+        found = _importance(model, unit, objective, probes, exact, context)
+        mean = _mean_energy(file, unit)
+        for at in range(len(unit.uses)):
+            rows = torch.full((unit.shape[0],), found / mean)
+            file.add(UnitMoments(unit).name(at, "rows"), rows, 0)
+    return 1.0
+
+
+def _mean_energy(file: MomentFile, unit: Unit) -> float:
+    """Returns the sum over uses of the Hessian's mean diagonal: the probe assumed 1."""
+    uses = range(len(unit.uses))
+    return max(sum(file.mean_diagonal(UnitMoments(unit).name(at, "hessian")) for at in uses), 1e-30)

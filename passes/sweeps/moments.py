@@ -1,0 +1,122 @@
+"""The second moments that the sweeps gather, accumulated in the file that keeps them.
+
+A unit has one quadratic term for each use. For a product ``Y = X W`` the term is
+
+    hessian = E[c_t x_t x_t^T]            rows[n] = E[(dl/dy_n)^2]
+
+where ``c_t`` is the squared norm of the gradient at the unit's output for token t (mean 1,
+clipped), so that rounding cares for the tokens that the loss cares for. Where the output *is* the
+logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the term is
+
+    hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...ir import Unit
+from ...ir.array_file import ArrayFile
+
+WEIGHT_RANGE = (0.05, 4.0)
+ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
+UNSEEN = 0.1  # share of the probability that goes to rows that calibration did not see
+
+
+@dataclass(frozen=True)
+class UnitMoments:
+    """Names and shapes of the arrays of one unit."""
+
+    unit: Unit
+
+    def arrays(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yields every array's name and shape."""
+        rows, columns = self.unit.shape
+        for at in range(len(self.unit.uses)):
+            yield self.name(at, "hessian"), (columns, columns)
+            yield self.name(at, "rows"), (rows,)
+            yield self.name(at, "activation"), (columns,)
+
+    def name(self, use: int, what: str) -> str:
+        """Returns the name of an array of the ``use``-th term."""
+        return f"{self.unit.name}/{use}/{what}"
+
+
+class MomentFile:
+    """Accumulators of all units, laid out in their final file from the start.
+
+    The arrays of the block at work stay in memory until ``flush``.
+    """
+
+    def __init__(self, path: Path, units: list[Unit]) -> None:
+        shapes = {name: shape for unit in units for name, shape in UnitMoments(unit).arrays()}
+        self._file = ArrayFile.create(path, shapes, np.float32)
+        self._names = sorted(shapes)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._open: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, array: torch.Tensor, count: int) -> None:
+        """Adds a sum (``count`` 0) or the mean over ``count`` positions to an accumulator."""
+        term = array * count if count else array
+        self._open[name] = self._open[name] + term if name in self._open else term
+        self._counts[name] += count
+
+    def flush(self) -> None:
+        """Moves what is in memory to the file."""
+        for name, array in self._open.items():
+            self._file.array(name)[...] += array.numpy()
+        self._open.clear()
+
+    def mean_diagonal(self, name: str) -> float:
+        """Returns the mean of a flushed Hessian's diagonal, as an expectation."""
+        return float(np.trace(self._file.array(name))) / (
+            len(self._file.array(name)) * max(self._counts[name], 1)
+        )
+
+    def finish(self, positions: float, metadata: Mapping[str, str]) -> None:
+        """Turns sums into expectations and closes the file.
+
+        Args:
+            positions: At how many places the loss was taken: what plain sums are divided by.
+            metadata: Text to keep in the file's header.
+        """
+        self.flush()
+        for name in self._names:
+            array = self._file.array(name)
+            array /= self._counts[name] or max(positions, 1.0)
+        self._file.close(metadata)
+
+
+def token_weights(gradient: torch.Tensor) -> torch.Tensor:
+    """Returns ``c_t``: squared gradient norms with mean 1, clipped to ``WEIGHT_RANGE``."""
+    weights = gradient.square().sum(dim=1)
+    mean = weights.mean()
+    if not mean > 0:
+        return torch.ones_like(weights)
+    return (weights / mean).clamp(*WEIGHT_RANGE)
+
+
+def weighted_gram(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Returns ``sum_t c_t x_t x_t^T`` with the weights scaled to mean 1, over the token count."""
+    scaled = inputs * (weights / weights.sum())[:, None]
+    return scaled.T @ inputs
+
+
+def rounding_variance(inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the error variance of each column when tokens are rounded to int8 in blocks.
+
+    The step is ``absmax / 127`` of the token's block, and a uniform error has variance
+    ``step^2 / 12``.
+    """
+    columns = inputs.shape[1]
+    missing = -columns % ACTIVATION_BLOCK
+    padded = torch.nn.functional.pad(inputs, (0, missing))
+    blocks = padded.reshape(len(inputs), -1, ACTIVATION_BLOCK).abs().amax(dim=2)
+    variance = (blocks / 127).square().mean(dim=0) / 12
+    return variance.repeat_interleave(ACTIVATION_BLOCK)[:columns]

@@ -1,0 +1,90 @@
+"""What the divergence is measured on, and the gradient that samples its Fisher information.
+
+For logits the loss is the log-likelihood of a label drawn from the model's own distribution,
+which makes the second moment of its gradient the true Fisher information (not the empirical
+one). For any other output it is ``<r, y> / (sigma sqrt(D))`` with ``r ~ N(0, I)``, the
+Gauss-Newton form of half the relative squared error of the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+
+from ...ir import FLOAT_TYPES, UsageError, find_units
+
+Kind = Literal["logits", "regression"]
+KINDS = ("auto", "logits", "regression")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The outputs that count.
+
+    Attributes:
+        kind: ``logits`` or ``regression``.
+        outputs: The graph outputs that it reads.
+    """
+
+    kind: Kind
+    outputs: tuple[ir.Value, ...]
+
+    def gradient(self, output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Returns a sample of the gradient of the loss with respect to one output.
+
+        Args:
+            output: Positions x channels in its last two axes.
+            generator: Source of the label or the direction.
+        """
+        if self.kind == "regression":
+            scale = output.square().mean().sqrt().clamp_min(1e-12) * output.shape[-1] ** 0.5
+            return torch.randn(output.shape, generator=generator) / scale
+        flat = output.reshape(-1, output.shape[-1])
+        gradient = flat.softmax(dim=-1).neg_()
+        label = torch.multinomial(gradient.neg(), 1, generator=generator)
+        gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
+        return gradient.reshape(output.shape)
+
+    def positions(self, output: torch.Tensor) -> int:
+        """Returns at how many places the loss is taken."""
+        return output.numel() // output.shape[-1]
+
+
+def _vocabularies(model: ir.Model, tokens: str | None) -> set[int]:
+    """Returns the row counts of the tables that the token ids look up directly."""
+    return {
+        unit.shape[0]
+        for unit in find_units(model)
+        for use in unit.uses
+        if use.kind == "lookup" and use.activation.name == tokens
+    }
+
+
+def _last_dim(value: ir.Value) -> object:
+    return value.shape[-1] if value.shape is not None and len(value.shape) else None
+
+
+def choose_objective(model: ir.Model, tokens: str | None, kind: str) -> Objective:
+    """Finds the outputs to measure on.
+
+    An output is taken for logits when its last dimension is the size of the table that the
+    token ids look up. Without such an output every float output counts as a regression.
+
+    Raises:
+        UsageError: ``kind`` is unknown, or logits are asked for and there are none.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown objective {kind!r}", hint="known: " + ", ".join(KINDS))
+    floats = [value for value in model.graph.outputs if value.dtype in FLOAT_TYPES]
+    if not floats:
+        raise UsageError("the model has no float output to measure a divergence on")
+    sizes = _vocabularies(model, tokens)
+    logits = [value for value in floats if _last_dim(value) in sizes]
+    if kind == "logits" and not logits:
+        logits = floats[:1]
+    if logits and kind != "regression":
+        return Objective("logits", (logits[0],))
+    return Objective("regression", tuple(floats))

@@ -1,0 +1,328 @@
+"""Forward over the blocks, then backward in reverse, with one block in memory at a time.
+
+Samples go in waves, so that what waits at block boundaries stays below ``WAVE_BYTES`` on disk.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ...ir import Feeds, Unit, Use
+from ...ir.blocks import Block
+from ..base import PassContext, Runner
+from .boundaries import Boundaries
+from .moments import (
+    UNSEEN,
+    WEIGHT_RANGE,
+    MomentFile,
+    UnitMoments,
+    rounding_variance,
+    token_weights,
+    weighted_gram,
+)
+from .objective import Objective
+
+WAVE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """One use of a unit inside a block."""
+
+    moments: UnitMoments
+    at: int
+
+    @property
+    def use(self) -> Use:
+        return self.moments.unit.uses[self.at]
+
+    @property
+    def output(self) -> ir.Value:
+        return self.use.node.outputs[0]
+
+
+@dataclass
+class _Stage:
+    """A block made ready to run: lookups apart, because gradients start at what they return."""
+
+    block: Block
+    taps: list[_Tap]
+    wanted: list[ir.Value]
+    lookups: list[_Tap] = field(init=False)
+    inputs: list[ir.Value] = field(init=False)
+    outputs: list[ir.Value] = field(init=False)
+    _early: torch.nn.Module | None = None
+    _main: torch.nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self.lookups = [tap for tap in self.taps if tap.use.kind == "lookup"]
+        looked_up = [tap.output for tap in self.lookups]
+        own = [value for value in self.block.inputs if value not in looked_up]
+        self.inputs = [*own, *looked_up]
+        products = [tap for tap in self.taps if tap.use.kind == "product"]
+        extra = [value for tap in products for value in (tap.output, tap.use.activation)]
+        self.outputs = list(dict.fromkeys([*self.wanted, *extra]))
+
+    def build(self, runner: Runner) -> None:
+        """Lowers the block once; weights stay where they are."""
+        if self._main is not None:
+            return
+        nodes = [tap.use.node for tap in self.lookups]
+        rest = [node for node in self.block.nodes if node not in nodes]
+        if nodes:
+            # The ids of a lookup may themselves be computed in this block.
+            outputs = [value for tap in self.lookups for value in (tap.output, tap.use.activation)]
+            self._early = runner.segment(
+                self.block.nodes, self.block.inputs, list(dict.fromkeys(outputs))
+            )
+        self._main = runner.segment(rest, self.inputs, self.outputs)
+
+    def prepare(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the inputs of the block with what its lookups return."""
+        if self._early is None:
+            return given
+        outputs = [value for tap in self.lookups for value in (tap.output, tap.use.activation)]
+        with torch.no_grad():
+            found = self._early(*(given[_name(value)] for value in self.block.inputs))
+        names = [_name(value) for value in dict.fromkeys(outputs)]
+        return {**given, **dict(zip(names, found, strict=True))}
+
+    def run(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns every wanted value of the block."""
+        assert self._main is not None
+        found = self._main(*(given[_name(value)] for value in self.inputs))
+        return dict(zip((_name(value) for value in self.outputs), found, strict=True))
+
+
+def _name(value: ir.Value) -> str:
+    return str(value.name)
+
+
+def _stages(
+    blocks: Sequence[Block], units: Sequence[Unit], objective: Objective
+) -> list[_Stage]:
+    place = {node: block.index for block in blocks for node in block.nodes}
+    taps: dict[int, list[_Tap]] = defaultdict(list)
+    for unit in units:
+        for at, use in enumerate(unit.uses):
+            taps[place[use.node]].append(_Tap(UnitMoments(unit), at))
+    later: set[ir.Value] = set()
+    wanted: dict[int, list[ir.Value]] = {}
+    for block in reversed(blocks):
+        kept = later | set(objective.outputs)
+        wanted[block.index] = [value for value in block.outputs if value in kept]
+        later |= set(block.inputs)
+    return [_Stage(block, taps[block.index], wanted[block.index]) for block in blocks]
+
+
+def _tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+
+
+class _Sample:
+    """One sample on its way through the blocks."""
+
+    def __init__(self, feeds: Feeds, folder: Path, seed: int) -> None:
+        self.feeds = _tensors(feeds)
+        self.boundaries = Boundaries(folder)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def given(self, block: Block) -> dict[str, torch.Tensor]:
+        """Returns what the block reads: graph inputs and values of earlier blocks."""
+        found = {}
+        for value in block.inputs:
+            tensor = self.feeds.get(_name(value))
+            if tensor is None:
+                tensor = self.boundaries.get("value", _name(value))
+            assert tensor is not None, f"{value.name} was not kept"
+            found[_name(value)] = tensor
+        return found
+
+
+@dataclass
+class _Sweep:
+    """The state that both sweeps share."""
+
+    stages: list[_Stage]
+    objective: Objective
+    file: MomentFile
+    positions: float = 0.0
+    said: torch.Tensor | None = None
+
+    def forward(self, sample: _Sample) -> None:
+        """Runs all blocks but the last and keeps what crosses their boundaries."""
+        for stage in self.stages[:-1]:
+            with torch.no_grad():
+                found = stage.run(stage.prepare(sample.given(stage.block)))
+            for value in stage.wanted:
+                sample.boundaries.put("value", _name(value), found[_name(value)])
+
+    def backward(self, sample: _Sample, stage: _Stage) -> None:
+        """Runs one block again with gradients and adds to the moments of its units."""
+        given = stage.prepare(sample.given(stage.block))
+        leaves = {}
+        for value in stage.inputs:
+            tensor = given[_name(value)]
+            if tensor.is_floating_point():
+                given[_name(value)] = leaves[_name(value)] = tensor.detach().requires_grad_()
+        found = stage.run(given)
+        ends = self._ends(sample, stage, found)
+        products = [tap for tap in stage.taps if tap.use.kind == "product"]
+        tapped = {_name(tap.output): found[_name(tap.output)] for tap in products}
+        sources = {**leaves, **{k: v for k, v in tapped.items() if v.requires_grad}}
+        gradients = _gradients(ends, sources)
+        for tap in products:
+            self._add_product(tap, found, gradients)
+        for tap in stage.lookups:
+            self._add_lookup(tap, given, gradients)
+        for value in stage.block.inputs:
+            gradient = gradients.get(_name(value))
+            if gradient is not None and _name(value) not in sample.feeds:
+                sample.boundaries.add("gradient", _name(value), gradient)
+
+    def _ends(
+        self, sample: _Sample, stage: _Stage, found: dict[str, torch.Tensor]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pairs the block's outputs with the gradients that reach them."""
+        ends = []
+        for value in stage.wanted:
+            tensor = found[_name(value)]
+            if value in self.objective.outputs:
+                gradient = self.objective.gradient(tensor.detach(), sample.generator)
+                self.positions += self.objective.positions(tensor) / len(self.objective.outputs)
+                if tensor.requires_grad:
+                    ends.append((tensor, gradient))
+            later = sample.boundaries.get("gradient", _name(value))
+            if later is not None and tensor.requires_grad:
+                ends.append((tensor, later))
+        return ends
+
+    def _add_product(
+        self,
+        tap: _Tap,
+        found: dict[str, torch.Tensor],
+        gradients: dict[str, torch.Tensor],
+    ) -> None:
+        inputs = _flat(found[_name(tap.use.activation)])
+        if self.objective.kind == "logits" and tap.output in self.objective.outputs:
+            chances = _flat(found[_name(tap.output)]).softmax(dim=1)
+            self._expect(chances)
+            spread = chances * (1 - chances)
+            rows, weights = spread.sum(dim=0), spread.sum(dim=1)
+            rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
+            weights = (weights / weights.mean()).clamp(*WEIGHT_RANGE)
+        elif _name(tap.output) in gradients:
+            gradient = _flat(gradients[_name(tap.output)])
+            rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
+        else:
+            return
+        name = tap.moments.name
+        self.file.add(name(tap.at, "rows"), rows, 0)
+        self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
+        self.file.add(name(tap.at, "activation"), rounding_variance(inputs), len(inputs))
+
+    def _expect(self, chances: torch.Tensor) -> None:
+        """Notes how often the model itself would say each token: a prior for lookups."""
+        total = chances.sum(dim=0)
+        self.said = total if self.said is None else self.said + total
+
+    def _add_lookup(
+        self, tap: _Tap, given: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+    ) -> None:
+        if _name(tap.output) not in gradients:
+            return
+        gradient = _flat(gradients[_name(tap.output)])
+        rows = tap.moments.unit.shape[0]
+        ids = given[_name(tap.use.activation)].reshape(-1) % rows
+        counts = torch.bincount(ids, minlength=rows).float()
+        if self.said is not None and len(self.said) == rows:
+            counts = (counts + self.said * (counts.sum() / self.said.sum())) / 2
+        counts = (1 - UNSEEN) * counts + UNSEEN * counts.mean()
+        name = tap.moments.name
+        self.file.add(name(tap.at, "rows"), counts, 0)
+        self.file.add(name(tap.at, "hessian"), gradient.T @ gradient / len(ids), len(ids))
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns positions x channels in float32."""
+    return tensor.detach().reshape(-1, tensor.shape[-1]).float()
+
+
+def _gradients(
+    ends: list[tuple[torch.Tensor, torch.Tensor]], sources: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Returns the gradient that reaches each source, where one does."""
+    if not ends or not sources:
+        return {}
+    outputs, gradients = zip(*ends, strict=True)
+    found = torch.autograd.grad(
+        outputs, list(sources.values()), gradients, allow_unused=True
+    )
+    return {k: g.detach() for k, g in zip(sources, found, strict=True) if g is not None}
+
+
+def _waves(samples: list[_Sample], run: Callable[[_Sample], None]) -> Iterator[list[_Sample]]:
+    """Runs samples until their boundaries fill ``WAVE_BYTES``, yields them, and goes on."""
+    wave: list[_Sample] = []
+    for sample in samples:
+        run(sample)
+        wave.append(sample)
+        size = sample.boundaries.size()
+        if size * (len(wave) + 1) > WAVE_BYTES:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+def sweep(
+    blocks: Sequence[Block],
+    units: Sequence[Unit],
+    objective: Objective,
+    feeds: Sequence[Feeds],
+    file: MomentFile,
+    context: PassContext,
+) -> float:
+    """Runs both sweeps and adds every unit's moments to ``file``.
+
+    Args:
+        blocks: The graph in execution order.
+        units: The units to gather moments for.
+        objective: What the divergence is measured on.
+        feeds: The samples.
+        file: The accumulators.
+        context: The runner that lowers blocks, the scratch folder, the seed and the progress.
+
+    Returns:
+        At how many places the loss was taken.
+    """
+    state = _Sweep(_stages(blocks, units, objective), objective, file)
+    for stage in state.stages:
+        stage.build(context.runner)
+    steps = iter(context.progress.track(range(2 * len(feeds)), 2 * len(feeds), "calibrating"))
+    samples = [
+        _Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at)
+        for at, feed in enumerate(feeds)
+    ]
+
+    def forward(sample: _Sample) -> None:
+        next(steps, None)
+        state.forward(sample)
+
+    for wave in _waves(samples, forward):
+        for stage in reversed(state.stages):
+            for sample in wave:
+                state.backward(sample, stage)
+            file.flush()
+        for sample in wave:
+            next(steps, None)
+            sample.boundaries.clear()
+    next(steps, None)
+    return state.positions

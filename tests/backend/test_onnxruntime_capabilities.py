@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mpqc.backend.onnxruntime import Probe, capabilities, probe
+from mpqc.backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
+from mpqc.ir import Option, UsageError
+
+
+def test_every_target_loads() -> None:
+    assert targets() == ("ort-cpu", "ort-cuda")
+    for target in targets():
+        table = load(target)
+        assert [kernel.bits for kernel in table.kernels] == [2, 4, 8]
+        assert set(table.lookup_bits) <= {kernel.bits for kernel in table.kernels}
+
+
+def test_slow_kernels_are_not_offered() -> None:
+    offered = set(load("ort-cpu").product_options(96, 100))
+    assert Option(2, 64) in offered
+    assert Option(2, 32) not in offered
+    assert Option(2, 256) not in offered
+    assert load("ort-cuda").product_options(96, 100) == ()
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(UsageError) as caught:
+        load("ort-cup")
+    assert caught.value.hint == "did you mean 'ort-cpu'?"
+
+
+def installed(**versions: str) -> Callable[[str], str]:
+    known = {name.replace("_", "-"): version for name, version in versions.items()}
+    return lambda wheel: known.get(wheel, "")
+
+
+@pytest.mark.parametrize(
+    ("versions", "problem"),
+    [
+        ({}, "not installed"),
+        ({"onnxruntime": "1.31.1", "onnxruntime_gpu": "1.31.1"}, "uninstall one"),
+        ({"onnxruntime": "1.30.2"}, "1.30.2 is too old for ort-cpu, which needs 1.31"),
+    ],
+)
+def test_runtime_that_cannot_serve(
+    versions: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capabilities, "_version", installed(**versions))
+    assert problem in (installed_runtime_problem("ort-cpu") or "")
+
+
+@pytest.mark.ort
+def test_this_machine_runs_the_cpu_target() -> None:
+    assert installed_runtime_problem("ort-cpu") is None
+
+
+@pytest.mark.ort
+def test_missing_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AnotherProvider"])
+    assert "no CPUExecutionProvider" in (installed_runtime_problem("ort-cpu") or "")
+
+
+@pytest.mark.ort
+def test_kernels_of_the_table_are_right_on_this_machine() -> None:
+    probes = probe(load("ort-cpu"))
+    assert {(one.bits, one.group) for one in probes} >= {(2, 64), (4, 32), (8, 128)}
+    assert max(one.error for one in probes) < 0.02
+
+
+def test_a_wrong_or_slow_kernel_is_named() -> None:
+    assert "2g64 computes with an error of 50.0%" in Probe(2, 64, 0.5, 0.1).problem
+    assert "8g32 takes 7.5 times" in Probe(8, 32, 0.0, 7.5).problem
+    assert "nan" in Probe(8, 32, float("nan"), 0.1).problem
+    assert Probe(4, 32, 0.006, 0.2).problem == ""

@@ -1,0 +1,261 @@
+"""What each command of the mpqc command does: call the API, print the result."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from typing import Any
+
+from .manifest import plain_json
+from .progress import choose_progress, plain
+
+_MACHINE = 4
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Runs the chosen command; returns the exit code."""
+    return _COMMANDS[chosen.command](chosen)
+
+
+def _compile(chosen: argparse.Namespace) -> int:
+    from .api import compile
+
+    result = compile(
+        chosen.model,
+        budget=chosen.budget,
+        output=chosen.output,
+        target=chosen.target,
+        calibration=chosen.calibration,
+        samples=chosen.samples,
+        sequence_length=chosen.sequence_length,
+        recipe=chosen.recipe,
+        passes=chosen.passes,
+        overwrite=chosen.overwrite,
+        random_calibration=chosen.random_calibration,
+        objective=chosen.objective,
+        seed=chosen.seed,
+        dump_after_each=chosen.dump_after_each,
+        stop_after=chosen.stop_after,
+        print_after=chosen.print_after,
+        time_passes=chosen.time_passes,
+        progress=choose_progress(),
+    )
+    if chosen.json:
+        facts = dataclasses.asdict(result)
+        _print_json({**facts, "report": str(result.output / "mpqc.json")})
+        return 0
+    lines = [
+        ("asked", f"{result.asked:.3f} stored bits per weight"),
+        ("got", f"{result.got:.3f} ({result.resident_bits:.3f} in memory)"),
+        ("weights", f"{result.weights:,}"),
+        ("all files", f"{result.size / 1e6:.2f} MB"),
+    ]
+    if result.predicted is not None:
+        lines.append(("predicted", f"{result.predicted:.4g}"))
+    lines += [
+        (what, f"{result.measured[key]:.4g}")
+        for key, what in _MEASURED.items()
+        if result.measured.get(key) is not None
+    ]
+    if result.report["random_calibration"]:
+        lines.append(("warning", "calibrated on random noise"))
+    _print_table([*lines, ("written to", str(result.output))])
+    return 0
+
+
+_MEASURED = {
+    "kl": "measured KL, nats per token",
+    "top1": "same first choice",
+    "relative_error": "relative error of outputs",
+    "cosine": "cosine similarity of outputs",
+}
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from .export import export_folder
+
+    progress = choose_progress()
+    progress.say(f"exporting {chosen.folder}")
+    result = export_folder(chosen.folder, chosen.output, overwrite=chosen.overwrite)
+    if chosen.json:
+        _print_json(dataclasses.asdict(result))
+        return 0
+    size = sum(result.files.values())
+    _print_table(
+        [("exporter", result.route), ("size", f"{size / 1e6:.2f} MB"), ("written to", str(result.output))]
+    )
+    return 0
+
+
+def _opt(chosen: argparse.Namespace) -> int:
+    from .resume import opt
+    from .watch import Watch
+
+    result = opt(
+        chosen.dump,
+        chosen.passes,
+        output=chosen.output,
+        overwrite=chosen.overwrite,
+        watch=Watch(
+            chosen.dump_after_each, chosen.stop_after, chosen.print_after, chosen.time_passes
+        ),
+        progress=choose_progress(),
+    )
+    shown = result.listing() if chosen.print or chosen.output is None else None
+    if chosen.json:
+        _print_json({"pipeline": result.pipeline, "output": result.output, "graph": shown})
+    elif shown is not None:
+        print(shown, end="" if shown.endswith("\n") else "\n")
+    else:
+        _print_table([("passes", result.pipeline), ("written to", str(result.output))])
+    return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from .inspection import inspect_file
+
+    found = inspect_file(chosen.model)
+    if chosen.json:
+        _print_json(found.facts())
+        return 0
+    storage = found.storage
+    rows = [("unit", "used as", "rows x columns", "rows by bits", "bits", "bytes", "in float because")]
+    for unit in storage.units:
+        widths = ", ".join(f"{bits:g}: {rows_}" for bits, rows_ in unit.widths)
+        shape = f"{unit.rows} x {unit.columns}"
+        kinds = ", ".join(unit.kinds)
+        size = f"{unit.bytes:,}"
+        rows.append((unit.name, kinds, shape, widths, f"{unit.bits:.3f}", size, unit.why_float))
+    _print_table(rows)
+    print()
+    _print_table(
+        [
+            ("stored bits per weight", f"{storage.bits_per_weight:.4f}"),
+            ("in memory, bits per weight", f"{storage.resident_bits_per_weight:.4f}"),
+            ("weights", f"{storage.weights:,}"),
+            ("bytes of weights", f"{storage.bytes:,}"),
+            ("bytes of other constants", f"{storage.rest:,}"),
+            ("bytes of the file and its data", f"{found.file_bytes:,}"),
+        ]
+    )
+    return 0
+
+
+def _eval(chosen: argparse.Namespace) -> int:
+    from .evaluate import evaluate
+
+    found = evaluate(
+        chosen.original,
+        chosen.result,
+        chosen.text,
+        samples=chosen.samples,
+        sequence_length=chosen.sequence_length,
+        target=chosen.target,
+        progress=choose_progress(),
+    )
+    if chosen.json:
+        _print_json(found.facts())
+        return 0
+    _print_table([(key.replace("_", " "), _shown(value)) for key, value in found.facts().items()])
+    return 0
+
+
+def _passes(chosen: argparse.Namespace) -> int:
+    from ..passes.registry import all_passes
+
+    listed = [
+        {
+            "name": one.name,
+            "summary": (one.__doc__ or "").strip().splitlines()[0],
+            "options": {
+                field.name.replace("_", "-"): _default(field) for field in dataclasses.fields(one)
+            },
+        }
+        for one in all_passes()
+    ]
+    if chosen.json:
+        _print_json({"passes": listed})
+        return 0
+    for one in listed:
+        print(f"{one['name']}\n    {one['summary']}")
+        for name, default in dict(one["options"]).items():
+            print(f"    {name}={default}")
+    return 0
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    from ..ir.text_form import print_value
+
+    if field.default is dataclasses.MISSING:
+        return "(required)"
+    return print_value(field.default)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from ..backend.onnxruntime.capabilities import targets
+    from .manifest import versions
+
+    problems = {target: _problem(target) for target in targets()}
+    if chosen.json:
+        _print_json({"targets": problems, "versions": versions()})
+    else:
+        _print_table([(name, problem or "ready") for name, problem in problems.items()])
+        print()
+        _print_table(list(versions().items()))
+    return 0 if None in problems.values() else _MACHINE
+
+
+def _problem(target: str) -> str | None:
+    """Returns why this machine cannot run ``target``; a tiny model is the proof that it can."""
+    import onnx_ir as ir
+
+    from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
+    from ..backend.onnxruntime.runner import open_session
+    from ..ir import MpqcError
+
+    problem = installed_runtime_problem(target)
+    if problem is not None:
+        return problem
+    try:
+        with open_session(ir.from_onnx_text(_TINY), load(target).provider):
+            return None
+    except MpqcError as error:
+        return error.message
+
+
+_TINY = """<ir_version: 8, opset_import: ["" : 17]>
+tiny (float[1] x) => (float[1] y) { y = Neg(x) }"""
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps({"ok": True, **plain_json(facts)}))
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints columns, left-aligned, whatever the terminal's width: results may be piped."""
+    clean = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(len(row[at]) for row in clean) for at in range(len(clean[0]))]
+    for row in clean:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "compile": _compile,
+    "export": _export,
+    "opt": _opt,
+    "inspect": _inspect,
+    "eval": _eval,
+    "passes": _passes,
+    "doctor": _doctor,
+}
+
+
