@@ -1,4 +1,4 @@
-"""Arrays from files that strangers may have made: .npz and .safetensors, nothing executable."""
+"""Arrays from files that strangers made: .npz and .safetensors, nothing executable."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def _samples_of(path: Path, one: ModelInput, array: np.ndarray) -> list[np.ndarr
         whole = len(array) - len(array) % batch
         parts = [array[at : at + batch] for at in range(0, whole, batch)]
     for part in parts:
-        if any(isinstance(d, int) and d != s for d, s in zip(one.dims, part.shape, strict=True)):
+        if any(
+            isinstance(d, int) and d != s for d, s in zip(one.dims, part.shape, strict=True)
+        ):
             raise InputError(
                 f"{path}: the input {one.name!r} has shape {_shown(one)}, not {part.shape}"
             )
@@ -165,7 +167,9 @@ def _checked(path: Path, one: ModelInput, array: np.ndarray) -> np.ndarray:
     """Returns ``array`` in the type of the input, if that loses nothing that matters."""
     kinds = "f" if one.dtype.kind in "fV" else "iub"
     if array.dtype != one.dtype and array.dtype.kind not in kinds:
-        raise InputError(f"{path}: the input {one.name!r} takes {one.dtype}, not {array.dtype}")
+        raise InputError(
+            f"{path}: the input {one.name!r} takes {one.dtype}, not {array.dtype}"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{path}: the array {one.name!r} holds NaN or infinite values")
     if one.vocabulary and array.size and not 0 <= array.min() <= array.max() < one.vocabulary:

@@ -1,6 +1,7 @@
-"""A Hugging Face folder -> ONNX: decoders with a cache through onnxruntime-genai's model builder.
+"""A Hugging Face folder -> ONNX.
 
-Everything that the builder does not know goes through torch.export. No code from the folder
+Decoders get a cache from onnxruntime-genai's model builder; what it does not know goes through
+torch.export. No code from the folder
 is run, and no weights are unpickled: the exporters see links to the harmless files only.
 """
 
@@ -89,7 +90,9 @@ def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
         if not isinstance(content, dict):
             continue
         for key, value in content.items():
-            chosen = str(key).startswith("_attn_implementation") and not isinstance(value, bool)
+            chosen = str(key).startswith("_attn_implementation") and not isinstance(
+                value, bool
+            )
             if (key in _CODE_KEYS and value) or (chosen and value is not None):
                 raise InputError(
                     f"{path} asks for code to be run: it has the key {key!r}",
@@ -124,7 +127,9 @@ def _link_harmless(folder: Path, links: Path) -> None:
 
 
 def _is_decoder(settings: Mapping[str, Any]) -> bool:
-    return any(str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ())
+    return any(
+        str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ()
+    )
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -132,7 +137,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _build(folder: Path, stage: Path) -> bool:
-    """Runs the model builder in a process of its own; False when it does not know the model."""
+    """Runs the model builder in its own process; False when it does not know the model."""
     if find_spec("onnxruntime_genai") is None:
         raise MachineError(
             "exporting a decoder needs onnxruntime-genai", hint="pip install 'mpqc[hf]'"
@@ -140,7 +145,18 @@ def _build(folder: Path, stage: Path) -> bool:
     cache = stage / ".cache"
     cache.mkdir()
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-    command += ["-i", str(folder), "-o", str(stage), "-c", str(cache), "-p", "fp32", "-e", "cpu"]
+    command += [
+        "-i",
+        str(folder),
+        "-o",
+        str(stage),
+        "-c",
+        str(cache),
+        "-p",
+        "fp32",
+        "-e",
+        "cpu",
+    ]
     command += ["--extra_options", "hf_token=false", "hf_remote=false"]
     try:
         done = subprocess.run(
@@ -155,7 +171,9 @@ def _build(folder: Path, stage: Path) -> bool:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise MachineError(f"the model builder ran for more than {error.timeout:.0f} s") from error
+        raise MachineError(
+            f"the model builder ran for more than {error.timeout:.0f} s"
+        ) from error
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     if done.returncode == 0 and (stage / "model.onnx").is_file():

@@ -158,7 +158,9 @@ def longest_sequence(genai: Mapping[str, Any], settings: Mapping[str, Any]) -> i
 
 
 def _positive(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return (
+        value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    )
 
 
 def token_feed(
@@ -193,7 +195,7 @@ def _fill(one: ModelInput, ids: np.ndarray, heads: HeadShape) -> np.ndarray:
 
 
 def _past_shape(one: ModelInput, heads: HeadShape) -> tuple[int, ...]:
-    """Returns the shape of an empty cache: batch 1, nothing past, heads as the model has them."""
+    """Returns the shape of an empty cache: batch 1, nothing past, the model's heads."""
     shape = []
     for axis, dim in enumerate(one.dims):
         if isinstance(dim, int):
@@ -221,7 +223,7 @@ def _known(one: ModelInput, what: str, size: int | None) -> int:
 def random_feed(
     inputs: list[ModelInput], length: int, source: np.random.Generator, heads: HeadShape
 ) -> dict[str, np.ndarray]:
-    """Returns noise of the right types and shapes: open sizes are 1 for axis 0, else ``length``.
+    """Returns noise that fits the inputs: open sizes are 1 for axis 0, else ``length``.
 
     Integers of unknown meaning are zero; token ids are uniform over the vocabulary.
 

@@ -147,7 +147,7 @@ class SampleMaker:
     ) -> list[dict[str, np.ndarray]]:
         tokens = self.tokens
         if tokens is None:
-            raise InputError("the model reads no tokens, so text cannot be fed", hint=_SOMETHING)
+            raise InputError("the model reads no tokens, so text cannot be fed", hint=_ARRAYS)
         encoder = load_encoder(self.source.companions())
         chunks = framed_chunks(encoder, text, samples, self._fitting(length), rule)
         highest = max(int(chunk.max()) for chunk in chunks)
@@ -191,6 +191,7 @@ class SampleMaker:
         return Calibration(feeds, words, feeds_key(feeds), name, random=True)
 
 
+_ARRAYS = "give an .npz or .safetensors file of arrays named like the inputs"
 _SOMETHING = (
     "give samples: --calibration samples.npz (arrays named like the inputs),"
     " or --random-calibration"

@@ -141,7 +141,9 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_file():
             found.append(path)
         elif not path.is_dir():
-            raise InputError(f"{path} does not exist", hint="name a text file or a folder of them")
+            raise InputError(
+                f"{path} does not exist", hint="name a text file or a folder of them"
+            )
         elif not inside:
             raise InputError(f"{path} holds no .txt or .md file")
         else:
@@ -168,7 +170,9 @@ def read_texts(files: Sequence[Path]) -> str:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         if b"\0" in raw[:4096]:
             raise InputError(f"{path} is no text: it holds NUL bytes")
-        parts.append(raw.decode("utf-8", errors="ignore").replace("\r\n", "\n").replace("\r", "\n"))
+        parts.append(
+            raw.decode("utf-8", errors="ignore").replace("\r\n", "\n").replace("\r", "\n")
+        )
     text = "\n".join(parts)
     if not text.strip():
         raise InputError("the text is empty: " + ", ".join(str(path) for path in files))

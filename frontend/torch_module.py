@@ -92,7 +92,7 @@ def _check_examples(module: torch.nn.Module, example_inputs: Sequence[Any]) -> N
 
 def _name_axes(model: ir.Model, dynamic_shapes: Any) -> None:
     """Calls the open axes what the caller called them, instead of ``s4`` and ``s41``."""
-    given = [one for one in torch.utils._pytree.tree_leaves(dynamic_shapes, is_leaf=_is_axes)]
+    given = torch.utils._pytree.tree_leaves(dynamic_shapes, is_leaf=_is_axes)
     names: dict[str, str] = {}
     for value, axes in zip(model.graph.inputs, given, strict=False):
         for axis, dim in _axes(axes).items():
@@ -129,18 +129,17 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _name_weights(model: ir.Model) -> None:
-    """Calls weights that the exporter has transposed after their module again, not ``val_61``."""
+    """Calls weights that the exporter has transposed after their module, not ``val_61``."""
     taken = set(model.graph.initializers)
     for node in model.graph.all_nodes():
         scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+        name = f"{scopes[-2]}.weight" if len(scopes) > 1 else ""
         for value in node.inputs:
-            if value is None or not value.is_initializer() or len(scopes) < 2:
+            if value is None or not value.is_initializer() or len(value.shape or ()) < 2:
                 continue
-            name = f"{scopes[-2]}.weight"
-            if _NAMELESS.match(str(value.name)) and len(value.shape or ()) > 1:
-                if name not in taken:
-                    taken.add(name)
-                    value.name = name
+            if name and name not in taken and _NAMELESS.match(str(value.name)):
+                taken.add(name)
+                value.name = name
 
 
 def _settled(model: ir.Model) -> ir.Model:
@@ -157,7 +156,9 @@ def _settled(model: ir.Model) -> ir.Model:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter from printing: stdout belongs to results."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -41,7 +41,9 @@ class Example:
 class _ByPosition(torch.nn.Module):
     """Calls a transformers model by keyword and returns a tuple of its main outputs."""
 
-    def __init__(self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]):
+    def __init__(
+        self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ):
         super().__init__()
         self.model, self.inputs, self.outputs = model, inputs, outputs
 
@@ -66,7 +68,9 @@ def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None
         found = model(**example.inputs, return_dict=True)
     outputs = tuple(name for name in _OUTPUTS if found.get(name) is not None)
     if not outputs:
-        raise InputError(f"{type(model).__name__} has none of the outputs {', '.join(_OUTPUTS)}")
+        raise InputError(
+            f"{type(model).__name__} has none of the outputs {', '.join(_OUTPUTS)}"
+        )
     if "logits" in outputs:
         outputs = ("logits",)
     graph = from_module(
@@ -94,9 +98,10 @@ def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
         ) from error
     names = [str(one) for one in settings.get("architectures") or ()]
     known = [getattr(transformers, one, None) for one in names]
-    kind = next((one for one in known if isinstance(one, type)), transformers.AutoModel)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    kind: Any = next((one for one in known if isinstance(one, type)), transformers.AutoModel)
+    shown: Any = transformers.logging
+    shown.set_verbosity_error()
+    shown.disable_progress_bar()
     try:
         model = kind.from_pretrained(
             folder,
@@ -148,7 +153,9 @@ def _text_example(model: Any) -> Example:
     }
     longest = getattr(model.config, "max_position_embeddings", None)
     batch = torch.export.Dim("batch")
-    tokens = torch.export.Dim("sequence", min=2, max=longest if isinstance(longest, int) else None)
+    tokens = torch.export.Dim(
+        "sequence", min=2, max=longest if isinstance(longest, int) else None
+    )
     return Example(
         {name: values[name] for name in names}, {name: {0: batch, 1: tokens} for name in names}
     )
@@ -164,7 +171,9 @@ def _image_example(model: Any) -> Example:
 def _feature_example(model: Any) -> Example:
     frames = 2 * int(model.config.max_source_positions)  # the first convolution halves them
     features = torch.zeros(_EXAMPLE_BATCH, int(model.config.num_mel_bins), frames)
-    return Example({"input_features": features}, {"input_features": {0: torch.export.Dim("batch")}})
+    return Example(
+        {"input_features": features}, {"input_features": {0: torch.export.Dim("batch")}}
+    )
 
 
 def _wave_example(model: Any) -> Example:

@@ -1,6 +1,6 @@
 """The mpqc command: parses words, runs one command, turns failures into exit codes.
 
-Nothing of mpqc but the parser is imported before a command is known, so that ``--help`` is quick.
+Nothing but the parser is imported before a command is known, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_stdout()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
-        return _fail(words, "interrupted", "interrupted; nothing was written", "", _INTERRUPTED)
+        return _fail(
+            words, "interrupted", "interrupted; nothing was written", "", _INTERRUPTED
+        )
     except Misused as error:
         return _fail(words, "usage", error.message, error.hint, 2)
     except Exception as error:
@@ -65,7 +67,12 @@ def _account(error: Exception) -> tuple[str, str, str, int]:
     if isinstance(error, MemoryError):
         return "environment", "out of memory", "use fewer or shorter samples", 4
     kind, line = type(error).__name__, " ".join(str(error).split())
-    return "internal", f"{kind}: {line}", "this is our bug; --debug shows where it happened", 70
+    return (
+        "internal",
+        f"{kind}: {line}",
+        "this is our bug; --debug shows where it happened",
+        70,
+    )
 
 
 def _of_machine(error: OSError) -> Exception:

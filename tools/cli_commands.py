@@ -7,7 +7,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-
 from typing import Any
 
 from .manifest import plain_json
@@ -86,7 +85,11 @@ def _export(chosen: argparse.Namespace) -> int:
         return 0
     size = sum(result.files.values())
     _print_table(
-        [("exporter", result.route), ("size", f"{size / 1e6:.2f} MB"), ("written to", str(result.output))]
+        [
+            ("exporter", result.route),
+            ("size", f"{size / 1e6:.2f} MB"),
+            ("written to", str(result.output)),
+        ]
     )
     return 0
 
@@ -123,13 +126,25 @@ def _inspect(chosen: argparse.Namespace) -> int:
         _print_json(found.facts())
         return 0
     storage = found.storage
-    rows = [("unit", "used as", "rows x columns", "rows by bits", "bits", "bytes", "in float because")]
+    rows = [
+        (
+            "unit",
+            "used as",
+            "rows x columns",
+            "rows by bits",
+            "bits",
+            "bytes",
+            "in float because",
+        )
+    ]
     for unit in storage.units:
         widths = ", ".join(f"{bits:g}: {rows_}" for bits, rows_ in unit.widths)
         shape = f"{unit.rows} x {unit.columns}"
         kinds = ", ".join(unit.kinds)
         size = f"{unit.bytes:,}"
-        rows.append((unit.name, kinds, shape, widths, f"{unit.bits:.3f}", size, unit.why_float))
+        rows.append(
+            (unit.name, kinds, shape, widths, f"{unit.bits:.3f}", size, unit.why_float)
+        )
     _print_table(rows)
     print()
     _print_table(
@@ -160,19 +175,22 @@ def _eval(chosen: argparse.Namespace) -> int:
     if chosen.json:
         _print_json(found.facts())
         return 0
-    _print_table([(key.replace("_", " "), _shown(value)) for key, value in found.facts().items()])
+    _print_table(
+        [(key.replace("_", " "), _shown(value)) for key, value in found.facts().items()]
+    )
     return 0
 
 
 def _passes(chosen: argparse.Namespace) -> int:
     from ..passes.registry import all_passes
 
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "name": one.name,
             "summary": (one.__doc__ or "").strip().splitlines()[0],
             "options": {
-                field.name.replace("_", "-"): _default(field) for field in dataclasses.fields(one)
+                field.name.replace("_", "-"): _default(field)
+                for field in dataclasses.fields(one)
             },
         }
         for one in all_passes()
@@ -182,7 +200,7 @@ def _passes(chosen: argparse.Namespace) -> int:
         return 0
     for one in listed:
         print(f"{one['name']}\n    {one['summary']}")
-        for name, default in dict(one["options"]).items():
+        for name, default in one["options"].items():
             print(f"    {name}={default}")
     return 0
 
@@ -210,7 +228,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
 
 
 def _problem(target: str) -> str | None:
-    """Returns why this machine cannot run ``target``; a tiny model is the proof that it can."""
+    """Returns why this machine cannot run ``target``; a tiny model proves that it can."""
     import onnx_ir as ir
 
     from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
@@ -257,5 +275,3 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "passes": _passes,
     "doctor": _doctor,
 }
-
-

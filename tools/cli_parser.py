@@ -82,7 +82,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace | None:
         parser.print_help()
         return None
     if extra:
-        raise Misused(f"unknown argument {extra[0]!r}", f"example: {_EXAMPLES[chosen.command]}")
+        raise Misused(
+            f"unknown argument {extra[0]!r}", f"example: {_EXAMPLES[chosen.command]}"
+        )
     return chosen
 
 
@@ -174,9 +176,15 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
         "--sequence-length", metavar="L", type=int, help="tokens in a sample (512)"
     )
     parser.add_argument("--seed", metavar="N", type=int, help="seed of random choices (0)")
-    parser.add_argument("--objective", metavar="NAME", help="auto (default), logits or regression")
-    parser.add_argument("--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline")
-    parser.add_argument("-p", "--passes", metavar="TEXT", help="a pipeline, instead of the default")
+    parser.add_argument(
+        "--objective", metavar="NAME", help="auto (default), logits or regression"
+    )
+    parser.add_argument(
+        "--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline"
+    )
+    parser.add_argument(
+        "-p", "--passes", metavar="TEXT", help="a pipeline, instead of the default"
+    )
     _add_watch(parser)
 
 
@@ -186,9 +194,14 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_opt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dump", metavar="DUMP", type=Path, help="an .onnx file of --dump-after-each")
     parser.add_argument(
-        "-p", "--passes", metavar="TEXT", help="passes to run; default: what the dump's run had left"
+        "dump", metavar="DUMP", type=Path, help="an .onnx file of --dump-after-each"
+    )
+    parser.add_argument(
+        "-p",
+        "--passes",
+        metavar="TEXT",
+        help="passes to run; default: what the dump's run had left",
     )
     _add_output(parser, "folder for the result; without it, the graph is printed")
     parser.add_argument("--print", action="store_true", help="print the graph")
@@ -196,7 +209,9 @@ def _add_opt(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="FILE", type=Path, help="any .onnx file or model folder")
+    parser.add_argument(
+        "model", metavar="FILE", type=Path, help="any .onnx file or model folder"
+    )
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -213,9 +228,15 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", metavar="N", type=int, default=8, help="samples (8)")
     parser.add_argument(
-        "--sequence-length", metavar="L", type=int, default=512, help="tokens in a sample (512)"
+        "--sequence-length",
+        metavar="L",
+        type=int,
+        default=512,
+        help="tokens in a sample (512)",
     )
-    parser.add_argument("--target", metavar="NAME", default="ort-cpu", help="what to run both on")
+    parser.add_argument(
+        "--target", metavar="NAME", default="ort-cpu", help="what to run both on"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
@@ -224,7 +245,11 @@ def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dump-after-each", metavar="DIR", type=Path, help="write dumps there")
+    parser.add_argument(
+        "--dump-after-each", metavar="DIR", type=Path, help="write dumps there"
+    )
     parser.add_argument("--stop-after", metavar="PASS", help="stop after that pass")
-    parser.add_argument("--print-after", metavar="PASS", help="print the graph to stderr after it")
+    parser.add_argument(
+        "--print-after", metavar="PASS", help="print the graph to stderr after it"
+    )
     parser.add_argument("--time-passes", action="store_true", help="show what each pass cost")

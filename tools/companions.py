@@ -13,7 +13,9 @@ _GENAI = "genai_config.json"
 _GENAI_PROVIDERS = {"CPUExecutionProvider": None, "CUDAExecutionProvider": "cuda"}
 
 
-def carry_companions(source: Source, folder: Path, target: Capabilities | None = None) -> list[str]:
+def carry_companions(
+    source: Source, folder: Path, target: Capabilities | None = None
+) -> list[str]:
     """Copies the companion files of ``source`` beside ``folder/model.onnx``.
 
     Args:
@@ -36,13 +38,17 @@ def carry_companions(source: Source, folder: Path, target: Capabilities | None =
 
 
 def _carry_genai(path: Path, new: Path, target: Capabilities | None) -> None:
-    """Copies genai_config.json with the name of the new file and the provider of the target."""
+    """Copies genai_config.json with the name of the new file and the target's provider."""
     settings = read_settings(path)
     decoder = settings.get("model", {}).get("decoder")
     if isinstance(decoder, dict):
         decoder["filename"] = "model.onnx"
         options = decoder.get("session_options")
-        if target is not None and target.provider in _GENAI_PROVIDERS and isinstance(options, dict):
+        if (
+            target is not None
+            and target.provider in _GENAI_PROVIDERS
+            and isinstance(options, dict)
+        ):
             provider = _GENAI_PROVIDERS[target.provider]
             options["provider_options"] = [{provider: {}}] if provider else []
     new.write_text(json.dumps(settings, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

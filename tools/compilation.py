@@ -133,11 +133,11 @@ class Compilation:
             slack = size - outcome.size
             if slack >= 0 and (attempt > 0 or slack <= size * _SLACK or bits == MOST_BITS):
                 return outcome
-            # The overhead is known now; a few bytes stay free, for timings are not all as long.
+            # The overhead is known now; a few bytes stay free, for timings vary in length.
             bits += (slack - _SPARE_BYTES) * 8 / weights
             _empty(stage)
         raise InfeasibleBudget(
-            f"{size} bytes for all files are too few: what is no weight takes about {rest} bytes",
+            f"{size} bytes for all files are too few: what is no weight takes some {rest}",
             hint="give more, or a budget in bits per weight",
         )
 
@@ -146,7 +146,7 @@ class Compilation:
             return self.run_bits(bits, stage)
         except InfeasibleBudget as error:
             raise InfeasibleBudget(
-                f"{size} bytes for all files leave {bits:.3f} bits per weight: {error.message}",
+                f"{size} bytes for all files leave {bits:.3f} bits a weight: {error.message}",
                 hint=error.hint,
             ) from error
 
@@ -167,7 +167,9 @@ def prepare(
     """
     problem = installed_runtime_problem(settings.target)
     if problem is not None:
-        raise MachineError(problem, hint="the result is proven by running it; run: mpqc doctor")
+        raise MachineError(
+            problem, hint="the result is proven by running it; run: mpqc doctor"
+        )
     source = exported(source, scratch, progress)
     assert source.onnx is not None
     model = read_model(source.onnx)
@@ -238,7 +240,9 @@ def finish(
 def _sizes(model: ir.Model, source: Source) -> tuple[int, int]:
     """Returns the number of weights in units, and a guess of all bytes that store none."""
     units = find_units(model)
-    stored = sum(u.weight.const_value.nbytes for u in units if u.weight.const_value is not None)
+    stored = sum(
+        u.weight.const_value.nbytes for u in units if u.weight.const_value is not None
+    )
     assert source.onnx is not None
     companions = sum(path.stat().st_size for path in source.companions().values())
     rest = model_bytes(source.onnx) - stored + companions + _REPORT_BYTES

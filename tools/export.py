@@ -47,7 +47,8 @@ def export_folder(
     source = locate(Path(folder))
     if source.onnx is not None:
         raise UsageError(
-            f"{folder} already holds an ONNX model: {source.onnx.name}", hint="compile it directly"
+            f"{folder} already holds an ONNX model: {source.onnx.name}",
+            hint="compile it directly",
         )
     home = source.folders[0]
     output = Path(output) if output is not None else Path(f"{home.name}-onnx")

@@ -80,7 +80,8 @@ def model_bytes(path: Path) -> int:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in names)
+    files = [path, *(path.parent / str(name) for name in names)]
+    return sum(one.stat().st_size for one in files)
 
 
 def _tensors(model: Any) -> list[Any]:

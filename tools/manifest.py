@@ -131,8 +131,12 @@ def _units(after: Storage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for unit in after.units:
         facts, row = unit_facts(unit), decided.pop(unit.name, {})
         reason = facts.pop("reason") or row.get("reason", "")
-        kept = {key: row[key] for key in ("uses", "options", "loss", "sensitivity") if key in row}
-        joined.append({**facts, **kept, **({"reason": reason} if reason else {})})
+        kept: dict[str, Any] = {
+            key: row[key] for key in ("uses", "options", "loss", "sensitivity") if key in row
+        }
+        if reason:
+            kept["reason"] = reason
+        joined.append({**facts, **kept})
     return joined + [row for row in decided.values() if "reason" in row]
 
 

@@ -43,7 +43,9 @@ class PlainProgress:
                 print(line, file=stream, flush=True)
             except UnicodeEncodeError:  # LANG=C, cp1252
                 encoding = getattr(stream, "encoding", None) or "ascii"
-                print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+                print(
+                    line.encode(encoding, "replace").decode(encoding), file=stream, flush=True
+                )
 
 
 class BarProgress:

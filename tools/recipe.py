@@ -1,8 +1,8 @@
 """Recipes: a small TOML file with a pipeline and defaults for options.
 
-    pipeline = "normalize,partition-blocks,calibrate,...,allocate-bits{budget=3.5},..."
-    samples = 48
-    sequence-length = 1024
+pipeline = "normalize,partition-blocks,calibrate,...,allocate-bits{budget=3.5},..."
+samples = 48
+sequence-length = 1024
 """
 
 from __future__ import annotations

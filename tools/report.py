@@ -11,7 +11,14 @@ from .progress import plain
 _WIDTH = 900
 _HEIGHT = 170
 _LABELS = 70
-_COLORS = {2: "#d1495b", 3: "#edae49", 4: "#00798c", 8: "#30638e", 16: "#8d96a3", 32: "#c9cdd3"}
+_COLORS = {
+    2: "#d1495b",
+    3: "#edae49",
+    4: "#00798c",
+    8: "#30638e",
+    16: "#8d96a3",
+    32: "#c9cdd3",
+}
 _OTHER = "#66a182"
 _MOST_BARS = 600
 
@@ -33,6 +40,7 @@ def render_report(facts: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
+
     def finalize(value: Any) -> Any:  # names may turn lines around or hold control characters
         return plain(value) if isinstance(value, str) and type(value) is not Markup else value
 
@@ -43,7 +51,9 @@ def render_report(facts: dict[str, Any]) -> str:
     pictures = {
         "bits": Markup(draw([_bits_bar(unit) for unit in units], "bits per weight")),
         "loss": Markup(draw([_loss_bar(unit) for unit in units], "predicted divergence")),
-        "sensitivity": Markup(draw([_need_bar(unit) for unit in units], "divergence at 4 bits")),
+        "sensitivity": Markup(
+            draw([_need_bar(unit) for unit in units], "divergence at 4 bits")
+        ),
     }
     return page.from_string(template).render(
         facts=facts,
@@ -144,7 +154,9 @@ def _comparison(facts: dict[str, Any]) -> list[tuple[str, str]]:
     }
     measured = facts["measured"] or {}
     lines += [
-        (what, _number(measured[key])) for key, what in names.items() if measured.get(key) is not None
+        (what, _number(measured[key]))
+        for key, what in names.items()
+        if measured.get(key) is not None
     ]
     return lines
 

@@ -81,7 +81,8 @@ def opt(
     to_the_end = passes is None
     if to_the_end and not dump.pipeline:
         raise UsageError(
-            f"{path} is no dump, so there are no passes left to run", hint="give some: -p normalize"
+            f"{path} is no dump, so there are no passes left to run",
+            hint="give some: -p normalize",
         )
     pipeline = Pipeline.parse(dump.pipeline if to_the_end else str(passes))
     first = dump.position if to_the_end else 0

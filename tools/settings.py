@@ -98,10 +98,16 @@ def make_settings(
     found = read_recipe(recipe) if recipe is not None else Recipe(None, {})
     if found.pipeline is not None and passes is not None:
         raise UsageError("the recipe already has a pipeline", hint="leave out one of the two")
-    chosen = {**DEFAULTS, **found.defaults, **{k: v for k, v in given.items() if v is not None}}
+    chosen = {
+        **DEFAULTS,
+        **found.defaults,
+        **{k: v for k, v in given.items() if v is not None},
+    }
     unknown = sorted(chosen.keys() - DEFAULTS.keys())
     if unknown:
-        raise UsageError(f"unknown option {unknown[0]!r}", hint=did_you_mean(unknown[0], DEFAULTS))
+        raise UsageError(
+            f"unknown option {unknown[0]!r}", hint=did_you_mean(unknown[0], DEFAULTS)
+        )
     _check_values(chosen)
     pipeline = passes if passes is not None else found.pipeline
     if pipeline is not None and chosen["objective"] != "auto":
@@ -125,7 +131,9 @@ def _check_values(chosen: dict[str, Any]) -> None:
         value, least = chosen[name], 0 if name == "seed" else 1
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             shown = name.replace("_", "-")
-            raise UsageError(f"{shown} must be a whole number from {least} to {most}, not {value}")
+            raise UsageError(
+                f"{shown} must be a whole number from {least} to {most}, not {value}"
+            )
     if chosen["objective"] not in OBJECTIVES:
         raise UsageError(
             f"unknown objective {chosen['objective']!r}",

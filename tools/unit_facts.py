@@ -46,9 +46,13 @@ def unit_rows(model: ir.Model) -> list[dict[str, Any]]:
     for unit in find_units(model):
         seen.add(unit.name)
         rows.append(
-            _row(unit, allocations.get(unit.name), losses.get(unit.name), reasons.get(unit.name))
+            _row(
+                unit, allocations.get(unit.name), losses.get(unit.name), reasons.get(unit.name)
+            )
         )
-    rows += [{"name": name, "reason": why} for name, why in reasons.items() if name not in seen]
+    rows += [
+        {"name": name, "reason": why} for name, why in reasons.items() if name not in seen
+    ]
     return rows
 
 

@@ -43,14 +43,22 @@ class Objective:
             scale = output.square().mean().sqrt().clamp_min(1e-12) * output.shape[-1] ** 0.5
             return torch.randn(output.shape, generator=generator) / scale
         flat = output.reshape(-1, output.shape[-1])
-        gradient = flat.softmax(dim=-1).neg_()
-        label = torch.multinomial(gradient.neg(), 1, generator=generator)
+        chances = flat.float().softmax(dim=-1)
+        label = _draw(chances, generator)
+        gradient = chances.neg_()
         gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
-        return gradient.reshape(output.shape)
+        return gradient.reshape(output.shape).to(output.dtype)
 
     def positions(self, output: torch.Tensor) -> int:
         """Returns at how many places the loss is taken."""
         return output.numel() // output.shape[-1]
+
+
+def _draw(chances: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Returns one label a row, drawn by inverting the cumulative distribution."""
+    total = chances.cumsum(dim=1)
+    at = torch.rand(len(chances), 1, generator=generator) * total[:, -1:]
+    return torch.searchsorted(total, at).clamp_max_(chances.shape[1] - 1)
 
 
 def _vocabularies(model: ir.Model, tokens: str | None) -> set[int]:

@@ -14,16 +14,17 @@ from mpqc.frontend.model_source import Source
 from mpqc.frontend.samples import SampleMaker, feeds_key
 from mpqc.ir import InputError, UsageError
 
+TABLE, PLACES = ", ".join(["0"] * 200), ", ".join(["0"] * 36)
 DECODER = """<ir_version: 9, opset_import: ["" : 18]>
 decoder (int64[batch, tokens] words, int64[batch, all] attention_mask,
          int64[batch, tokens] position_ids, float[batch, 2, past, size] past_key_0)
     => (float[batch, tokens, 4] y)
-    <float[50, 4] table = {%s}, float[9, 4] places = {%s}> {
+    <float[50, 4] table = {TABLE}, float[9, 4] places = {PLACES}> {
     shaped = Identity(words)
     a = Gather(table, shaped)
     b = Gather(places, position_ids)
     y = Add(a, b)
-}""" % (", ".join(["0"] * 200), ", ".join(["0"] * 36))
+}""".replace("TABLE", TABLE).replace("PLACES", PLACES)
 
 
 @pytest.fixture

@@ -38,7 +38,10 @@ def test_evaluation_follows_the_independent_measure() -> None:
 def test_sentences_open_and_close() -> None:
     encoder = TextEncoder(lambda text: [1], lambda text: list(range(10, 30)), (1,), (2,))
     chunks = framed_chunks(encoder, "", 2, 6)
-    assert [list(chunk) for chunk in chunks] == [[1, 10, 11, 12, 13, 2], [1, 26, 27, 28, 29, 2]]
+    assert [list(chunk) for chunk in chunks] == [
+        [1, 10, 11, 12, 13, 2],
+        [1, 26, 27, 28, 29, 2],
+    ]
 
 
 def test_texts_are_read_in_order_and_checked(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ from mpqc.tools.budget import Budget
         ("500B", None, 500),
     ],
 )
-def test_reads_bits_and_sizes(asked: float | str, bits: float | None, size: int | None) -> None:
+def test_reads_bits_and_sizes(
+    asked: float | str, bits: float | None, size: int | None
+) -> None:
     assert Budget.parse(asked) == Budget(bits, size)
 
 
 @pytest.mark.parametrize(
-    "asked", [0, -1, 100, float("nan"), float("inf"), "nan", "", "x", "3.5GX", "0MB", True, "1e400"]
+    "asked",
+    [0, -1, 100, float("nan"), float("inf"), "nan", "", "x", "3.5GX", "0MB", True, "1e400"],
 )
 def test_refuses_what_no_model_can_use(asked: float | str) -> None:
     with pytest.raises(UsageError):

@@ -1,4 +1,4 @@
-"""Bad input through the command line: the exit code, one line of cause, a hint, nothing written."""
+"""Bad input through the command line: exit code, one line of cause, hint, nothing written."""
 
 from __future__ import annotations
 
@@ -47,13 +47,18 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "gguf": (b"GGUF\x03\x00\x00\x00" + bytes(40), "GGUF"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "LFS"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "web page"),
-    "safetensors": (b"\x40\x00\x00\x00\x00\x00\x00\x00" + b'{"a":{"dtype":"F32"}}', "safetensors"),
+    "safetensors": (
+        b"\x40\x00\x00\x00\x00\x00\x00\x00" + b'{"a":{"dtype":"F32"}}',
+        "safetensors",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 @pytest.mark.parametrize("command", ["compile", "inspect"])
-def test_files_of_other_kinds(command: str, kind: str, tmp_path: Path, capsys: Capture) -> None:
+def test_files_of_other_kinds(
+    command: str, kind: str, tmp_path: Path, capsys: Capture
+) -> None:
     content, word = BROKEN[kind]
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
@@ -71,7 +76,11 @@ def test_truncated(model: Path, tmp_path: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "missing.bin"])
 def test_external_data_that_is_missing_or_escapes(
-    location: str, model: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    location: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "secret.bin").write_bytes(bytes(WIDTH * 128 * 4))
     proto = onnx.load(model)
@@ -97,7 +106,9 @@ def test_nan_weights(model: Path, tmp_path: Path, capsys: Capture) -> None:
 def test_quantized_already(model: Path, tmp_path: Path, capsys: Capture) -> None:
     proto = onnx.load(model)
     proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
-    proto.graph.node.append(helper.make_node("QuantizeLinear", ["y", "scale"], ["q"], "quantize"))
+    proto.graph.node.append(
+        helper.make_node("QuantizeLinear", ["y", "scale"], ["q"], "quantize")
+    )
     model.write_bytes(proto.SerializeToString())
     assert "quantized" in refused(capsys, compile_words(model, tmp_path / "out"), 3)
 
@@ -130,7 +141,9 @@ def test_mistyped_words(words: list[str | Path], hint: str, capsys: Capture) -> 
 
 
 def test_unknown_pass_to_stop_after(model: Path, tmp_path: Path, capsys: Capture) -> None:
-    words = compile_words(model, tmp_path / "out", "--stop-after", "calibrat", "--samples", "2")
+    words = compile_words(
+        model, tmp_path / "out", "--stop-after", "calibrat", "--samples", "2"
+    )
     assert "calibrate" in refused(capsys, words, 2)
 
 
@@ -171,7 +184,9 @@ def test_wrong_calibration_arrays(
 def test_nothing_to_calibrate_on(model: Path, tmp_path: Path, capsys: Capture) -> None:
     words: list[str | Path] = ["compile", model, "--budget", "4", "-o", tmp_path / "out"]
     assert "--random-calibration" in refused(capsys, words, 3)
-    assert "does not exist" in refused(capsys, [*words, "--calibration", tmp_path / "no.txt"], 3)
+    assert "does not exist" in refused(
+        capsys, [*words, "--calibration", tmp_path / "no.txt"], 3
+    )
 
 
 def test_existing_output_is_left_alone(model: Path, tmp_path: Path, capsys: Capture) -> None:

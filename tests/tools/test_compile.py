@@ -128,12 +128,16 @@ def test_a_model_without_text(tmp_path: Path) -> None:
 
 def test_random_calibration_marks_the_result(tmp_path: Path) -> None:
     model = vector_model(tmp_path / "vector.onnx")
-    result = mpqc.compile(model, budget=5, output=tmp_path / "out", random_calibration=True, **FEW)
+    result = mpqc.compile(
+        model, budget=5, output=tmp_path / "out", random_calibration=True, **FEW
+    )
     assert result.report["random_calibration"] is True
     assert "random noise" in (result.output / "report.html").read_text()
 
 
-@pytest.mark.parametrize("after", ["normalize", "calibrate", "allocate-bits", "quantize-weights"])
+@pytest.mark.parametrize(
+    "after", ["normalize", "calibrate", "allocate-bits", "quantize-weights"]
+)
 def test_dumps_resume_to_the_same_bytes(after: str, folder: Path, tmp_path: Path) -> None:
     whole = mpqc.compile(
         folder, budget=3.5, output=tmp_path / "out", dump_after_each=tmp_path / "dumps", **FEW
@@ -213,7 +217,9 @@ def test_the_report_runs_nothing(tmp_path: Path) -> None:
     proto.graph.initializer[0].name = evil
     proto.graph.node[0].input[1] = evil
     model.write_bytes(proto.SerializeToString())
-    result = mpqc.compile(model, budget=5, output=tmp_path / "out", random_calibration=True, **FEW)
+    result = mpqc.compile(
+        model, budget=5, output=tmp_path / "out", random_calibration=True, **FEW
+    )
     page = (result.output / "report.html").read_text()
     tags = _Tags()
     tags.feed(page)

@@ -28,7 +28,8 @@ def language_model(path: Path) -> Path:
         helper.make_node("MatMul", ["x1", "head"], ["logits"], "head_product"),
     ]
     table = numpy_helper.from_array(
-        np.random.default_rng(0).standard_normal((VOCABULARY, WIDTH)).astype(np.float32), "table"
+        np.random.default_rng(0).standard_normal((VOCABULARY, WIDTH)).astype(np.float32),
+        "table",
     )
     weights = [
         table,
@@ -36,7 +37,9 @@ def language_model(path: Path) -> Path:
         weight("down", (2 * WIDTH, WIDTH), 2),
         weight("head", (WIDTH, VOCABULARY), 3),
     ]
-    inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])]
+    inputs = [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    ]
     shape = ["batch", "tokens", VOCABULARY]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     return save(nodes, inputs, outputs, weights, path)
