@@ -19,6 +19,7 @@ from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
 from .option import Option
 from .reader import read_model
 from .samples import Calibration, Feeds
+from .shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
 from .staging import machine_errors, refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
 from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
@@ -31,6 +32,7 @@ from .vocabulary import (
     LeftInFloat,
     QuantSpec,
     Sensitivity,
+    SharedRows,
     StoredPart,
     TensorStats,
 )
@@ -48,6 +50,7 @@ __all__ = [
     "Calibration",
     "Capabilities",
     "Feeds",
+    "FixedOrder",
     "InfeasibleBudget",
     "InputError",
     "InternalError",
@@ -58,6 +61,9 @@ __all__ = [
     "Option",
     "QuantSpec",
     "Sensitivity",
+    "SharedOrder",
+    "SharedOrders",
+    "SharedRows",
     "StoredPart",
     "TensorStats",
     "Unit",
@@ -72,6 +78,7 @@ __all__ = [
     "check_finite",
     "clean",
     "drop_note",
+    "find_shared_orders",
     "find_units",
     "inline_functions",
     "listing",

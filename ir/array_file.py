@@ -75,6 +75,8 @@ class ArrayFile:
         text = json.dumps(header).encode()
         room = self._start - 8
         if len(text) > room:
-            raise InternalError(f"{self._path.name}: metadata of {len(text)} bytes is too long")
+            raise InternalError(
+                f"{self._path.name}: metadata of {len(text)} bytes is too long"
+            )
         with self._path.open("r+b") as file:
             file.write(struct.pack("<Q", room) + text.ljust(room))

@@ -49,9 +49,9 @@ class ArrayStore:
 
     def discard(self, prefix: str) -> None:
         """Forgets every array whose name starts with ``prefix``."""
-        for store in (self._memory, self._files):
-            for name in [one for one in store if one.startswith(prefix)]:
-                del store[name]  # type: ignore[attr-defined]
+        for name in [one for one in self.names() if one.startswith(prefix)]:
+            self._memory.pop(name, None)
+            self._files.pop(name, None)
 
     def mount(self, path: Path) -> None:
         """Makes the arrays of a safetensors file readable without loading them."""

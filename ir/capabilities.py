@@ -38,7 +38,8 @@ class Capabilities:
         runtime: Name and oldest version of the runtime that the table holds for.
         kernels: Widths for matrix products, ascending.
         lookup_bits: Widths at which rows of a table can be looked up.
-        lookup: ``unpack`` (standard nodes on the looked-up rows) or ``gather-block-quantized``.
+        lookup: ``unpack`` (standard nodes on looked-up rows) or ``gather-block-quantized``.
+        convolution_bits: Widths at which convolutions can be stored, with one scale a row.
         row_tile: Rows are given their option in tiles of this many.
     """
 
@@ -48,6 +49,7 @@ class Capabilities:
     kernels: tuple[Kernel, ...]
     lookup_bits: tuple[int, ...]
     lookup: str
+    convolution_bits: tuple[int, ...]
     row_tile: int
 
     def kernel(self, bits: int) -> Kernel | None:
@@ -72,3 +74,7 @@ class Capabilities:
             for group in sorted(groups)
             if group <= max(columns, 32)
         )
+
+    def convolution_options(self, columns: int) -> tuple[Option, ...]:
+        """Returns every option that a convolution's weight may take: a row is one group."""
+        return tuple(Option(bits, columns) for bits in self.convolution_bits)

@@ -46,7 +46,7 @@ class MachineError(MpqcError):
 
 
 class InfeasibleBudget(MpqcError):
-    """No allowed choice of options fits the budget; the message names the smallest that does."""
+    """No choice of options fits the budget; the message names the smallest that does."""
 
     exit_code = 5
     code = "infeasible-budget"

@@ -16,8 +16,8 @@ class Option:
     """Symmetric codes of ``bits`` bits with one signed float16 scale per ``group`` columns.
 
     The printed form is ``4g64``. A code ``q`` in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for
-    ``q * scale``; the stored code is ``q + 2^(bits-1)``, which is what MatMulNBits expects when
-    it has no zero points.
+    ``q * scale``; the stored code is ``q + 2^(bits-1)``, which is what MatMulNBits expects
+    when it has no zero points.
     """
 
     bits: int
@@ -41,7 +41,7 @@ class Option:
         return cls(int(match.group(1)), int(match.group(2)))
 
     def groups(self, columns: int) -> int:
-        """Returns the number of groups in a row of ``columns`` weights (the last one padded)."""
+        """Returns how many groups a row of ``columns`` weights has (the last one padded)."""
         return -(-columns // self.group)
 
     def row_bytes(self, columns: int) -> int:

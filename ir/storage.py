@@ -26,6 +26,7 @@ from .units import Unit, find_units
 from .vocabulary import LeftInFloat, StoredPart
 
 _PACKS_ITS_WEIGHT = {"MatMul", "Gemm", "MatMulNBits"}
+_NOT_FOLDED = {"DequantizeLinear"}  # runtimes keep the codes and expand them in each run
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ class Storage:
     def resident_bits_per_weight(self) -> float:
         """Resident bits per weight; 0 for a model without weights."""
         return self.resident * 8 / self.weights if self.weights else 0.0
+
+
+def _expanded(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type in _NOT_FOLDED
 
 
 def stored(model: ir.Model) -> Storage:
@@ -247,10 +253,11 @@ class _Accounts:
         packed: dict[ir.Value, None] = {}
         plain: dict[ir.Value, None] = {}
         for node in self._nodes:
-            if all(v is None or v in self._static for v in node.outputs):
+            folds = node.op_type not in _NOT_FOLDED
+            if folds and all(value in self._static for value in node.outputs):
                 continue
             for at, value in enumerate(node.inputs):
-                if value is not None and value in self._static:
+                if value is not None and value in self._static and not _expanded(value):
                     packs = at == 1 and node.op_type in _PACKS_ITS_WEIGHT
                     (packed if packs else plain)[value] = None
         sums: Counter[str] = Counter()

@@ -133,19 +133,21 @@ class Unit:
         return rows * columns
 
     def matrix(self) -> np.ndarray:
-        """Returns the weight as float32, rows x columns."""
+        """Returns a copy of the weight as float32, rows x columns."""
         array = self.tensor.numpy()
         moved = np.moveaxis(array, self.row_axis, 0).reshape(self.shape)
-        return np.ascontiguousarray(moved, dtype=np.float32)
+        return np.array(moved, dtype=np.float32, order="C")
 
     def replace(self, matrix: np.ndarray) -> None:
         """Stores ``matrix`` (rows x columns) as the weight's new value, in its old layout."""
-        old = self.tensor
-        dims = list(old.shape.numpy())
-        moved = [dims[self.row_axis], *dims[: self.row_axis], *dims[self.row_axis + 1 :]]
-        array = np.moveaxis(matrix.reshape(moved), 0, self.row_axis)
-        array = np.ascontiguousarray(array.astype(old.dtype.numpy()))
+        array = self.stored_layout(matrix.astype(self.tensor.dtype.numpy()))
         _store(self.weight, ir.Tensor(array, name=self.weight.name))
+
+    def stored_layout(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns ``matrix`` (rows x columns) in the shape and the order of the weight."""
+        dims = list(self.tensor.shape.numpy())
+        moved = [dims[self.row_axis], *dims[: self.row_axis], *dims[self.row_axis + 1 :]]
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, self.row_axis))
 
 
 def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
@@ -234,8 +236,6 @@ def _reason(uses: list[Use], refusals: list[str]) -> str:
         return refusals[0]
     if len({use.row_axis for use in uses}) > 1:
         return "its consumers read it along different axes"
-    if any(use.kind == "conv" for use in uses):
-        return "a convolution has no weight-only quantized kernel"
     gemm = next((u.node for u in uses if u.node.op_type == "Gemm"), None)
     if gemm is not None and gemm.attributes.get_int("transA", 0) != 0:
         return "Gemm with transA has no quantized kernel"

@@ -71,7 +71,7 @@ class Sensitivity(Annotation):
 class BitAllocation(Annotation):
     """On a unit's anchor: how many rows get which option.
 
-    The rows in stored order are the array ``<unit>/order`` (int32): first the rows of the first
+    The rows in stored order are the array ``<unit>/order`` (int32): first those of the first
     option, then those of the second. It is absent when the unit has a single option.
 
     Attributes:
@@ -86,6 +86,23 @@ class BitAllocation(Annotation):
     options: tuple[str, ...]
     counts: tuple[int, ...]
     loss: float
+
+
+@dataclass(frozen=True)
+class SharedRows(Annotation):
+    """On a unit's anchor: its stored rows follow an order that other units follow as well.
+
+    The order is the array ``<unit>/order`` of those whose rows have several options. Until
+    ``fold-permutations`` has moved the rows, the allocation counts bytes of the order too few.
+
+    Attributes:
+        unit: Name of the unit.
+        group: Name of the group: that of its first unit.
+    """
+
+    key: ClassVar[str] = "shared"
+    unit: str
+    group: str
 
 
 @dataclass(frozen=True)

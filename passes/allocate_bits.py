@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,23 +14,53 @@ from ..ir import (
     BitAllocation,
     Budgeted,
     InfeasibleBudget,
-    LeftInFloat,
     Option,
     Sensitivity,
+    SharedRows,
     TensorStats,
     Unit,
     UsageError,
     annotate,
+    drop_note,
+    find_shared_orders,
     find_units,
     need_note,
     note_of,
 )
 from ..ir.text_form import did_you_mean
+from .annotate_sensitivity import AnnotateSensitivity
 from .base import Pass, PassContext
 from .lowering.cost import overhead_bytes
+from .numerics.chain import Joint
 from .numerics.knapsack import Choice, Item, allocate, smallest_bytes
+from .offered import offered_options
 
 GRANULARITIES = ("row", "unit")
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """One or more units that are decided together.
+
+    Attributes:
+        units: The units.
+        joint: How they look to the allocator.
+        shared: Whether their order of rows is to be folded.
+    """
+
+    units: tuple[Unit, ...]
+    joint: Joint
+    shared: bool
+
+    def annotate(self, choice: Choice, context: PassContext) -> None:
+        """Writes down what the units got, and the order of their rows."""
+        order = np.argsort(choice.option, kind="stable").astype(np.int32)
+        mixed = len(np.unique(choice.option)) > 1
+        for unit, part in zip(self.units, self.joint.split(choice), strict=True):
+            _annotate(unit, part, order, context)
+            drop_note(unit.anchor, SharedRows)
+            if self.shared and mixed:
+                annotate(unit.anchor, SharedRows(unit.name, self.units[0].name))
 
 
 @dataclass(frozen=True)
@@ -43,14 +74,17 @@ class AllocateBits(Pass):
         budget: Stored bits per weight over all units.
         granularity: ``row`` decides tiles of rows, ``unit`` whole units.
         uniform: Give every unit the same option, the largest that fits (for comparison).
+        fold: Let units whose output channels may move share one order of rows, and count no
+            bytes for it. ``fold-permutations`` has to follow.
     """
 
     name: ClassVar[str] = "allocate-bits"
     reads: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, TensorStats)
-    writes: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation, Budgeted)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation, Budgeted, SharedRows)
     budget: float
     granularity: str = "row"
     uniform: bool = False
+    fold: bool = False
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -58,6 +92,23 @@ class AllocateBits(Pass):
             raise UsageError(f"no granularity {self.granularity!r}", hint=hint)
         if not 0 < self.budget <= 64:
             raise UsageError(f"a budget of {self.budget} bits per weight makes no sense")
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses a budget below what the smallest options of all units take."""
+        groups = [one.groups for one in before if isinstance(one, AnnotateSensitivity)]
+        fixed, smallest, kept, weights = 0, 0, 0, 0
+        for unit in find_units(model):
+            weights += unit.size
+            options: list[Option] = []
+            if not unit.reason:
+                options = offered_options(unit, context.capabilities, *groups[-1:])
+            if options:
+                smallest += options[0].row_bytes(unit.shape[1]) * unit.shape[0]
+                fixed += overhead_bytes(unit, 1)
+            else:
+                kept += _float_bytes(unit)
+        if smallest + fixed + kept > int(self.budget * weights / 8):
+            _refuse(self.budget, smallest + fixed + kept, kept, weights)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""
@@ -70,29 +121,50 @@ class AllocateBits(Pass):
             )
         kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
         fixed = kept + sum(overhead_bytes(unit, 1) for unit in chosen)
-        items = [self._item(unit, context) for unit in chosen]
+        decisions = self._decisions(model, chosen, context)
+        items = [one.joint.item for one in decisions]
         budget = int(self.budget * weights / 8) - fixed
         choices = _uniform(items, budget) if self.uniform else allocate(items, budget)
         if choices is None:
             _refuse(self.budget, smallest_bytes(items) + fixed, kept, weights)
         assert choices is not None
-        for unit, choice in zip(chosen, choices, strict=True):
-            _annotate(unit, choice, context)
+        for decision, choice in zip(decisions, choices, strict=True):
+            decision.annotate(choice, context)
         used = fixed + sum(choice.bytes for choice in choices)
         loss = sum(choice.loss for choice in choices)
         annotate(model, Budgeted(self.budget, used * 8 / weights, weights, loss))
         return True
 
+    def _decisions(
+        self, model: ir.Model, chosen: Sequence[Unit], context: PassContext
+    ) -> list[_Decision]:
+        """Returns what is decided together: the units of a shared order, all others alone."""
+        free = {unit.name for unit in chosen if self._by_row(unit)}
+        orders = find_shared_orders(model).found if self.fold else ()
+        groups = [one for one in orders if {unit.name for unit in one.producers} <= free]
+        partners = {unit.name: one.producers for one in groups for unit in one.producers}
+        decisions = []
+        for units in dict.fromkeys(partners.get(unit.name, (unit,)) for unit in chosen):
+            items = [self._item(unit, context) for unit in units]
+            shared = units[0].name in partners
+            joint = Joint.of(items) if shared else Joint.alone(items[0])
+            decisions.append(_Decision(units, joint, shared))
+        return decisions
+
+    def _by_row(self, unit: Unit) -> bool:
+        """Tells whether rows of ``unit`` may get different options."""
+        sure = need_note(unit.anchor, TensorStats).by_row
+        return self.granularity == "row" and sure and not self.uniform
+
     def _item(self, unit: Unit, context: PassContext) -> Item:
-        note, stats = need_note(unit.anchor, Sensitivity), need_note(unit.anchor, TensorStats)
-        rows, columns = unit.shape
+        note = need_note(unit.anchor, Sensitivity)
+        _, columns = unit.shape
         options = [Option.parse(text) for text in note.options]
-        by_row = self.granularity == "row" and stats.by_row and not self.uniform
         return Item(
             loss=context.arrays.get(f"{unit.name}/loss"),
             row_bytes=np.array([option.row_bytes(columns) for option in options]),
             mixing_bytes=overhead_bytes(unit, len(options)) - overhead_bytes(unit, 1),
-            tile=context.capabilities.row_tile if by_row else 0,
+            tile=context.capabilities.row_tile if self._by_row(unit) else 0,
         )
 
 
@@ -127,13 +199,12 @@ def _whole(item: Item, option: int) -> Choice:
     return Choice(np.full(rows, option), int(item.row_bytes[option]) * rows, loss)
 
 
-def _annotate(unit: Unit, choice: Choice, context: PassContext) -> None:
+def _annotate(unit: Unit, choice: Choice, order: np.ndarray, context: PassContext) -> None:
     note = need_note(unit.anchor, Sensitivity)
     counts = np.bincount(choice.option, minlength=len(note.options))
     used = [at for at, count in enumerate(counts) if count]
     context.arrays.discard(f"{unit.name}/order")
     if len(used) > 1:
-        order = np.argsort(choice.option, kind="stable").astype(np.int32)
         context.arrays.put(f"{unit.name}/order", order)
     annotate(
         unit.anchor,

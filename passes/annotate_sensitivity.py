@@ -32,7 +32,9 @@ from ..ir import (
 from ..ir.text_form import did_you_mean
 from .base import Pass, PassContext
 from .measured_sensitivity import measured_totals
-from .numerics.rounding import gptq, nearest
+from .moved import moves_key
+from .numerics.rounding import Factor, Rounded, gptq, nearest
+from .offered import DEFAULT_GROUPS, obstacle, offered_options
 from .parallel import for_each
 from .quadratic import Quadratic
 
@@ -62,7 +64,7 @@ class AnnotateSensitivity(Pass):
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated)
     writes: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity,)
     metric: str = "fisher"
-    groups: tuple[int, ...] = (64,)
+    groups: tuple[int, ...] = DEFAULT_GROUPS
     samples: int = 2
     units: int = 0
 
@@ -79,7 +81,9 @@ class AnnotateSensitivity(Pass):
             self._compute(model, units, path, context)
         context.arrays.mount(path)
         for unit in units:
-            options = tuple(str(option) for option in self._options(unit, context.capabilities))
+            options = tuple(
+                str(option) for option in self._options(unit, context.capabilities)
+            )
             loss = context.arrays.get(f"{unit.name}/loss")
             total = tuple(float(one) for one in loss.sum(axis=0, dtype=np.float64))
             annotate(unit.anchor, Sensitivity(unit.name, self.metric, options, total))
@@ -90,33 +94,20 @@ class AnnotateSensitivity(Pass):
         if self._options(unit, context.capabilities):
             return True
         rows, columns = unit.shape
-        why = f"{context.capabilities.target} has no kernel for {rows} x {columns}"
+        none = f"{context.capabilities.target} has no kernel for {rows} x {columns}"
+        why = obstacle(unit) or none
         annotate(unit.anchor, LeftInFloat(unit.name, why))
         return False
 
     def _options(self, unit: Unit, table: Capabilities) -> list[Option]:
-        """Returns the options of all uses together, by growing size."""
-        rows, columns = unit.shape
-        sets = [
-            set(
-                table.lookup_options(columns)
-                if use.kind == "lookup"
-                else table.product_options(rows, columns)
-            )
-            for use in unit.uses
-        ]
-        common = set.intersection(*sets)
-        # A group wider than the row would store padding.
-        fitting = {one for one in common if one.group in self.groups and one.group <= columns}
-        if not fitting:
-            smallest = min((one.group for one in common), default=0)
-            fitting = {one for one in common if one.group == smallest}
-        return sorted(fitting, key=lambda option: (option.row_bytes(columns), option))
+        return offered_options(unit, table, self.groups)
 
     def _file(self, model: ir.Model, context: PassContext) -> Path:
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
         text = f"mpqc.sensitivity/1 {stats} {self} {table.kernels} {table.lookup_bits}"
+        text += moves_key(quantizable(model), context.arrays)
+        text += f" {table.convolution_bits}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         folder = context.cache or context.scratch
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,8 +156,12 @@ def _losses(unit: Unit, options: Sequence[Option], context: PassContext) -> np.n
     weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
     columns = []
     for option in options:
-        round_rows = nearest if option.bits >= _LOSSLESS_BITS else gptq
-        price = factor.price if option.bits >= _LOSSLESS_BITS else factor
-        rounded = round_rows(weight, option.bits, option.group, price)  # type: ignore[operator]
+        rounded = _round(weight, option, factor)
         columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
     return torch.stack(columns, dim=1).numpy()
+
+
+def _round(weight: torch.Tensor, option: Option, factor: Factor) -> Rounded:
+    if option.bits >= _LOSSLESS_BITS:
+        return nearest(weight, option.bits, option.group, factor.price)
+    return gptq(weight, option.bits, option.group, factor)

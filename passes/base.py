@@ -18,6 +18,7 @@ from ..ir.text_form import print_record
 if TYPE_CHECKING:
     import torch
 
+
 class Runner(Protocol):
     """Executes graphs: in torch for sweeps, in the target runtime for proof."""
 
@@ -108,16 +109,30 @@ class Pass(ABC):
         reads: Annotations that an earlier pass must have written.
         writes: Annotations that later passes may read.
         drops: Annotations that no longer hold afterwards.
+        costly: Whether it takes so long that later passes should look at the graph before it.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[type[Annotation], ...]] = ()
     writes: ClassVar[tuple[type[Annotation], ...]] = ()
     drops: ClassVar[tuple[type[Annotation], ...]] = ()
+    costly: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rewrites ``model`` in place; returns whether anything changed."""
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses now what is certain to fail later.
+
+        Called right before a costly pass, on the graph that it will see.
+
+        Args:
+            model: The graph; to be left as it is.
+            context: What the pass will be given.
+            before: The passes that will run before this one, the costly one first.
+        """
+        del model, context, before
 
     def __str__(self) -> str:
         return print_record(self.name, self)

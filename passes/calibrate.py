@@ -27,9 +27,10 @@ from ..ir import (
 from ..ir.blocks import blocks_of
 from ..ir.content_key import model_key
 from .base import Pass, PassContext
+from .moved import forget_moves
 from .sweeps import MomentFile, Objective, choose_objective, measure, sweep
 
-_FORMAT = "mpqc.stats/1"  # part of the key: a change of what is gathered makes old files stale
+_FORMAT = "mpqc.stats/2"  # part of the key: a change of what is gathered makes old files stale
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
 
@@ -37,9 +38,9 @@ _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bi
 class Calibrate(Pass):
     """Gather the second moments that rounding and allocation need, in two streaming sweeps.
 
-    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that have to stay
-    in float, and ``#calibration`` on the model. The arrays come from a file that is keyed by the
-    content of the model and of the samples: where it exists already, no sweep runs.
+    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that have to
+    stay in float, and ``#calibration`` on the model. The arrays come from a file that is keyed
+    by the content of the model and of the samples: where it exists already, no sweep runs.
 
     Where some operator has no lowering to torch, the moments come from the target runtime, and
     the importance of a unit from the divergence that rounding it alone causes there.
@@ -51,6 +52,7 @@ class Calibrate(Pass):
     name: ClassVar[str] = "calibrate"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
+    costly: ClassVar[bool] = True
     objective: str = "auto"
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
@@ -66,6 +68,7 @@ class Calibrate(Pass):
         if facts is None:
             facts = _gather(model, good, objective, path, context)
         _annotate(model, units, facts, context.calibration, objective, path.stem)
+        forget_moves(good, context.arrays)
         context.arrays.mount(path)
         context.report[self.name] = {"reused": reused, "sweep": facts["sweep"]}
         return True
@@ -109,7 +112,7 @@ def _gather(
     try:
         file = MomentFile(partial, units)
         if refused:
-            node, why = next(iter(refused.items()))
+            why = next(iter(refused.values()))
             context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
             positions = measure(model, units, objective, samples, file, context)
         else:
@@ -130,8 +133,9 @@ def _gather(
 def _by_row(unit: Unit, objective: Objective) -> bool:
     """Tells whether the rows' moments are sure enough to choose bits by row.
 
-    A sampled Fisher makes rows look free that the samples never touched. Logits and lookups have
-    closed forms with a prior; of other units only the very tall ones have too few samples a row.
+    A sampled Fisher makes rows look free that the samples never touched. Logits and lookups
+    have closed forms with a prior; of other units only the very tall ones have too few samples
+    a row.
     """
     closed = all(
         use.kind == "lookup"
@@ -159,5 +163,6 @@ def _annotate(
     output = str(objective.outputs[0].name)
     count = len(samples.training)
     annotate(
-        model, Calibrated(key, samples.source, count, tokens, objective.kind, output, samples.random)
+        model,
+        Calibrated(key, samples.source, count, tokens, objective.kind, output, samples.random),
     )

@@ -14,21 +14,19 @@ from ..ir import (
     QuantSpec,
     StoredPart,
     Unit,
-    Use,
     annotate,
     drop_note,
     note_of,
     quantizable,
 )
 from .base import Pass, PassContext
+from .lowering.convolution import emit_convolution
 from .lowering.emitter import CONTRIB, Emitter, Names
 from .lowering.lookup import emit_lookup
 from .lowering.product import emit_product
 from .lowering.stored import StoredUnit
 from .numerics.packing import PACKED_BITS
-
-_ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_OLDEST_OPSET = 11  # BitShift
+from .offered import obstacle, result_type
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class LowerMatMulNBits(Pass):
       rows, a Gather.
     - A Gather from the table looks up packed rows and expands only those. A table that also
       serves a product is stored once.
+    - A Conv stays and reads a DequantizeLinear of its codes.
 
     The graph computes what the simulated one computed, up to the kernels' own rounding
     (``accuracy_level`` of the capability table). A unit that the target cannot run stays in
@@ -59,7 +58,7 @@ class LowerMatMulNBits(Pass):
             if spec is None:
                 continue
             drop_note(unit.anchor, QuantSpec)
-            why = _obstacle(model, unit, spec, context.capabilities)
+            why = obstacle(unit) or _obstacle(unit, spec, context.capabilities)
             if why:
                 skipped[unit.name] = why
                 annotate(unit.anchor, LeftInFloat(unit.name, why))
@@ -70,21 +69,16 @@ class LowerMatMulNBits(Pass):
         return bool(lowered or skipped)
 
 
-def _obstacle(model: ir.Model, unit: Unit, spec: QuantSpec, table: Capabilities) -> str:
-    """Returns why the target cannot run the unit; empty when it can."""
+def _obstacle(unit: Unit, spec: QuantSpec, table: Capabilities) -> str:
+    """Returns why the target cannot run the unit's options; empty when it can."""
     options = [Option.parse(text) for text in spec.options]
-    for use in unit.uses:
-        dtype = _result_type(unit, use)
-        if dtype not in _ACTIVATIONS:
-            return f"{use.node.op_type} {use.node.name!r} computes in {dtype.name.lower()}"
-        why = (
-            _lookup_obstacle(model, options, table)
-            if use.kind == "lookup"
-            else _product_obstacle(options, spec.counts, unit.shape[1], table)
-        )
-        if why:
-            return why
-    return ""
+    columns = unit.shape[1]
+    found = {
+        "lookup": lambda: _lookup_obstacle(options, table),
+        "conv": lambda: _convolution_obstacle(options, columns, table),
+        "product": lambda: _product_obstacle(options, spec.counts, columns, table),
+    }
+    return next((why for use in unit.uses if (why := found[use.kind]())), "")
 
 
 def _product_obstacle(
@@ -103,26 +97,18 @@ def _product_obstacle(
     return ""
 
 
-def _lookup_obstacle(model: ir.Model, options: list[Option], table: Capabilities) -> str:
-    opset = model.opset_imports.get("", _OLDEST_OPSET)
-    if opset < _OLDEST_OPSET:
-        return f"opset {opset} cannot unpack bytes; opset {_OLDEST_OPSET} can"
+def _convolution_obstacle(options: list[Option], columns: int, table: Capabilities) -> str:
+    for option in options:
+        if option not in table.convolution_options(columns):
+            return f"{table.target} cannot store the weight of a convolution as {option}"
+    return ""
+
+
+def _lookup_obstacle(options: list[Option], table: Capabilities) -> str:
     for option in options:
         if option.bits not in table.lookup_bits or option.bits not in PACKED_BITS:
             return f"{table.target} cannot look up rows of {option.bits} bits"
     return ""
-
-
-def _result_type(unit: Unit, use: Use) -> ir.DataType:
-    """Returns the type in which the consumer sees the weight, so also that of its result."""
-    value = use.node.inputs[use.index]
-    while value is not None and value is not unit.weight:
-        view = value.producer()
-        assert view is not None
-        if view.op_type == "Cast":
-            return ir.DataType(view.attributes.get_int("to"))
-        value = view.inputs[0]
-    return unit.tensor.dtype
 
 
 def _lower(
@@ -131,11 +117,14 @@ def _lower(
     """Replaces all uses of ``unit`` and removes its float weight."""
     table = context.capabilities
     shared = Emitter(model.graph, names, unit.name, unit.anchor)
+    if unit.uses[0].kind == "conv":
+        _lower_convolution(model, unit, context, shared)
+        return
     stored = StoredUnit(unit, spec, context.arrays, shared)
     results = []
     for use in unit.uses:
         emit = Emitter(model.graph, names, unit.name, use.node)
-        dtype = _result_type(unit, use)
+        dtype = result_type(unit, use)
         result = (
             emit_lookup(stored, use, dtype, table.lookup, emit)
             if use.kind == "lookup"
@@ -146,7 +135,21 @@ def _lower(
     for node, emit, result in results:
         _replace(model.graph, node, emit.nodes, result)
     _forget_weight(model.graph, unit)
+    context.arrays.discard(f"{unit.name}/codes/")  # the graph holds them now
     model.opset_imports.setdefault(CONTRIB, 1)
+
+
+def _lower_convolution(
+    model: ir.Model, unit: Unit, context: PassContext, emit: Emitter
+) -> None:
+    """Lets everything that reads the weight, also through views, read its codes."""
+    weight = emit_convolution(unit, context.arrays, emit)
+    readers = {usage.node for usage in unit.weight.uses()}
+    first = next(node for node in model.graph if node in readers)
+    model.graph.insert_before(first, emit.nodes)
+    unit.weight.replace_all_uses_with(weight)
+    _forget_weight(model.graph, unit)
+    context.arrays.discard(f"{unit.name}/codes/")
 
 
 def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node], result: ir.Value) -> None:

@@ -28,13 +28,17 @@ class _Chain:
     def _lower(self, block: Block) -> torch.nn.Module:
         return self.context.runner.segment(block.nodes, block.inputs, block.outputs)
 
-    def run(self, values: dict[str, torch.Tensor], first: int, other: dict[int, torch.nn.Module]) -> None:
-        """Runs the blocks from ``first`` on, ``other`` in place of some, updating ``values``."""
+    def run(
+        self, values: dict[str, torch.Tensor], first: int, other: dict[int, torch.nn.Module]
+    ) -> None:
+        """Runs the blocks from ``first`` on, some as in ``other``; updates ``values``."""
         for at in range(first, len(self.blocks)):
             block, module = self.blocks[at], other.get(at, self.modules[at])
             with torch.no_grad():
                 found = module(*(values[str(value.name)] for value in block.inputs))
-            values.update(zip((str(value.name) for value in block.outputs), found, strict=True))
+            values.update(
+                zip((str(value.name) for value in block.outputs), found, strict=True)
+            )
 
     def swapped(self, unit: Unit, stored: np.ndarray) -> dict[int, torch.nn.Module]:
         """Returns the blocks that read ``unit``, lowered with other values for it."""
@@ -79,9 +83,10 @@ def measured_totals(
     exact = [_exact(chain, feed) for feed in context.calibration.training[:samples]]
     totals = {}
     for unit in context.progress.track(units, len(units), "measuring units"):
-        totals[unit.name] = np.array(
-            [_measure(chain, unit, option, exact, note, context) for option in options[unit.name]]
-        )
+        found = [
+            _measure(chain, unit, one, exact, note, context) for one in options[unit.name]
+        ]
+        totals[unit.name] = np.array(found)
     return totals
 
 

@@ -1,4 +1,4 @@
-"""The same work on many units, on all cores, with results that do not depend on their number."""
+"""The same work on many units, on all cores, with results that their number cannot change."""
 
 from __future__ import annotations
 

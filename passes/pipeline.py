@@ -104,6 +104,8 @@ class Pipeline:
     def _apply(self, index: int, model: ir.Model, context: PassContext) -> bool:
         one = self.passes[index]
         try:
+            if one.costly:
+                self._foresee(index, model, context)
             changed = one.run(model, context)
         except MpqcError:
             raise
@@ -115,6 +117,11 @@ class Pipeline:
             where = f"pass {one} left a broken graph{_after(self.passes[:index])}"
             raise InternalError(f"{where}: {error.message}", hint=error.hint) from error
         return changed
+
+    def _foresee(self, index: int, model: ir.Model, context: PassContext) -> None:
+        """Lets the passes after ``index`` refuse before the long work begins."""
+        for later in range(index + 1, len(self.passes)):
+            self.passes[later].foresee(model, context, self.passes[index:later])
 
 
 def _carried(model: ir.Model) -> set[type[Annotation]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from ..ir import (
     Budgeted,
     Option,
     QuantSpec,
+    SharedRows,
     TensorStats,
     Unit,
     UsageError,
@@ -24,7 +26,9 @@ from ..ir import (
     quantizable,
 )
 from ..ir.text_form import did_you_mean
+from .allocate_bits import AllocateBits
 from .base import Pass, PassContext
+from .fold_permutations import FoldPermutations
 from .numerics.rounding import Factor, Rounded, gptq, nearest
 from .parallel import for_each
 from .quadratic import Quadratic
@@ -56,9 +60,20 @@ class QuantizeWeights(Pass):
             hint = did_you_mean(self.rounding, ROUNDINGS)
             raise UsageError(f"no rounding {self.rounding!r}", hint=hint)
 
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses an allocation that counts on a fold that does not come."""
+        folds = False
+        for one in before:
+            folds = one.fold if isinstance(one, AllocateBits) else folds
+            folds = folds and not isinstance(one, FoldPermutations)
+        if folds:
+            _refuse_unfolded()
+
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds every unit that has an allocation and sums up what that will cost."""
         units = [u for u in quantizable(model) if note_of(u.anchor, BitAllocation) is not None]
+        if any(note_of(unit.anchor, SharedRows) is not None for unit in units):
+            _refuse_unfolded()
 
         def work(unit: Unit) -> tuple[float, float]:
             return self._quantize(unit, context)
@@ -96,6 +111,13 @@ class QuantizeWeights(Pass):
         if self.rounding == "nearest" or option.bits >= _LOSSLESS_BITS:
             return nearest(weight, option.bits, option.group, factor.price)
         return gptq(weight, option.bits, option.group, factor, refinements=self.refinements)
+
+
+def _refuse_unfolded() -> None:
+    raise UsageError(
+        "allocate-bits{fold=true} counts no bytes for what fold-permutations takes away",
+        hint="add fold-permutations before quantize-weights, or leave out fold=true",
+    )
 
 
 def _order(unit: Unit, context: PassContext) -> torch.Tensor:

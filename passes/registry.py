@@ -15,6 +15,7 @@ PASSES: tuple[str, ...] = (
     "calibrate:Calibrate",
     "annotate_sensitivity:AnnotateSensitivity",
     "allocate_bits:AllocateBits",
+    "fold_permutations:FoldPermutations",
     "quantize_weights:QuantizeWeights",
     "lower_matmul_nbits:LowerMatMulNBits",
     "verify_numerics:VerifyNumerics",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -19,6 +19,17 @@ def _no_gpu() -> str:
 @cache
 def _no_tensorrt() -> str:
     return "" if find_spec("tensorrt") else "needs TensorRT: the package is not installed"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Lets torch compute on one thread, which is quicker where everything is small."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 _LACKS: dict[str, Callable[[], str]] = {"gpu": _no_gpu, "trt": _no_tensorrt}

@@ -118,9 +118,14 @@ def _bits_bar(unit: dict[str, Any]) -> Bar:
     return Bar(f"{unit['name']}: {unit['bits']:.3f} bits per weight", pieces)
 
 
+def _density(unit: dict[str, Any], loss: float) -> float:
+    """Returns a loss per million weights, so that a large table does not hide all others."""
+    return float(max(loss, 0.0) * 1e6 / max(unit["rows"] * unit["columns"], 1))
+
+
 def _loss_bar(unit: dict[str, Any]) -> Bar:
     loss = unit.get("loss") or 0.0
-    return Bar(f"{unit['name']}: {_number(loss)}", ((max(loss, 0.0), _COLORS[4]),))
+    return Bar(f"{unit['name']}: {_number(loss)}", ((_density(unit, loss), _COLORS[4]),))
 
 
 def _need_bar(unit: dict[str, Any]) -> Bar:
@@ -128,7 +133,8 @@ def _need_bar(unit: dict[str, Any]) -> Bar:
     totals = unit.get("sensitivity") or {}
     option = next((one for one in sorted(totals) if one.startswith("4g")), None)
     cost = totals[option] if option is not None else 0.0
-    return Bar(f"{unit['name']} at {option}: {_number(cost)}", ((max(cost, 0.0), _COLORS[8]),))
+    title = f"{unit['name']} at {option}: {_number(cost)}"
+    return Bar(title, ((_density(unit, cost), _COLORS[8]),))
 
 
 def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:

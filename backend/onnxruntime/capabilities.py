@@ -40,6 +40,7 @@ def load(target: str) -> Capabilities:
         kernels=tuple(_kernel(entry) for entry in table["kernels"]),
         lookup_bits=tuple(table["lookup_bits"]),
         lookup=table["lookup"],
+        convolution_bits=tuple(table["convolution_bits"]),
         row_tile=table["row_tile"],
     )
 

@@ -1,9 +1,9 @@
-"""Choosing an option for every tile of rows, inside a byte budget, at the least predicted loss.
+"""Choosing an option for every tile of rows, inside a byte budget, at the least loss.
 
 This is the multiple-choice knapsack over tiles: ``min sum loss`` subject to ``sum bytes <=
 budget``. For a price ``lambda`` on bytes every tile chooses alone, which visits exactly the
-vertices of the lower convex hull; bisection finds the price that fits the budget, and the bytes
-that are left go to single tiles by falling gain per byte.
+vertices of the lower convex hull; bisection finds the price that fits the budget, and the
+bytes that are left go to single tiles by falling gain per byte.
 """
 
 from __future__ import annotations
@@ -48,19 +48,29 @@ class Choice:
 
 
 class _Tiles:
-    """The rows of one unit, sorted by what they gain from more bits and cut into tiles."""
+    """The rows of one unit, sorted by what they want and cut into tiles."""
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: Item, wanted: np.ndarray, tile: int) -> None:
+        """Cuts the rows.
+
+        Args:
+            item: The unit.
+            wanted: The option of every row, were it decided alone. Among rows that want the
+                same, those come last that gain most from more bits.
+            tile: Rows in a tile; 0 for all.
+        """
         rows = item.loss.shape[0]
         gain = item.loss[:, 0] - item.loss[:, -1]
-        self.rows = np.argsort(gain, kind="stable")
-        tile = item.tile or rows
+        self.rows = np.lexsort((gain, wanted))
+        tile = tile or rows
         self.starts = np.arange(0, rows, tile)
         # A short last tile would leave a class with an odd number of rows: join it to its
         # neighbour.
         if len(self.starts) > 1 and rows % tile:
             self.starts = self.starts[:-1]
-        self.loss = np.add.reduceat(item.loss[self.rows].astype(np.float64), self.starts, axis=0)
+        self.loss = np.add.reduceat(
+            item.loss[self.rows].astype(np.float64), self.starts, axis=0
+        )
         self.sizes = np.diff(np.append(self.starts, rows))
         self.bytes = self.sizes[:, None] * item.row_bytes[None]
         self.mixing_bytes = item.mixing_bytes
@@ -101,29 +111,26 @@ def smallest_bytes(items: list[Item]) -> int:
 def _bisect(units: list[_Tiles], budget: int) -> None:
     """Leaves every unit with its choice at the lowest price that fits the budget."""
     low, high = 0.0, 1e-30
-    for price in (low,):
-        for unit in units:
-            unit.choose(price)
-    if sum(unit.total_bytes() for unit in units) <= budget:
+    if _fits(units, low, budget):
         return
-    while True:
-        for unit in units:
-            unit.choose(high)
-        if sum(unit.total_bytes() for unit in units) <= budget:
-            break
+    while not _fits(units, high, budget):
         low, high = high, high * 16
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5 if low else high / 16
-        for unit in units:
-            unit.choose(middle)
-        if sum(unit.total_bytes() for unit in units) <= budget:
+        if _fits(units, middle, budget):
             high = middle
         else:
             low = middle
         if high / max(low, 1e-300) < 1 + 1e-9:
             break
+    _fits(units, high, budget)
+
+
+def _fits(units: list[_Tiles], price: float, budget: int) -> bool:
+    """Lets every unit choose at ``price``; tells whether that fits the budget."""
     for unit in units:
-        unit.choose(high)
+        unit.choose(price)
+    return sum(unit.total_bytes() for unit in units) <= budget
 
 
 def _upgrades(units: list[_Tiles]) -> list[tuple[float, int, int, int]]:
@@ -155,6 +162,13 @@ def _fill(units: list[_Tiles], budget: int) -> None:
             unit.option[tile] = old
 
 
+def _wanted(items: list[Item], budget: int) -> list[np.ndarray]:
+    """Returns the options that rows would get if each were decided alone."""
+    single = [_Tiles(item, np.zeros(len(item.loss)), min(item.tile, 1)) for item in items]
+    _bisect(single, budget)
+    return [unit.row_options() for unit in single]
+
+
 def allocate(items: list[Item], budget: int) -> list[Choice] | None:
     """Chooses an option for every row.
 
@@ -167,7 +181,10 @@ def allocate(items: list[Item], budget: int) -> list[Choice] | None:
     """
     if smallest_bytes(items) > budget:
         return None
-    units = [_Tiles(item) for item in items]
+    wanted = _wanted(items, budget)
+    units = [_Tiles(item, own, item.tile) for item, own in zip(items, wanted, strict=True)]
     _bisect(units, budget)
     _fill(units, budget)
-    return [Choice(unit.row_options(), unit.total_bytes(), unit.total_loss()) for unit in units]
+    return [
+        Choice(unit.row_options(), unit.total_bytes(), unit.total_loss()) for unit in units
+    ]

@@ -2,8 +2,8 @@
 
 Throughout: ``weight`` is rows x columns (output channels x input channels), ``hessian`` is
 columns x columns, and the error of a row is ``d^T H d`` with ``d`` its rounding error. A code
-``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Scales are signed, so the extreme
-value of a group, whatever its sign, can sit on the longer side of the range.
+``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Scales are signed, so the
+extreme value of a group, whatever its sign, can sit on the longer side of the range.
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ class Factor:
 
 
 def factorize(hessian: torch.Tensor, damping: float) -> Factor:
-    """Prepares a Hessian for rounding.
+    """Prepares a Hessian, or the diagonal of a diagonal one, for rounding.
 
     The damping doubles until the factorization succeeds; a dead column (zero diagonal) thereby
     gets a positive price too.
     """
+    if hessian.ndim == 1:
+        return _diagonal_factor(hessian, damping)
     mean = float(hessian.diagonal().mean())
     if not mean > 0:
         hessian, mean = torch.eye(hessian.shape[0]), 1.0
@@ -83,6 +85,13 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
     price = torch.empty_like(upper[0])
     price[order] = upper.diagonal() ** -2
     return Factor(damped.float(), order, upper, price)
+
+
+def _diagonal_factor(diagonal: torch.Tensor, damping: float) -> Factor:
+    """Prepares a diagonal Hessian, all of whose matrices are vectors."""
+    mean = float(diagonal.mean())
+    damped = diagonal + mean * damping if mean > 0 else torch.ones_like(diagonal)
+    return Factor(damped, torch.arange(len(damped)), damped.rsqrt(), damped)
 
 
 def _range(bits: int) -> tuple[int, int]:
@@ -142,8 +151,8 @@ def _compensated(
 ) -> torch.Tensor:
     """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
 
-    Columns go by falling diagonal of the Hessian while groups stay where they are, so the codes
-    need no index at run time.
+    Columns go by falling diagonal of the Hessian while groups stay where they are, so the
+    codes need no index at run time.
     """
     low, high = _range(bits)
     order, upper = factor.order, factor.upper
@@ -170,7 +179,7 @@ def _compensated(
 def _refit_scales(
     weight: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the scales that minimise ``d^T H d`` for given codes: a least-squares solve a row.
+    """Returns the scales of least ``d^T H d`` for given codes: a least-squares solve a row.
 
     With ``c_g`` the codes of group g (zero elsewhere): ``A[g, g'] = c_g^T H c_g'`` and
     ``b[g] = c_g^T H w``.
@@ -222,6 +231,8 @@ def _descend(
 def _round_chunk(
     weight: torch.Tensor, bits: int, group: int, factor: Factor, refinements: int
 ) -> Rounded:
+    most = _LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
+    weight = weight.clamp(-most, most)
     scales = search_scales(weight, bits, group, factor.price)
     codes = _compensated(weight, scales, bits, group, factor)
     for _ in range(refinements):
@@ -242,21 +253,26 @@ def gptq(
         factor: The factorized Hessian.
         refinements: Rounds of scale refit plus coordinate descent over all codes.
     """
+    if factor.damped.ndim == 1:  # no column can make up for the error of another
+        return nearest(weight, bits, group, factor.price)
     parts = [
         _round_chunk(chunk, bits, group, factor, refinements)
-        for chunk in weight.split(_ROWS_AT_ONCE)
+        for chunk in torch.split(weight, _ROWS_AT_ONCE)
     ]
     return Rounded(
         torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
     )
 
 
-def row_errors(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """Returns ``d^T H d`` of every row, never negative."""
+def row_errors(
+    weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor
+) -> torch.Tensor:
+    """Returns ``d^T H d`` of every row, never negative; a vector is a diagonal Hessian."""
     parts = []
     for exact, stored in zip(
-        weight.split(_ROWS_AT_ONCE), rounded.split(_ROWS_AT_ONCE), strict=True
+        torch.split(weight, _ROWS_AT_ONCE), torch.split(rounded, _ROWS_AT_ONCE), strict=True
     ):
         error = stored - exact
-        parts.append(((error @ hessian) * error).sum(1))
+        priced = error * hessian if hessian.ndim == 1 else error @ hessian
+        parts.append((priced * error).sum(1))
     return torch.cat(parts).clamp_min(0)

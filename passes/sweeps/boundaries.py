@@ -9,7 +9,7 @@ import torch
 
 
 class Boundaries:
-    """What one sample has left at the block boundaries: values, and gradients on the way back."""
+    """What a sample has left at the block boundaries: values, and gradients going back."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

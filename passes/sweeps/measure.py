@@ -16,7 +16,7 @@ import torch
 from ...ir import Feeds, Unit
 from ..base import PassContext, Session
 from ..numerics.divergence import kl_divergence
-from ..numerics.rounding import factorize, nearest, row_errors
+from ..numerics.rounding import nearest, row_errors
 from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
 from .objective import Objective
 
@@ -28,32 +28,37 @@ def _exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
     """Returns a copy of ``model`` that also outputs ``values``."""
     copy = model.clone()
     by_name = {str(out.name): out for node in copy.graph for out in node.outputs}
-    present = {value.name for value in (*copy.graph.outputs, *copy.graph.inputs)}
-    copy.graph.outputs.extend(
-        by_name[str(v.name)] for v in values if v.name not in present and v.name in by_name
-    )
+    present = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(by_name[str(v.name)] for v in values if v.name not in present)
     return copy
 
 
 def _activations(units: Sequence[Unit]) -> list[ir.Value]:
-    return list(dict.fromkeys(use.activation for unit in units for use in unit.uses))
+    """Returns what the products multiply, without what the caller knows beforehand."""
+    uses = [use for unit in units for use in unit.uses if use.kind == "product"]
+    return list(dict.fromkeys(u.activation for u in uses if u.activation.producer() is not None))
 
 
 def _add_sample(units: Sequence[Unit], found: dict[str, np.ndarray], file: MomentFile) -> None:
     for unit in units:
         moments = UnitMoments(unit)
         for at, use in enumerate(unit.uses):
-            seen = found[str(use.activation.name)]
             if use.kind == "lookup":
-                rows, columns = unit.shape
-                ids = torch.from_numpy(seen.reshape(-1).astype(np.int64)) % rows
-                file.add(moments.name(at, "hessian"), torch.eye(columns), len(ids))
-            else:
+                file.add(moments.name(at, "hessian"), torch.eye(unit.shape[1]), 1)
+            elif use.kind == "product":
+                seen = _seen(use.activation, found)
                 inputs = torch.from_numpy(seen.reshape(-1, seen.shape[-1]).astype(np.float32))
-                gram = weighted_gram(inputs, torch.ones(len(inputs)))
+                even = torch.ones(len(inputs))
+                gram = weighted_gram(inputs, even)
                 file.add(moments.name(at, "hessian"), gram, len(inputs))
-                variance = rounding_variance(inputs)
+                variance = rounding_variance(inputs, even)
                 file.add(moments.name(at, "activation"), variance, len(inputs))
+
+
+def _seen(value: ir.Value, found: dict[str, np.ndarray]) -> np.ndarray:
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    return found[str(value.name)]
 
 
 def divergence(
@@ -63,7 +68,8 @@ def divergence(
     total, places = 0.0, 0
     for value in objective.outputs:
         p, q = exact[str(value.name)], other[str(value.name)]
-        flat_p, flat_q = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (p, q))
+        channels = p.shape[-1] if p.ndim else 1
+        flat_p, flat_q = (x.reshape(-1, channels).astype(np.float64) for x in (p, q))
         places += len(flat_p)
         if objective.kind == "logits":
             total += float(kl_divergence(flat_p, flat_q).sum())
@@ -87,8 +93,8 @@ def _importance(
 ) -> float:
     """Returns the measured divergence of the probe over what weight 1 on all rows predicts."""
     weight = torch.from_numpy(unit.matrix())
-    factor = factorize(torch.eye(weight.shape[1]), 0.0)
-    rounded = nearest(weight, _PROBE_BITS, _PROBE_GROUP, factor.price).dequantize(_PROBE_GROUP)
+    even = torch.ones(weight.shape[1])
+    rounded = nearest(weight, _PROBE_BITS, _PROBE_GROUP, even).dequantize(_PROBE_GROUP)
     kept = unit.weight.const_value
     names = [str(value.name) for value in objective.outputs]
     try:
@@ -99,7 +105,7 @@ def _importance(
         unit.weight.const_value = kept
     pairs = [divergence(objective, p, q) for p, q in zip(exact, other, strict=True)]
     measured = sum(total for total, _ in pairs) / max(sum(places for _, places in pairs), 1)
-    predicted = 0.5 * float(row_errors(weight, rounded, torch.eye(weight.shape[1])).sum())
+    predicted = 0.5 * float(row_errors(weight, rounded, even).sum())
     return measured / max(predicted, 1e-30)
 
 
@@ -117,8 +123,7 @@ def measure(
         At how many places the loss was taken.
     """
     wanted = _activations(units)
-    inputs = {str(value.name) for value in model.graph.inputs}
-    names = [str(value.name) for value in wanted if value.name not in inputs]
+    names = [str(value.name) for value in wanted]
     with context.runner.session(_exposing(model, wanted)) as session:
         for feed in context.progress.track(feeds, len(feeds), "calibrating"):
             _add_sample(units, {**feed, **session.run(feed, names)}, file)
@@ -138,5 +143,9 @@ def measure(
 
 def _mean_energy(file: MomentFile, unit: Unit) -> float:
     """Returns the sum over uses of the Hessian's mean diagonal: the probe assumed 1."""
-    uses = range(len(unit.uses))
-    return max(sum(file.mean_diagonal(UnitMoments(unit).name(at, "hessian")) for at in uses), 1e-30)
+    name = UnitMoments(unit).name
+    means = [
+        1.0 if use.kind == "conv" else file.mean_diagonal(name(at, "hessian"))
+        for at, use in enumerate(unit.uses)
+    ]
+    return max(sum(means), 1e-30)

@@ -9,6 +9,9 @@ clipped), so that rounding cares for the tokens that the loss cares for. Where t
 logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the term is
 
     hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
+
+For a convolution, whose positions share their gradient, it is the diagonal Fisher information,
+``rows[n] = E[mean_k (dl/dw_nk)^2]`` with the identity for a Hessian, which is not kept.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ class UnitMoments:
     def arrays(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields every array's name and shape."""
         rows, columns = self.unit.shape
-        for at in range(len(self.unit.uses)):
-            yield self.name(at, "hessian"), (columns, columns)
+        for at, use in enumerate(self.unit.uses):
             yield self.name(at, "rows"), (rows,)
-            yield self.name(at, "activation"), (columns,)
+            if use.kind != "conv":
+                yield self.name(at, "hessian"), (columns, columns)
+                yield self.name(at, "activation"), (columns,)
 
     def name(self, use: int, what: str) -> str:
         """Returns the name of an array of the ``use``-th term."""
@@ -93,6 +97,23 @@ class MomentFile:
         self._file.close(metadata)
 
 
+def unseen_share(counts: torch.Tensor) -> float:
+    """Returns the chance that the next lookup is of a row not seen yet (Good and Turing).
+
+    It is the share of the lookups that were the only one of their row.
+    """
+    return float((counts == 1).sum() / counts.sum().clamp_min(1))
+
+
+def own_error(output: torch.Tensor) -> torch.Tensor:
+    """Returns for every channel what makes the loss half the relative error of ``output``.
+
+    This judges a unit that no gradient of the loss reaches: what it makes is read by others.
+    """
+    energy = output.square().mean() * output.shape[1]
+    return torch.full((output.shape[1],), 1 / max(float(energy), 1e-24))
+
+
 def token_weights(gradient: torch.Tensor) -> torch.Tensor:
     """Returns ``c_t``: squared gradient norms with mean 1, clipped to ``WEIGHT_RANGE``."""
     weights = gradient.square().sum(dim=1)
@@ -108,15 +129,15 @@ def weighted_gram(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return scaled.T @ inputs
 
 
-def rounding_variance(inputs: torch.Tensor) -> torch.Tensor:
+def rounding_variance(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Returns the error variance of each column when tokens are rounded to int8 in blocks.
 
     The step is ``absmax / 127`` of the token's block, and a uniform error has variance
-    ``step^2 / 12``.
+    ``step^2 / 12``. Tokens count by ``weights``.
     """
     columns = inputs.shape[1]
     missing = -columns % ACTIVATION_BLOCK
     padded = torch.nn.functional.pad(inputs, (0, missing))
-    blocks = padded.reshape(len(inputs), -1, ACTIVATION_BLOCK).abs().amax(dim=2)
-    variance = (blocks / 127).square().mean(dim=0) / 12
+    steps = padded.reshape(len(inputs), -1, ACTIVATION_BLOCK).abs().amax(dim=2) / 127
+    variance = (weights / weights.sum()) @ steps.square() / 12
     return variance.repeat_interleave(ACTIVATION_BLOCK)[:columns]

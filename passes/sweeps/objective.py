@@ -18,6 +18,7 @@ from ...ir import FLOAT_TYPES, UsageError, find_units
 
 Kind = Literal["logits", "regression"]
 KINDS = ("auto", "logits", "regression")
+_KEEPS_NUMBERS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Objective:
             generator: Source of the label or the direction.
         """
         if self.kind == "regression":
-            scale = output.square().mean().sqrt().clamp_min(1e-12) * output.shape[-1] ** 0.5
-            return torch.randn(output.shape, generator=generator) / scale
+            size = output.float().square().mean().sqrt().clamp_min(1e-12)
+            direction = torch.randn(output.shape, generator=generator)
+            return (direction / (size * _channels(output) ** 0.5)).to(output.dtype)
         flat = output.reshape(-1, output.shape[-1])
         chances = flat.float().softmax(dim=-1)
         label = _draw(chances, generator)
@@ -51,7 +53,11 @@ class Objective:
 
     def positions(self, output: torch.Tensor) -> int:
         """Returns at how many places the loss is taken."""
-        return output.numel() // output.shape[-1]
+        return output.numel() // _channels(output)
+
+
+def _channels(output: torch.Tensor) -> int:
+    return max(output.shape[-1], 1) if output.ndim else 1
 
 
 def _draw(chances: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -62,13 +68,22 @@ def _draw(chances: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _vocabularies(model: ir.Model, tokens: str | None) -> set[int]:
-    """Returns the row counts of the tables that the token ids look up directly."""
+    """Returns the row counts of the tables that the token ids look up."""
     return {
         unit.shape[0]
         for unit in find_units(model)
         for use in unit.uses
-        if use.kind == "lookup" and use.activation.name == tokens
+        if use.kind == "lookup" and _origin(use.activation).name == tokens
     }
+
+
+def _origin(value: ir.Value) -> ir.Value:
+    """Returns what ``value`` was before its shape or type was changed."""
+    node = value.producer()
+    while node is not None and node.op_type in _KEEPS_NUMBERS and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
 
 
 def _last_dim(value: ir.Value) -> object:

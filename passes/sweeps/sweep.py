@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import Feeds, Unit, Use
 from ...ir.blocks import Block
@@ -23,8 +24,10 @@ from .moments import (
     WEIGHT_RANGE,
     MomentFile,
     UnitMoments,
+    own_error,
     rounding_variance,
     token_weights,
+    unseen_share,
     weighted_gram,
 )
 from .objective import Objective
@@ -50,12 +53,17 @@ class _Tap:
 
 @dataclass
 class _Stage:
-    """A block made ready to run: lookups apart, because gradients start at what they return."""
+    """A block made ready to run.
+
+    Lookups run apart, because gradients start at what they return. Weights of convolutions are
+    inputs, because gradients start at them.
+    """
 
     block: Block
     taps: list[_Tap]
     wanted: list[ir.Value]
     lookups: list[_Tap] = field(init=False)
+    convolved: dict[ir.Value, _Tap] = field(init=False)
     inputs: list[ir.Value] = field(init=False)
     outputs: list[ir.Value] = field(init=False)
     _early: torch.nn.Module | None = None
@@ -64,8 +72,11 @@ class _Stage:
     def __post_init__(self) -> None:
         self.lookups = [tap for tap in self.taps if tap.use.kind == "lookup"]
         looked_up = [tap.output for tap in self.lookups]
+        self.convolved = {
+            tap.moments.unit.weight: tap for tap in self.taps if tap.use.kind == "conv"
+        }
         own = [value for value in self.block.inputs if value not in looked_up]
-        self.inputs = [*own, *looked_up]
+        self.inputs = [*own, *looked_up, *self.convolved]
         products = [tap for tap in self.taps if tap.use.kind == "product"]
         extra = [value for tap in products for value in (tap.output, tap.use.activation)]
         self.outputs = list(dict.fromkeys([*self.wanted, *extra]))
@@ -85,7 +96,9 @@ class _Stage:
         self._main = runner.segment(rest, self.inputs, self.outputs)
 
     def prepare(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the inputs of the block with what its lookups return."""
+        """Returns the inputs of the block, its weights, and what its lookups return."""
+        weights = {_name(v): _tensor_of(t.moments.unit) for v, t in self.convolved.items()}
+        given = {**given, **weights}
         if self._early is None:
             return given
         outputs = [value for tap in self.lookups for value in (tap.output, tap.use.activation)]
@@ -103,6 +116,12 @@ class _Stage:
 
 def _name(value: ir.Value) -> str:
     return str(value.name)
+
+
+def _tensor_of(unit: Unit) -> torch.Tensor:
+    """Returns a copy of the weight in its own layout and type."""
+    wide = torch.from_numpy(unit.tensor.numpy().astype(np.float32))
+    return wide.to(to_torch_dtype(unit.tensor.dtype))
 
 
 def _stages(
@@ -155,6 +174,7 @@ class _Sweep:
     file: MomentFile
     positions: float = 0.0
     said: torch.Tensor | None = None
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def forward(self, sample: _Sample) -> None:
         """Runs all blocks but the last and keeps what crosses their boundaries."""
@@ -182,6 +202,8 @@ class _Sweep:
             self._add_product(tap, found, gradients)
         for tap in stage.lookups:
             self._add_lookup(tap, given, gradients)
+        for value, tap in stage.convolved.items():
+            self._add_convolution(tap, gradients.get(_name(value)))
         for value in stage.block.inputs:
             gradient = gradients.get(_name(value))
             if gradient is not None and _name(value) not in sample.feeds:
@@ -211,6 +233,9 @@ class _Sweep:
         gradients: dict[str, torch.Tensor],
     ) -> None:
         inputs = _flat(found[_name(tap.use.activation)])
+        if not len(inputs):
+            return
+        positions = 0
         if self.objective.kind == "logits" and tap.output in self.objective.outputs:
             chances = _flat(found[_name(tap.output)]).softmax(dim=1)
             self._expect(chances)
@@ -222,11 +247,19 @@ class _Sweep:
             gradient = _flat(gradients[_name(tap.output)])
             rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
         else:
-            return
+            rows, weights = own_error(_flat(found[_name(tap.output)])), torch.ones(len(inputs))
+            positions = len(inputs)
         name = tap.moments.name
-        self.file.add(name(tap.at, "rows"), rows, 0)
+        self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
-        self.file.add(name(tap.at, "activation"), rounding_variance(inputs), len(inputs))
+        self.file.add(name(tap.at, "activation"), rounding_variance(inputs, weights), len(inputs))
+
+    def _add_convolution(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
+        if gradient is None:
+            return
+        unit = tap.moments.unit
+        rows = gradient.float().movedim(unit.row_axis, 0).reshape(unit.shape)
+        self.file.add(tap.moments.name(tap.at, "rows"), rows.square().mean(dim=1), 0)
 
     def _expect(self, chances: torch.Tensor) -> None:
         """Notes how often the model itself would say each token: a prior for lookups."""
@@ -236,18 +269,28 @@ class _Sweep:
     def _add_lookup(
         self, tap: _Tap, given: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
     ) -> None:
-        if _name(tap.output) not in gradients:
-            return
-        gradient = _flat(gradients[_name(tap.output)])
         rows = tap.moments.unit.shape[0]
         ids = given[_name(tap.use.activation)].reshape(-1) % rows
+        if not len(ids):
+            return
         counts = torch.bincount(ids, minlength=rows).float()
-        if self.said is not None and len(self.said) == rows:
-            counts = (counts + self.said * (counts.sum() / self.said.sum())) / 2
-        counts = (1 - UNSEEN) * counts + UNSEEN * counts.mean()
-        name = tap.moments.name
-        self.file.add(name(tap.at, "rows"), counts, 0)
-        self.file.add(name(tap.at, "hessian"), gradient.T @ gradient / len(ids), len(ids))
+        name = tap.moments.name(tap.at, "rows")
+        self.seen[name] = self.seen[name] + counts if name in self.seen else counts
+        if _name(tap.output) in gradients:
+            gradient = _flat(gradients[_name(tap.output)])
+            gram = gradient.T @ gradient / len(ids)
+        else:
+            gram = torch.diag(own_error(_flat(given[_name(tap.output)])))
+        self.file.add(tap.moments.name(tap.at, "hessian"), gram, len(ids))
+
+    def add_frequencies(self) -> None:
+        """Adds how often each row is looked up; what the model says is known only now."""
+        for name, counts in self.seen.items():
+            unseen = max(UNSEEN, unseen_share(counts))
+            if self.said is not None and len(self.said) == len(counts):
+                counts = (counts + self.said * (counts.sum() / self.said.sum())) / 2
+                unseen = UNSEEN
+            self.file.add(name, (1 - unseen) * counts + unseen * counts.mean(), 0)
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -306,7 +349,8 @@ def sweep(
     state = _Sweep(_stages(blocks, units, objective), objective, file)
     for stage in state.stages:
         stage.build(context.runner)
-    steps = iter(context.progress.track(range(2 * len(feeds)), 2 * len(feeds), "calibrating"))
+    total = len(feeds) * (1 + len(state.stages))
+    steps = iter(context.progress.track(range(total), total, "calibrating"))
     samples = [
         _Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at)
         for at, feed in enumerate(feeds)
@@ -320,9 +364,10 @@ def sweep(
         for stage in reversed(state.stages):
             for sample in wave:
                 state.backward(sample, stage)
+                next(steps, None)
             file.flush()
         for sample in wave:
-            next(steps, None)
             sample.boundaries.clear()
+    state.add_frequencies()
     next(steps, None)
     return state.positions

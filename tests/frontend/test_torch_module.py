@@ -16,7 +16,8 @@ class Net(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(torch.relu(self.first(x)))
+        found: torch.Tensor = self.norm(torch.relu(self.first(x)))
+        return found
 
 
 class Undecided(torch.nn.Module):
@@ -48,6 +49,6 @@ def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(InputError, match="Undecided"):
         from_module(Undecided(), (torch.ones(2),))
     with pytest.raises(UsageError, match="is a tensor"):
-        from_module(Net(), torch.ones(2, 8))
+        from_module(Net(), torch.ones(2, 8))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no torch module"):
         from_module("net", ())  # type: ignore[arg-type]

@@ -63,7 +63,9 @@ def test_files_of_other_kinds(
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     output = tmp_path / "out"
-    words = compile_words(path, output) if command == "compile" else ["inspect", path]
+    words: list[str | Path] = ["inspect", path]
+    if command == "compile":
+        words = compile_words(path, output)
     assert word in refused(capsys, words, 3)
     assert not output.exists()
     assert path.read_bytes() == content
@@ -105,7 +107,7 @@ def test_nan_weights(model: Path, tmp_path: Path, capsys: Capture) -> None:
 
 def test_quantized_already(model: Path, tmp_path: Path, capsys: Capture) -> None:
     proto = onnx.load(model)
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "scale"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
     proto.graph.node.append(
         helper.make_node("QuantizeLinear", ["y", "scale"], ["q"], "quantize")
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from .tiny_models import VOCABULARY, WIDTH, language_folder, vector_model
 
 pytestmark = [pytest.mark.ort, pytest.mark.timeout(120)]
 
-FEW = {"samples": 4, "sequence_length": 32}
+FEW: dict[str, Any] = {"samples": 4, "sequence_length": 32}
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def language_model(path: Path) -> Path:
     inputs = [
         helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
     ]
-    shape = ["batch", "tokens", VOCABULARY]
+    shape: list[str | int | None] = ["batch", "tokens", VOCABULARY]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     return save(nodes, inputs, outputs, weights, path)
 

@@ -1,0 +1,71 @@
+"""Which options a unit may be stored with on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from ..ir import Capabilities, Option, Unit, Use
+
+DEFAULT_GROUPS = (64,)
+_ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_OLDEST_OPSETS = {"lookup": (11, "BitShift"), "conv": (13, "DequantizeLinear by rows")}
+
+
+def offered_options(
+    unit: Unit, table: Capabilities, groups: Sequence[int] = DEFAULT_GROUPS
+) -> list[Option]:
+    """Returns the options that every use of ``unit`` has a kernel for, by growing size.
+
+    Args:
+        unit: A unit that need not stay in float.
+        table: What the target can run.
+        groups: Group sizes to offer. Where none of them fits the row or the kernels, the
+            smallest that the kernels take stands in.
+    """
+    if obstacle(unit):
+        return []
+    columns = unit.shape[1]
+    common = set.intersection(*(_options_of(use, unit, table) for use in unit.uses))
+    # A group wider than the row would store padding.
+    fitting = {one for one in common if one.group in groups and one.group <= columns}
+    if not fitting:
+        smallest = min((one.group for one in common), default=0)
+        fitting = {one for one in common if one.group == smallest}
+    return sorted(fitting, key=lambda option: (option.row_bytes(columns), option))
+
+
+def _options_of(use: Use, unit: Unit, table: Capabilities) -> set[Option]:
+    rows, columns = unit.shape
+    if use.kind == "lookup":
+        return set(table.lookup_options(columns))
+    if use.kind == "conv":
+        return set(table.convolution_options(columns))
+    return set(table.product_options(rows, columns))
+
+
+def obstacle(unit: Unit) -> str:
+    """Returns why no target can store the unit in codes as it is; empty when they can."""
+    graph = unit.anchor.graph
+    opset = graph.opset_imports.get("", 1) if graph is not None else 1
+    for use in unit.uses:
+        dtype = result_type(unit, use)
+        if dtype not in _ACTIVATIONS:
+            return f"{use.node.op_type} {use.node.name!r} computes in {dtype.name.lower()}"
+        oldest, operator = _OLDEST_OPSETS.get(use.kind, (1, ""))
+        if opset < oldest:
+            return f"opset {opset} has no {operator}; opset {oldest} has"
+    return ""
+
+
+def result_type(unit: Unit, use: Use) -> ir.DataType:
+    """Returns the type in which the consumer sees the weight, so also that of its result."""
+    value = use.node.inputs[use.index]
+    while value is not None and value is not unit.weight:
+        view = value.producer()
+        assert view is not None
+        if view.op_type == "Cast":
+            return ir.DataType(view.attributes.get_int("to"))
+        value = view.inputs[0]
+    return unit.tensor.dtype

@@ -1,0 +1,109 @@
+"""Tiny models, calibrated by the real passes with the real runner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mpqc.backend.onnxruntime import load
+from mpqc.backend.runner import Runner
+from mpqc.ir import Calibration, Feeds, Kernel
+from mpqc.passes.base import PassContext
+from mpqc.passes.pipeline import Pipeline
+
+from .rounded import noise, parse
+
+TABLE = replace(
+    load("ort-cpu"),
+    target="test",
+    kernels=tuple(Kernel(bits, (32, 64), 1, 16, 0, 0.2) for bits in (2, 4, 8)),
+    row_tile=8,
+)
+CALIBRATE = "normalize,partition-blocks,calibrate"
+VOCABULARY, WIDTH, INNER = 80, 64, 128
+
+_LANGUAGE = """<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[batch, n] ids) => (float[batch, n, 80] logits)
+    { x = Gather(table, ids)
+      a = MatMul(x, up)
+      b = Relu(a)
+      c = MatMul(b, down)
+      y = Add(x, c)
+      d = MatMul(y, up2)
+      e = Relu(d)
+      f = MatMul(e, down2)
+      z = Add(y, f)
+      logits = MatMul(z, head) }"""
+
+_VECTOR = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 64] x) => (float[n, 80] y)
+    { a = MatMul(x, first)
+      b = Tanh(a)
+      c = MatMul(b, second)
+      y = Add(c, bias) }"""
+
+
+def language_weights() -> dict[str, np.ndarray]:
+    return {
+        "table": noise(VOCABULARY, WIDTH, seed=1),
+        "up": noise(WIDTH, INNER, seed=2) / 8,
+        "down": noise(INNER, WIDTH, seed=3) / 10,
+        "up2": noise(WIDTH, INNER, seed=4) / 8,
+        "down2": noise(INNER, WIDTH, seed=5) / 10,
+        "head": noise(WIDTH, VOCABULARY, seed=6) / 5,
+    }
+
+
+def language() -> ir.Model:
+    """Two residual blocks between a table and a head: ids -> logits."""
+    return parse(_LANGUAGE, language_weights())
+
+
+def vector_weights() -> dict[str, np.ndarray]:
+    return {
+        "first": noise(64, 96, seed=1) / 8,
+        "second": noise(96, 80, seed=2) / 10,
+        "bias": noise(80, seed=3),
+    }
+
+
+def vector() -> ir.Model:
+    """Two products and a bias: x -> y."""
+    return parse(_VECTOR, vector_weights())
+
+
+def sentences(count: int = 6, length: int = 24, seed: int = 0) -> Calibration:
+    """Token ids; only the first half of the vocabulary occurs."""
+    rng = np.random.default_rng(seed)
+    feeds: list[Feeds] = [
+        {"ids": rng.integers(0, VOCABULARY // 2, (1, length))} for _ in range(count)
+    ]
+    return Calibration(feeds, "noise", f"sentences-{count}-{length}-{seed}", "ids")
+
+
+def vectors(count: int = 6, length: int = 40, seed: int = 0) -> Calibration:
+    rng = np.random.default_rng(seed)
+    feeds: list[Feeds] = [
+        {"x": rng.standard_normal((length, 64)).astype(np.float32)} for _ in range(count)
+    ]
+    return Calibration(feeds, "noise", f"vectors-{count}-{length}-{seed}")
+
+
+def context(folder: Path, calibration: Calibration, *, seed: int = 0) -> PassContext:
+    return PassContext(
+        runner=Runner(threads=1),
+        capabilities=TABLE,
+        scratch=folder / "scratch",
+        calibration=calibration,
+        cache=folder / "cache",
+        seed=seed,
+    )
+
+
+def run(passes: str, model: ir.Model, work: PassContext) -> ir.Model:
+    """Runs ``passes`` on ``model`` in place."""
+    Pipeline.parse(passes).run(model, work)
+    return model

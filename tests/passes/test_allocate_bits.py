@@ -1,0 +1,166 @@
+"""Allocations on a calibrated model: inside the budget, and the best that fits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from mpqc.ir import (
+    BitAllocation,
+    Budgeted,
+    InfeasibleBudget,
+    Option,
+    Unit,
+    UsageError,
+    need_note,
+    quantizable,
+)
+from mpqc.passes.base import PassContext
+from mpqc.passes.lowering.cost import overhead_bytes
+from mpqc.passes.spec import parse_passes
+
+from .rounded import noise, parse
+from .swept import CALIBRATE, context, language, run, sentences, vectors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+READY = f"{CALIBRATE},annotate-sensitivity{{groups=[32, 64]}}"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> PassContext:
+    return context(tmp_path, sentences())
+
+
+@pytest.fixture
+def model(work: PassContext) -> ir.Model:
+    return run(READY, language(), work)
+
+
+def stored_bytes(unit: Unit) -> int:
+    """What the unit takes, counted from its allocation alone."""
+    note = need_note(unit.anchor, BitAllocation)
+    rows, columns = unit.shape
+    assert sum(note.counts) == rows
+    codes = sum(
+        Option.parse(text).row_bytes(columns) * count
+        for text, count in zip(note.options, note.counts, strict=True)
+    )
+    return codes + overhead_bytes(unit, len(note.options))
+
+
+@pytest.mark.parametrize("granularity", ["row", "unit"])
+@pytest.mark.parametrize("budget", [3.0, 3.7, 4.5, 6.25, 9.0])
+def test_budget_is_honoured_and_used(
+    budget: float, granularity: str, model: ir.Model, work: PassContext
+) -> None:
+    run(f"allocate-bits{{budget={budget}, granularity={granularity}}}", model, work)
+    units = quantizable(model)
+    weights = sum(unit.size for unit in units)
+    used = sum(stored_bytes(unit) for unit in units) * 8 / weights
+    note = need_note(model, Budgeted)
+    assert (note.asked, note.weights) == (budget, weights)
+    assert used <= note.got + 1e-9 <= budget + 2e-9
+    assert note.got > min(budget, 8.5) - (0.25 if granularity == "row" else 1.0)
+    losses = [need_note(unit.anchor, BitAllocation).loss for unit in units]
+    assert note.loss == pytest.approx(sum(losses))
+
+
+def test_rows_of_a_class_stand_together(model: ir.Model, work: PassContext) -> None:
+    run("allocate-bits{budget=4.0}", model, work)
+    mixed = 0
+    for unit in quantizable(model):
+        note = need_note(unit.anchor, BitAllocation)
+        name = f"{unit.name}/order"
+        assert (name in work.arrays) == (len(note.options) > 1)
+        if len(note.options) > 1:
+            mixed += 1
+            order = work.arrays.get(name)
+            assert sorted(order) == list(range(unit.shape[0]))
+            bits = [Option.parse(text).row_bytes(unit.shape[1]) for text in note.options]
+            assert bits == sorted(bits)
+    assert mixed
+
+
+def test_rows_beat_units_and_units_beat_uniform(model: ir.Model, work: PassContext) -> None:
+    losses = []
+    for options in ("granularity=row", "granularity=unit", "uniform=true"):
+        run(f"allocate-bits{{budget=4.6, {options}}}", model, work)
+        losses.append(need_note(model, Budgeted).loss)
+    assert losses[0] <= losses[1] * 1.001
+    assert losses[1] <= losses[2] * 1.001
+    for unit in quantizable(model):
+        assert need_note(unit.anchor, BitAllocation).options == ("4g32",)
+
+
+def test_a_second_allocation_replaces_the_first(model: ir.Model, work: PassContext) -> None:
+    run("allocate-bits{budget=4.0}", model, work)
+    run("allocate-bits{budget=20.0, uniform=true}", model, work)
+    assert not [name for name in work.arrays.names() if name.endswith("/order")]
+    for unit in quantizable(model):
+        assert need_note(unit.anchor, BitAllocation).options == ("8g32",)
+
+
+@pytest.mark.parametrize("options", ["", ", granularity=unit", ", uniform=true"])
+def test_the_smallest_budget_that_is_named_is_feasible(
+    options: str, model: ir.Model, work: PassContext
+) -> None:
+    with pytest.raises(InfeasibleBudget) as caught:
+        run(f"allocate-bits{{budget=1.0{options}}}", model, work)
+    found = re.search(r"the smallest is ([\d.]+)", caught.value.message)
+    assert found is not None
+    assert f"--budget {found[1]}" in caught.value.hint
+    least = float(found[1])
+    run(f"allocate-bits{{budget={least}{options}}}", model, work)
+    assert need_note(model, Budgeted).got == pytest.approx(least, abs=1e-3)
+    with pytest.raises(InfeasibleBudget):
+        run(f"allocate-bits{{budget={least - 0.002}{options}}}", model, work)
+
+
+def test_float_units_count_and_are_named(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 64] x) => (float[n, 72] y)
+        { a = MatMul(x, w)
+          y = MatMul(a, v) }"""
+    model = parse(text, {"w": noise(64, 90), "v": noise(90, 72)})
+    work = context(tmp_path, vectors())
+    run(f"{READY},allocate-bits{{budget=20.0}}", model, work)
+    sizes = {unit.name: unit.size for unit in quantizable(model)}
+    weights = sum(sizes.values())
+    least = (sizes["v"] * 32 + sizes["w"] * 2.25) / weights
+    assert need_note(model, Budgeted).got > least
+    kept = sizes["v"] * 4
+    with pytest.raises(InfeasibleBudget, match=f"{kept} bytes of it are units that stay"):
+        run("allocate-bits{budget=4.0}", model, work)
+
+
+def test_allocation_repeats(work: PassContext) -> None:
+    found = []
+    for _ in range(2):
+        model = run(f"{READY},allocate-bits{{budget=3.9}}", language(), work)
+        notes = [need_note(unit.anchor, BitAllocation) for unit in quantizable(model)]
+        orders = {
+            name: np.array(work.arrays.get(name))
+            for name in work.arrays.names()
+            if name.endswith("/order")
+        }
+        found.append((notes, orders))
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, order in found[0][1].items():
+        np.testing.assert_array_equal(order, found[1][1][name])
+
+
+@pytest.mark.parametrize("budget", ["0.0", "-1.0", "65.0", "nan", "inf"])
+def test_nonsense_budgets(budget: str) -> None:
+    with pytest.raises(UsageError):
+        parse_passes(f"allocate-bits{{budget={budget}}}")
+
+
+def test_unknown_granularity() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_passes("allocate-bits{budget=4.0, granularity=rows}")
+    assert "row" in caught.value.hint

@@ -1,0 +1,112 @@
+"""Documents say what is so: the list of passes, the keys of mpqc.json, options and links."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mpqc
+from mpqc.ir import Annotation
+from mpqc.ir.text_form import print_value
+from mpqc.passes.base import Pass
+from mpqc.passes.registry import all_passes
+from mpqc.tools.cli_parser import _parsers
+from mpqc.tools.pipelines import default_pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PASSES = ROOT / "docs" / "passes.md"
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+_TOOLS = {"--update-golden", "--no-deps", "--strict"}  # of pytest, pip and mypy
+
+
+def described(cls: type[Pass]) -> tuple[str, dict[str, str]]:
+    """Returns the docstring's text, and what it says about each option."""
+    text = inspect.cleandoc(cls.__doc__ or "").replace("``", "`")
+    body, _, attributes = text.partition("\nAttributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", attributes, re.MULTILINE)
+    return body.strip(), {name: " ".join(words.split()) for name, words in entries}
+
+
+def notes(kinds: tuple[type[Annotation], ...]) -> str:
+    return ", ".join(f"`#{kind.key}`" for kind in kinds) or "nothing"
+
+
+def section(cls: type[Pass]) -> str:
+    """Returns what docs/passes.md says about one pass."""
+    body, meanings = described(cls)
+    lines = [f"## {cls.name}", "", body, ""]
+    fields = dataclasses.fields(cls)
+    if fields:
+        lines += ["| option | default | meaning |", "|---|---|---|"]
+    for field in fields:
+        default = "required"
+        if field.default is not dataclasses.MISSING:
+            default = f"`{print_value(field.default)}`"
+        assert field.name in meanings, f"{cls.name}: {field.name} is not described"
+        shown = field.name.replace("_", "-")
+        lines.append(f"| `{shown}` | {default} | {meanings[field.name]} |")
+    lines += [""] * bool(fields)
+    flow = f"Reads {notes(cls.reads)}; writes {notes(cls.writes)}"
+    lines.append(f"{flow}; drops {notes(cls.drops)}." if cls.drops else f"{flow}.")
+    return "\n".join(lines) + "\n"
+
+
+def written() -> str:
+    """Returns docs/passes.md as it should be."""
+    steps = re.sub(r",(?![^{]*\})", ",\n", default_pipeline(3.5))
+    head = (
+        "# The passes\n\n"
+        "Made from the docstrings by `pytest tests/test_docs.py --update-golden`.\n"
+        "`mpqc passes` prints the short form. The default pipeline for `--budget 3.5` is\n\n"
+        f"```text\n{steps}\n```\n\n"
+        "A note such as `#stats` stands on nodes of the graph; a pass that reads one has to\n"
+        "come after a pass that writes it, or the pipeline is refused.\n\n"
+    )
+    return head + "\n".join(section(cls) for cls in all_passes())
+
+
+def test_passes_are_described_as_they_are(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--update-golden"):
+        PASSES.write_text(written(), encoding="utf-8")
+    assert PASSES.read_text(encoding="utf-8") == written()
+
+
+def known_options() -> set[str]:
+    _, commands = _parsers()
+    return {name for one in commands.values() for name in one._option_string_actions}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_options_exist(path: Path) -> None:
+    named = set(_OPTION.findall(path.read_text(encoding="utf-8")))
+    assert named <= known_options() | _TOOLS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.ort
+def test_keys_of_the_manifest_are_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from .tools.tiny_models import vector_model
+
+    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
+    model = vector_model(tmp_path / "vector.onnx")
+    options: dict[str, Any] = {"random_calibration": True, "samples": 4}
+    result = mpqc.compile(model, budget=5, output=tmp_path / "out", **options)
+    text = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert set(result.report) <= described
+    files = {path.name for path in result.output.iterdir()}
+    assert all(f"`{name}`" in text for name in files)

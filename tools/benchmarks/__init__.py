@@ -1,0 +1,1 @@
+"""What mpqc's results and mpqc itself cost: ``python -m mpqc.tools.benchmarks --help``."""

@@ -1,0 +1,38 @@
+"""``python -m mpqc.tools.benchmarks NAME ...``: one benchmark, one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ...ir import MpqcError
+from . import compile_cost, curve, prediction, speed
+
+_ALL = {
+    "speed": (speed, "tokens a second of original and result, in turns"),
+    "compile-cost": (compile_cost, "seconds and memory of a compilation"),
+    "curve": (curve, "quality against size, with uniform widths beside it"),
+    "prediction": (prediction, "predicted against measured divergence"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mpqc.tools.benchmarks")
+    group = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, (module, summary) in _ALL.items():
+        module.add_options(group.add_parser(name, help=summary, description=module.__doc__))
+    chosen = parser.parse_args(arguments)
+    try:
+        _ALL[chosen.name][0].run(chosen)
+    except MpqcError as error:
+        print(f"mpqc: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"      {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
