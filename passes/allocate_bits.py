@@ -16,6 +16,7 @@ from ..ir import (
     InfeasibleBudget,
     Option,
     Sensitivity,
+    SharedOrder,
     SharedRows,
     TensorStats,
     Unit,
@@ -34,8 +35,10 @@ from .lowering.cost import overhead_bytes
 from .numerics.chain import Joint
 from .numerics.knapsack import Choice, Item, allocate, smallest_bytes
 from .offered import offered_options
+from .regrouping import regrouped_error
 
 GRANULARITIES = ("row", "unit")
+_MOST_GROWTH = 1.1  # of a reader's error: beyond this its columns had better stay
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class _Decision:
     Attributes:
         units: The units.
         joint: How they look to the allocator.
-        shared: Whether their order of rows is to be folded.
+        group: Why they are: their order of rows is to be folded. None for a unit on its own.
     """
 
     units: tuple[Unit, ...]
     joint: Joint
-    shared: bool
+    group: SharedOrder | None
 
     def annotate(self, choice: Choice, context: PassContext) -> None:
         """Writes down what the units got, and the order of their rows."""
@@ -59,7 +62,7 @@ class _Decision:
         for unit, part in zip(self.units, self.joint.split(choice), strict=True):
             _annotate(unit, part, order, context)
             drop_note(unit.anchor, SharedRows)
-            if self.shared and mixed:
+            if self.group is not None and mixed:
                 annotate(unit.anchor, SharedRows(unit.name, self.units[0].name))
 
 
@@ -121,12 +124,11 @@ class AllocateBits(Pass):
             )
         kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
         fixed = kept + sum(overhead_bytes(unit, 1) for unit in chosen)
-        decisions = self._decisions(model, chosen, context)
-        items = [one.joint.item for one in decisions]
         budget = int(self.budget * weights / 8) - fixed
-        choices = _uniform(items, budget) if self.uniform else allocate(items, budget)
+        decisions, choices = self._solve(model, chosen, budget, context)
         if choices is None:
-            _refuse(self.budget, smallest_bytes(items) + fixed, kept, weights)
+            smallest = smallest_bytes([one.joint.item for one in decisions])
+            _refuse(self.budget, smallest + fixed, kept, weights)
         assert choices is not None
         for decision, choice in zip(decisions, choices, strict=True):
             decision.annotate(choice, context)
@@ -135,21 +137,43 @@ class AllocateBits(Pass):
         annotate(model, Budgeted(self.budget, used * 8 / weights, weights, loss))
         return True
 
-    def _decisions(
-        self, model: ir.Model, chosen: Sequence[Unit], context: PassContext
-    ) -> list[_Decision]:
-        """Returns what is decided together: the units of a shared order, all others alone."""
+    def _solve(
+        self, model: ir.Model, chosen: Sequence[Unit], budget: int, context: PassContext
+    ) -> tuple[list[_Decision], list[Choice] | None]:
+        """Allocates, without the groups that turn out to do harm."""
+        groups = self._groups(model, chosen)
+        while True:
+            decisions = self._decisions(chosen, groups, context)
+            items = [one.joint.item for one in decisions]
+            choices = _uniform(items, budget) if self.uniform else allocate(items, budget)
+            harmless = _harmless(decisions, choices, context) if choices else groups
+            if len(harmless) == len(groups):
+                return decisions, choices
+            groups = harmless
+
+    def _groups(self, model: ir.Model, chosen: Sequence[Unit]) -> list[SharedOrder]:
+        """Returns the shared orders that rows with different options may use."""
+        if not self.fold:
+            return []
         free = {unit.name for unit in chosen if self._by_row(unit)}
-        orders = find_shared_orders(model).found if self.fold else ()
-        groups = [one for one in orders if {unit.name for unit in one.producers} <= free]
-        partners = {unit.name: one.producers for one in groups for unit in one.producers}
-        decisions = []
-        for units in dict.fromkeys(partners.get(unit.name, (unit,)) for unit in chosen):
-            items = [self._item(unit, context) for unit in units]
-            shared = units[0].name in partners
-            joint = Joint.of(items) if shared else Joint.alone(items[0])
-            decisions.append(_Decision(units, joint, shared))
-        return decisions
+        found = find_shared_orders(model).found
+        return [one for one in found if {unit.name for unit in one.producers} <= free]
+
+    def _decisions(
+        self, chosen: Sequence[Unit], groups: Sequence[SharedOrder], context: PassContext
+    ) -> list[_Decision]:
+        """Returns what is decided together: the producers of a group, all others alone."""
+        by_name = {unit.name: group for group in groups for unit in group.producers}
+        decisions: dict[str, _Decision] = {}
+        for unit in chosen:
+            group = by_name.get(unit.name)
+            if group is None:
+                joint = Joint.alone(self._item(unit, context))
+                decisions[unit.name] = _Decision((unit,), joint, None)
+            elif group.name not in decisions:
+                joint = Joint.of([self._item(one, context) for one in group.producers])
+                decisions[group.name] = _Decision(group.producers, joint, group)
+        return list(decisions.values())
 
     def _by_row(self, unit: Unit) -> bool:
         """Tells whether rows of ``unit`` may get different options."""
@@ -197,6 +221,36 @@ def _whole(item: Item, option: int) -> Choice:
     rows = item.loss.shape[0]
     loss = float(item.loss[:, option].sum(dtype=np.float64))
     return Choice(np.full(rows, option), int(item.row_bytes[option]) * rows, loss)
+
+
+def _harmless(
+    decisions: Sequence[_Decision], choices: Sequence[Choice], context: PassContext
+) -> list[SharedOrder]:
+    """Returns the groups whose order does not spoil the rounding of those that read it."""
+    parts = {
+        unit.name: part
+        for decision, choice in zip(decisions, choices, strict=True)
+        for unit, part in zip(decision.units, decision.joint.split(choice), strict=True)
+    }
+
+    def growth(unit: Unit, order: np.ndarray) -> float:
+        note = note_of(unit.anchor, Sensitivity)
+        if note is None:
+            return 1.0
+        option = note.options[int(np.bincount(parts[unit.name].option).argmax())]
+        return regrouped_error(unit, order, Option.parse(option), context.arrays)
+
+    def is_harmless(group: SharedOrder, choice: Choice) -> bool:
+        order = np.argsort(choice.option, kind="stable")
+        return bool((np.diff(order) == 1).all()) or all(
+            growth(unit, order) <= _MOST_GROWTH for unit in group.consumers
+        )
+
+    return [
+        decision.group
+        for decision, choice in zip(decisions, choices, strict=True)
+        if decision.group is not None and is_harmless(decision.group, choice)
+    ]
 
 
 def _annotate(unit: Unit, choice: Choice, order: np.ndarray, context: PassContext) -> None:

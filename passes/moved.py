@@ -1,7 +1,7 @@
 """Rows and columns that moved since calibration, and how to read its arrays all the same.
 
 Hessians are large and stay in their file as they were gathered. What moved is kept as two
-small arrays of the unit: row ``n`` now was row ``<unit>/rows-from[n]`` then, and so for columns.
+small arrays of the unit: row ``n`` now was row ``<unit>/rows-from[n]`` then; columns alike.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .recipe import Recipe, read_recipe
 
 DEFAULTS: dict[str, Any] = {
     "target": "ort-cpu",
-    "samples": 32,
+    "samples": 64,
     "sequence_length": 512,
     "objective": "auto",
     "seed": 0,

@@ -2,8 +2,8 @@
 
 Rows of a unit that got the same option are stored side by side. When the rows of two units
 have to stand in the same order, their options may not cross: sorted by the options of one, the
-rows must also be sorted by those of the other. That is so exactly when every row takes its options
-from a chain, in which from place to place no option ever gets smaller::
+rows must also be sorted by those of the other. That is so exactly when every row takes its
+options from a chain, in which from place to place no option ever gets smaller::
 
     (2, 2) -> (4, 2) -> (4, 4) -> (4, 8) -> (8, 8)
 """

@@ -3,7 +3,8 @@
 This is the multiple-choice knapsack over tiles: ``min sum loss`` subject to ``sum bytes <=
 budget``. For a price ``lambda`` on bytes every tile chooses alone, which visits exactly the
 vertices of the lower convex hull; bisection finds the price that fits the budget, and the
-bytes that are left go to single tiles by falling gain per byte.
+bytes that are left go to single tiles by falling gain per byte. Tiles are cut from rows that
+want the same option, so that few of them have to settle for a compromise.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def _exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
 def _activations(units: Sequence[Unit]) -> list[ir.Value]:
     """Returns what the products multiply, without what the caller knows beforehand."""
     uses = [use for unit in units for use in unit.uses if use.kind == "product"]
-    return list(dict.fromkeys(u.activation for u in uses if u.activation.producer() is not None))
+    values = dict.fromkeys(use.activation for use in uses)
+    return [value for value in values if value.producer() is not None]
 
 
 def _add_sample(units: Sequence[Unit], found: dict[str, np.ndarray], file: MomentFile) -> None:
@@ -79,7 +80,9 @@ def divergence(
     return total, places
 
 
-def _run_all(session: Session, feeds: Sequence[Feeds], names: list[str]) -> list[dict[str, np.ndarray]]:
+def _run_all(
+    session: Session, feeds: Sequence[Feeds], names: list[str]
+) -> list[dict[str, np.ndarray]]:
     return [session.run(feed, names) for feed in feeds]
 
 

@@ -5,8 +5,8 @@ A unit has one quadratic term for each use. For a product ``Y = X W`` the term i
     hessian = E[c_t x_t x_t^T]            rows[n] = E[(dl/dy_n)^2]
 
 where ``c_t`` is the squared norm of the gradient at the unit's output for token t (mean 1,
-clipped), so that rounding cares for the tokens that the loss cares for. Where the output *is* the
-logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the term is
+clipped), so that rounding cares for the tokens that the loss cares for. Where the output *is*
+the logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the term is
 
     hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
 
@@ -124,7 +124,7 @@ def token_weights(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_gram(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Returns ``sum_t c_t x_t x_t^T`` with the weights scaled to mean 1, over the token count."""
+    """Returns the mean over tokens of ``c_t x_t x_t^T``, the weights scaled to mean 1."""
     scaled = inputs * (weights / weights.sum())[:, None]
     return scaled.T @ inputs
 

@@ -8,6 +8,7 @@ Gauss-Newton form of half the relative squared error of the output.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,8 @@ class Objective:
         if self.kind == "regression":
             size = output.float().square().mean().sqrt().clamp_min(1e-12)
             direction = torch.randn(output.shape, generator=generator)
-            return (direction / (size * _channels(output) ** 0.5)).to(output.dtype)
+            scale = size * math.sqrt(_channels(output))
+            return (direction / scale).to(output.dtype)
         flat = output.reshape(-1, output.shape[-1])
         chances = flat.float().softmax(dim=-1)
         label = _draw(chances, generator)

@@ -89,11 +89,15 @@ class _Stage:
         rest = [node for node in self.block.nodes if node not in nodes]
         if nodes:
             # The ids of a lookup may themselves be computed in this block.
-            outputs = [value for tap in self.lookups for value in (tap.output, tap.use.activation)]
             self._early = runner.segment(
-                self.block.nodes, self.block.inputs, list(dict.fromkeys(outputs))
+                self.block.nodes, self.block.inputs, self._looked_up()
             )
         self._main = runner.segment(rest, self.inputs, self.outputs)
+
+    def _looked_up(self) -> list[ir.Value]:
+        """Returns what the lookups return, and their ids."""
+        pairs = ((tap.output, tap.use.activation) for tap in self.lookups)
+        return list(dict.fromkeys(value for pair in pairs for value in pair))
 
     def prepare(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the inputs of the block, its weights, and what its lookups return."""
@@ -101,10 +105,9 @@ class _Stage:
         given = {**given, **weights}
         if self._early is None:
             return given
-        outputs = [value for tap in self.lookups for value in (tap.output, tap.use.activation)]
         with torch.no_grad():
             found = self._early(*(given[_name(value)] for value in self.block.inputs))
-        names = [_name(value) for value in dict.fromkeys(outputs)]
+        names = [_name(value) for value in self._looked_up()]
         return {**given, **dict(zip(names, found, strict=True))}
 
     def run(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,7 +145,8 @@ def _stages(
 
 
 def _tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+    arrays = ((name, np.ascontiguousarray(array)) for name, array in feeds.items())
+    return {name: torch.from_numpy(array) for name, array in arrays}
 
 
 class _Sample:
@@ -218,7 +222,8 @@ class _Sweep:
             tensor = found[_name(value)]
             if value in self.objective.outputs:
                 gradient = self.objective.gradient(tensor.detach(), sample.generator)
-                self.positions += self.objective.positions(tensor) / len(self.objective.outputs)
+                places = self.objective.positions(tensor)
+                self.positions += places / len(self.objective.outputs)
                 if tensor.requires_grad:
                     ends.append((tensor, gradient))
             later = sample.boundaries.get("gradient", _name(value))
@@ -252,7 +257,8 @@ class _Sweep:
         name = tap.moments.name
         self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
-        self.file.add(name(tap.at, "activation"), rounding_variance(inputs, weights), len(inputs))
+        variance = rounding_variance(inputs, weights)
+        self.file.add(name(tap.at, "activation"), variance, len(inputs))
 
     def _add_convolution(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
         if gradient is None:
@@ -305,9 +311,7 @@ def _gradients(
     if not ends or not sources:
         return {}
     outputs, gradients = zip(*ends, strict=True)
-    found = torch.autograd.grad(
-        outputs, list(sources.values()), gradients, allow_unused=True
-    )
+    found = torch.autograd.grad(outputs, list(sources.values()), gradients, allow_unused=True)
     return {k: g.detach() for k, g in zip(sources, found, strict=True) if g is not None}
 
 

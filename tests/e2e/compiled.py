@@ -44,7 +44,10 @@ def noise(model: Path, path: Path, samples: int, length: int, seed: int) -> Path
     inputs = model_inputs(read_model(model))
     rng = np.random.default_rng(seed)
     feeds = [random_feed(inputs, length, rng, HeadShape(None, None)) for _ in range(samples)]
-    np.savez(path, **{k: np.concatenate([one[k] for one in feeds]) for k in feeds[0]})
+    arrays: dict[str, Any] = {
+        name: np.concatenate([one[name] for one in feeds]) for name in feeds[0]
+    }
+    np.savez(path, **arrays)
     return path
 
 

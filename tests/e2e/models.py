@@ -14,7 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 VOCABULARY = 320
 WIDTH = 64
 LENGTH = 16
-_SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+_SMALL: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 # From transformers configs, with random weights
@@ -124,6 +128,7 @@ class Language(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = torch.nn.Embedding(VOCABULARY, WIDTH)
+        torch.nn.init.normal_(self.table.weight, std=0.3)  # of N(0, 1), logits leave no doubt
         self.heads = torch.nn.Linear(WIDTH, 3 * WIDTH)
         self.mixed = torch.nn.Linear(WIDTH, WIDTH)
         self.up = torch.nn.Linear(WIDTH, 2 * WIDTH)
@@ -165,7 +170,9 @@ class Convolutions(torch.nn.Module):
         return found
 
 
-def by_torchscript(module: torch.nn.Module, example: torch.Tensor, path: Path, opset: int) -> Path:
+def by_torchscript(
+    module: torch.nn.Module, example: torch.Tensor, path: Path, opset: int
+) -> Path:
     """Exports a module as people did for years; the first axis may vary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

@@ -15,7 +15,8 @@ VECTORS = 64  # a sample of most of these models is a single vector
 
 
 def test_weights_shared_behind_identity(tmp_path: Path) -> None:
-    found = compiled(shared_behind_identity(tmp_path / "model.onnx"), HIGH, tmp_path, samples=VECTORS)
+    model = shared_behind_identity(tmp_path / "model.onnx")
+    found = compiled(model, HIGH, tmp_path, samples=VECTORS)
     uses = {row["name"]: len(row["uses"]) for row in found.result.report["units"]}
     assert uses == {"shared": 2, "other": 1}
     assert found.evaluation.cosine is not None
@@ -23,7 +24,8 @@ def test_weights_shared_behind_identity(tmp_path: Path) -> None:
 
 
 def test_weights_in_constant_nodes(tmp_path: Path) -> None:
-    found = compiled(in_constant_nodes(tmp_path / "model.onnx"), HIGH, tmp_path, samples=VECTORS)
+    model = in_constant_nodes(tmp_path / "model.onnx")
+    found = compiled(model, HIGH, tmp_path, samples=VECTORS)
     assert len(found.result.report["units"]) == 2
     assert not found.reasons
     assert found.evaluation.cosine is not None

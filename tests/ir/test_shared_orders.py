@@ -57,7 +57,7 @@ def test_gate_and_up_share_the_columns_of_down() -> None:
 def test_what_treats_channels_alike(
     nodes: str, weights: dict[str, object], constants: list[str]
 ) -> None:
-    assert names(between(nodes, **weights)) == [(["first"], ["second"], constants)]
+    assert names(between(nodes, weights)) == [(["first"], ["second"], constants)]
 
 
 @pytest.mark.parametrize(
@@ -66,20 +66,24 @@ def test_what_treats_channels_alike(
         ("a = Softmax(h)", {}, "Softmax '' tells the channels apart"),
         ("a = Relu(h) t = ReduceSum(a)", {}, "tells the channels apart"),
         ("a = Add(h, x)", {}, "input 'x' takes part"),
-        ("b = Softmax(x) a = Add(h, b)", {}, "takes part, whose channels have their own order"),
+        (
+            "b = Softmax(x) a = Add(h, b)",
+            {},
+            "takes part, whose channels have their own order",
+        ),
         ("b = Reshape(h, shape) a = Relu(b)", {"shape": np.array([-1, 48])}, "another axis"),
         ("a = Gather(h, i)", {"i": np.array([0])}, "tells the channels apart"),
         ("p = PRelu(h, s) a = Neg(p) q = MatMul(s, h)", {"s": (96,)}, "tells the channels"),
     ],
 )
 def test_what_needs_the_order(nodes: str, weights: dict[str, object], why: str) -> None:
-    found = between(nodes, **weights)
+    found = between(nodes, weights)
     assert names(found) == []
     assert why in found.refused[0].why
 
 
 def test_an_output_keeps_its_order() -> None:
-    found = between("a = Relu(h)", ", float[N, 96] a")
+    found = between("a = Relu(h)", {}, ", float[N, 96] a")
     assert found.refused[0].why == "'a' is an output of the model"
 
 
@@ -97,7 +101,8 @@ def test_control_flow_that_reads_along_is_told_apart() -> None:
 
 
 def test_a_dropout_that_may_train_is_random() -> None:
-    found = between("a = Dropout(h, r, t)", r=np.array(0.5, np.float32), t=np.array(True))
+    constants: dict[str, object] = {"r": np.array(0.5, np.float32), "t": np.array(True)}
+    found = between("a = Dropout(h, r, t)", constants)
     assert "Dropout" in found.refused[0].why
 
 

@@ -17,6 +17,7 @@ from mpqc.ir import (
     Calibrated,
     SharedRows,
     TensorStats,
+    Unit,
     UsageError,
     annotate,
     drop_note,
@@ -53,6 +54,13 @@ def build(name: str) -> ir.Model:
     return parse(HEADER + MODELS[name], weights)
 
 
+def keep_moments(unit: Unit, rows: np.ndarray, hessian: np.ndarray, work: PassContext) -> None:
+    moments = {"rows": rows, "hessian": hessian, "activation": hessian.diagonal()}
+    for what, array in moments.items():
+        work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
+    annotate(unit.anchor, TensorStats(unit.name, 1, 200))
+
+
 def prepared(name: str, tmp_path: Path) -> tuple[ir.Model, PassContext]:
     """A model with statistics as if it had been calibrated."""
     model, table = build(name), load("ort-cpu")
@@ -62,14 +70,7 @@ def prepared(name: str, tmp_path: Path) -> tuple[ir.Model, PassContext]:
     for unit in quantizable(model):
         rows, columns = unit.shape
         inputs = rng.standard_normal((200, columns)) * rng.gamma(1, size=columns)
-        moments = {
-            "rows": rng.gamma(0.3, size=rows),
-            "hessian": inputs.T @ inputs / 200,
-            "activation": rng.random(columns),
-        }
-        for what, array in moments.items():
-            work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
-        annotate(unit.anchor, TensorStats(unit.name, 1, 200))
+        keep_moments(unit, rng.gamma(0.3, size=rows), inputs.T @ inputs / 200, work)
     annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
     Pipeline.parse("annotate-sensitivity").run(model, work)
     return model, work
@@ -172,6 +173,26 @@ def test_a_second_allocation_starts_from_what_the_first_moved(tmp_path: Path) ->
     original = quantizable(build("gated"))[0].matrix()
     np.testing.assert_array_equal(unit.matrix(), original[moved])
     np.testing.assert_allclose(run(model), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("huge", "folded"), [(1.0, ["first"]), (900.0, [])])
+def test_columns_that_rule_their_groups_are_kept_apart(
+    huge: float, folded: list[str], tmp_path: Path
+) -> None:
+    """Two channels with huge activations, which want many bits, would end up side by side."""
+    text = """g (float[N, 64] x) => (float[N, 64] y) {
+        h = MatMul(x, first) a = Relu(h) y = MatMul(a, second) }"""
+    weights = {"first": noise(64, 128, seed=1) / 8, "second": noise(128, 64, seed=2)}
+    model = parse(HEADER + text, weights)
+    work = context(dataclasses.replace(load("ort-cpu"), row_tile=8), tmp_path)
+    importance, seen = np.full(128, 1e-3), np.ones(128)
+    importance[5:60], importance[[3, 100]], seen[[3, 100]] = 1e-2, 10, huge
+    first, second = quantizable(model)
+    keep_moments(first, importance, np.eye(64), work)
+    keep_moments(second, np.ones(64), np.diag(seen), work)
+    annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
+    Pipeline.parse(f"annotate-sensitivity,{ALLOCATE},fold-permutations").run(model, work)
+    assert work.report["fold-permutations"]["folded"] == folded
 
 
 @pytest.mark.parametrize("options", ["uniform=true", "granularity=unit"])

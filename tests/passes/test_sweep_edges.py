@@ -1,0 +1,115 @@
+"""What the sweeps do where gradients are missing, indirect, or shared among positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from mpqc.ir import Calibration, Feeds, find_units
+from mpqc.passes.base import PassContext
+from mpqc.passes.sweeps import choose_objective
+from mpqc.passes.sweeps.moments import unseen_share
+
+from .rounded import noise, parse
+from .swept import CALIBRATE, context, run
+
+pytestmark = pytest.mark.ort
+
+ZERO = np.array(0, np.float32)
+
+
+def images(count: int, size: int = 6) -> Calibration:
+    rng = np.random.default_rng(0)
+    feeds: list[Feeds] = [
+        {"x": rng.standard_normal((2, 8, size, size)).astype(np.float32)} for _ in range(count)
+    ]
+    return Calibration(feeds, "noise", f"images-{count}-{size}", held_out=0)
+
+
+def convolution(tail: str = "y = ReduceMean <axes = [2, 3], keepdims = 0> (c)") -> ir.Model:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 8, h, w] x) => (float[n, 64] y) {{ c = Conv(x, kernel) {tail} }}"""
+    return parse(text, {"kernel": noise(64, 8, 3, 3) / 8, "zero": ZERO})
+
+
+def rows(work: PassContext, unit: str) -> torch.Tensor:
+    return torch.from_numpy(np.array(work.arrays.get(f"{unit}/0/rows")))
+
+
+def test_a_convolution_gets_the_diagonal_fisher(tmp_path: Path) -> None:
+    """Positions share a gradient here, so that summing squares over them would be wrong."""
+    work = context(tmp_path, images(400))
+    model = run(CALIBRATE, convolution(), work)
+    found = rows(work, "kernel")
+    assert work.calibration is not None
+    kernel = torch.from_numpy(find_units(model)[0].tensor.numpy().copy())
+    exact = torch.zeros(64)
+    for feed in work.calibration.training:
+        seen = torch.from_numpy(feed["x"])
+        scale = torch.nn.functional.conv2d(seen, kernel).mean((2, 3)).square().mean() * 64
+        # dl/dw[n, k] = sum_b r[b, n] / sqrt(scale) * mean_p x[b, k, p], squared and averaged
+        patches = torch.nn.functional.unfold(seen, 3).mean(2)
+        exact += patches.square().sum(0).mean() / scale
+    exact /= 2 * len(work.calibration.training)
+    assert float(found.mean() / exact.mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_a_unit_that_no_gradient_reaches_is_judged_by_its_own_output(tmp_path: Path) -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n, 64] x) => (int64[n, 1] best, float[n, 80] y)
+        { a = MatMul(x, unseen)
+          best = ArgMax <axis = 1> (a)
+          y = MatMul(x, seen) }""",
+        {"unseen": noise(64, 96), "seen": noise(64, 80)},
+    )
+    rng = np.random.default_rng(0)
+    feeds: list[Feeds] = [{"x": rng.standard_normal((30, 64)).astype(np.float32)}]
+    work = context(tmp_path, Calibration(feeds, "noise", "vectors"))
+    run(CALIBRATE, model, work)
+    weight = torch.from_numpy(noise(64, 96))
+    made = torch.from_numpy(feeds[0]["x"]) @ weight
+    assert torch.allclose(rows(work, "unseen"), 1 / (96 * made.square().mean()), rtol=1e-4)
+    hessian = torch.from_numpy(np.array(work.arrays.get("unseen/0/hessian")))
+    inputs = torch.from_numpy(feeds[0]["x"])
+    assert torch.allclose(hessian, inputs.T @ inputs / 30, atol=1e-5)
+
+
+def test_convolutions_are_measured_where_torch_cannot_run(tmp_path: Path) -> None:
+    tail = """t = ReduceMean <axes = [2, 3], keepdims = 0> (c)
+        s = ReduceSum <keepdims = 0> (t)
+        b = Greater(s, zero)
+        y = If (b) <then_branch = a () => (float[n, 64] p) { p = Relu(t) },
+                    else_branch = d () => (float[n, 64] q) { q = Neg(t) }>"""
+    model = convolution(tail)
+    work = context(tmp_path, images(4))
+    run(CALIBRATE, model, work)
+    assert work.report["calibrate"]["sweep"].startswith("runtime")
+    assert bool((rows(work, "kernel") > 0).all())
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "x = Gather(table, ids)",
+        "i = Cast <to = 7> (ids) x = Gather(table, i)",
+        "s = Shape(ids) i = Reshape(ids, s) j = Cast <to = 6> (i) x = Gather(table, j)",
+    ],
+)
+def test_logits_are_known_however_the_ids_reach_the_table(way: str) -> None:
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[n, m] ids) => (float[n, m, 80] y) {{ {way} y = MatMul(x, head) }}""",
+        {"table": noise(80, 64), "head": noise(64, 80)},
+    )
+    assert choose_objective(model, "ids", "auto").kind == "logits"
+    assert choose_objective(model, None, "auto").kind == "regression"
+
+
+def test_the_share_of_unseen_rows_is_that_of_rows_seen_once() -> None:
+    assert unseen_share(torch.tensor([0.0, 1, 1, 6])) == pytest.approx(0.25)
+    assert unseen_share(torch.zeros(3)) == 0
