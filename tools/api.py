@@ -81,7 +81,7 @@ def compile(
         output: The folder to make; by default ``<model>-<budget>`` in the current folder.
         target: ``ort-cpu`` (default) or ``ort-cuda``.
         calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
-        samples: Calibration samples (32).
+        samples: Calibration samples (64).
         sequence_length: Tokens in a sample (512).
         recipe: A TOML file with a pipeline and defaults for these options.
         passes: A pipeline as text, instead of the default method.

@@ -171,7 +171,7 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="calibrate on noise; the result is marked",
     )
-    parser.add_argument("--samples", metavar="N", type=int, help="calibration samples (32)")
+    parser.add_argument("--samples", metavar="N", type=int, help="calibration samples (64)")
     parser.add_argument(
         "--sequence-length", metavar="L", type=int, help="tokens in a sample (512)"
     )

@@ -42,7 +42,7 @@ def rows(work: PassContext, unit: str) -> torch.Tensor:
 
 def test_a_convolution_gets_the_diagonal_fisher(tmp_path: Path) -> None:
     """Positions share a gradient here, so that summing squares over them would be wrong."""
-    work = context(tmp_path, images(400))
+    work = context(tmp_path, images(100))
     model = run(CALIBRATE, convolution(), work)
     found = rows(work, "kernel")
     assert work.calibration is not None
@@ -55,7 +55,7 @@ def test_a_convolution_gets_the_diagonal_fisher(tmp_path: Path) -> None:
         patches = torch.nn.functional.unfold(seen, 3).mean(2)
         exact += patches.square().sum(0).mean() / scale
     exact /= 2 * len(work.calibration.training)
-    assert float(found.mean() / exact.mean()) == pytest.approx(1, rel=0.05)
+    assert float(found.mean() / exact.mean()) == pytest.approx(1, rel=0.1)
 
 
 def test_a_unit_that_no_gradient_reaches_is_judged_by_its_own_output(tmp_path: Path) -> None:
