@@ -18,6 +18,7 @@ from .quadratic import DAMPING
 
 _ROWS = 64  # rows that are looked at: the columns decide, not the rows
 
+
 def regrouped_error(
     unit: Unit, order: np.ndarray, option: Option, arrays: ArrayStore
 ) -> float:

@@ -21,6 +21,7 @@ PACKAGE = "all_minilm_l6_v2"
 WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.ort,
     pytest.mark.slow,
     pytest.mark.ci_sample,

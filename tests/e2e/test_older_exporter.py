@@ -10,7 +10,7 @@ import torch
 from .compiled import HIGH, compiled
 from .models import LENGTH, VOCABULARY, Convolutions, Language, by_torchscript
 
-pytestmark = [pytest.mark.ort, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(120)]
 
 
 @pytest.mark.parametrize("opset", [11, 17])

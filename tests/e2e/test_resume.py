@@ -21,7 +21,7 @@ from .models import (
     with_control_flow,
 )
 
-pytestmark = [pytest.mark.ort, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(300)]
 
 NOISE: dict[str, Any] = {"random_calibration": True, "samples": 4, "sequence_length": LENGTH}
 

@@ -9,7 +9,7 @@ import pytest
 from .compiled import HIGH, compiled
 from .models import in_constant_nodes, shared_behind_identity, with_control_flow
 
-pytestmark = [pytest.mark.ort, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(120)]
 
 VECTORS = 64  # a sample of most of these models is a single vector
 

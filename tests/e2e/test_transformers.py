@@ -17,7 +17,7 @@ from .compiled import HIGH, compiled
 
 pytest.importorskip("transformers")
 
-pytestmark = [pytest.mark.ort, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(300)]
 
 
 def exported(make: Callable[[], Any], folder: Path) -> Path:

@@ -17,7 +17,7 @@ from mpqc.passes.sweeps.moments import unseen_share
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, run
 
-pytestmark = pytest.mark.ort
+pytestmark = [pytest.mark.ort, pytest.mark.usefixtures("one_thread")]
 
 ZERO = np.array(0, np.float32)
 
