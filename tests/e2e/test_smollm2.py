@@ -31,7 +31,9 @@ pytestmark = [
 ]
 
 
-def compiled(model: Path, output: Path, budget: float, text: Path, cache: Path) -> CompileResult:
+def compiled(
+    model: Path, output: Path, budget: float, text: Path, cache: Path
+) -> CompileResult:
     return mpqc.compile(
         model,
         budget=budget,
