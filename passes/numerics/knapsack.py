@@ -9,11 +9,14 @@ want the same option, so that few of them have to settle for a compromise.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-_HALVINGS = 80
+_STRIDE = 16.0  # how far the search for a price steps before it halves
+_PRECISION = 1e-7  # of the price; what is left over goes to single tiles
+_COARSE = 1e-2  # ... where the result only sorts rows
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class _Tiles:
         mixed = cost.argmin(axis=1)
         whole = int(cost.sum(axis=0).argmin())
         mixed_cost = cost.min(axis=1).sum() + price * self.mixing_bytes
-        if mixed_cost < cost[:, whole].sum() and np.unique(mixed).size > 1:
+        if mixed_cost < cost[:, whole].sum() and mixed.min() != mixed.max():
             self.option = mixed
         else:
             self.option = np.full(len(self.starts), whole)
@@ -109,22 +112,36 @@ def smallest_bytes(items: list[Item]) -> int:
     return sum(int(item.row_bytes.min()) * item.loss.shape[0] for item in items)
 
 
-def _bisect(units: list[_Tiles], budget: int) -> None:
-    """Leaves every unit with its choice at the lowest price that fits the budget."""
-    low, high = 0.0, 1e-30
-    if _fits(units, low, budget):
+def _bisect(units: list[_Tiles], budget: int, precision: float) -> None:
+    """Leaves every unit with its choice at the lowest price that fits the budget.
+
+    Args:
+        units: The units; they are given their choice.
+        budget: Bytes for all of them.
+        precision: Relative precision of the price.
+    """
+    if _fits(units, 0.0, budget):
         return
+    high = _typical_price(units)
     while not _fits(units, high, budget):
-        low, high = high, high * 16
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5 if low else high / 16
+        high *= _STRIDE
+    low = high / _STRIDE
+    while low > 0 and _fits(units, low, budget):
+        low, high = low / _STRIDE, low
+    while high > low * (1 + precision) and high > sys.float_info.min:
+        middle = (low * high) ** 0.5
         if _fits(units, middle, budget):
             high = middle
         else:
             low = middle
-        if high / max(low, 1e-300) < 1 + 1e-9:
-            break
     _fits(units, high, budget)
+
+
+def _typical_price(units: list[_Tiles]) -> float:
+    """Returns the mean gain per byte between the smallest and the largest options."""
+    gain = sum(float((unit.loss[:, 0] - unit.loss.min(axis=1)).sum()) for unit in units)
+    more = sum(float((unit.bytes.max(axis=1) - unit.bytes[:, 0]).sum()) for unit in units)
+    return max(gain / more if more else 0.0, 1e-30)
 
 
 def _fits(units: list[_Tiles], price: float, budget: int) -> bool:
@@ -150,23 +167,26 @@ def _upgrades(units: list[_Tiles]) -> list[tuple[float, int, int, int]]:
 def _fill(units: list[_Tiles], budget: int) -> None:
     """Spends what is left on single tiles, best gain per byte first."""
     left = budget - sum(unit.total_bytes() for unit in units)
+    mixed = [unit.is_mixed() for unit in units]
     for _, u, tile, option in _upgrades(units):
-        unit = units[u]
-        before, old = unit.total_bytes(), unit.option[tile]
-        if unit.loss[tile, option] >= unit.loss[tile, old] or option == old:
+        unit, old = units[u], units[u].option[tile]
+        if unit.loss[tile, option] >= unit.loss[tile, old]:
             continue
-        unit.option[tile] = option
-        more = unit.total_bytes() - before
+        more = int(unit.bytes[tile, option] - unit.bytes[tile, old])
+        # A unit that ends up whole again keeps the bytes of its order in the count: rare, and
+        # on the safe side.
+        splits = not mixed[u] and len(unit.option) > 1
+        more += unit.mixing_bytes if splits else 0
         if more <= left:
             left -= more
-        else:
-            unit.option[tile] = old
+            unit.option[tile] = option
+            mixed[u] = mixed[u] or splits
 
 
 def _wanted(items: list[Item], budget: int) -> list[np.ndarray]:
     """Returns the options that rows would get if each were decided alone."""
     single = [_Tiles(item, np.zeros(len(item.loss)), min(item.tile, 1)) for item in items]
-    _bisect(single, budget)
+    _bisect(single, budget, _COARSE)
     return [unit.row_options() for unit in single]
 
 
@@ -184,7 +204,7 @@ def allocate(items: list[Item], budget: int) -> list[Choice] | None:
         return None
     wanted = _wanted(items, budget)
     units = [_Tiles(item, own, item.tile) for item, own in zip(items, wanted, strict=True)]
-    _bisect(units, budget)
+    _bisect(units, budget, _PRECISION)
     _fill(units, budget)
     return [
         Choice(unit.row_options(), unit.total_bytes(), unit.total_loss()) for unit in units
