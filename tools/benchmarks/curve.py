@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uniform-refinements", metavar="N", type=int, default=3, help="0 is plain GPTQ"
     )
-    parser.add_argument("--samples", metavar="N", type=int, help="to calibrate on (32)")
+    parser.add_argument("--samples", metavar="N", type=int, help="to calibrate on (64)")
     parser.add_argument("--eval-samples", metavar="N", type=int, default=8)
     parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
     parser.add_argument("--target", metavar="NAME", default="ort-cpu")

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--units", metavar="N", type=int, default=60, help="to measure (60)")
     parser.add_argument("--kl-samples", metavar="N", type=int, default=2)
-    parser.add_argument("--samples", metavar="N", type=int, help="to calibrate on (32)")
+    parser.add_argument("--samples", metavar="N", type=int, help="to calibrate on (64)")
     parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
     parser.add_argument("--target", metavar="NAME", default="ort-cpu")
 
