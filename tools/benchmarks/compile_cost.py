@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="exported folder or file")
     parser.add_argument("--budget", default="3.5", help="stored bits per weight (3.5)")
     parser.add_argument("--calibration", metavar="PATH", type=Path, nargs="+", default=[])
-    parser.add_argument("--samples", metavar="N", type=int, default=32)
+    parser.add_argument("--samples", metavar="N", type=int, default=64)
     parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
     parser.add_argument("--target", metavar="NAME", default="ort-cpu")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path)
