@@ -12,6 +12,7 @@ from ..ir import Annotation, InternalError, MachineError, MpqcError, UsageError,
 from ..ir.annotation import ANNOTATIONS, PREFIX
 from .base import Pass, PassContext
 from .instruments import Instrument
+from .memory import return_freed_memory
 from .registry import all_passes
 from .spec import parse_passes, print_passes
 
@@ -98,6 +99,7 @@ class Pipeline:
         for instrument in instruments:
             instrument.before(index, one, model)
         changed = self._apply(index, model, context)
+        return_freed_memory()
         going = [inst.after(index, one, model, context, changed) for inst in instruments]
         return all(going)
 
