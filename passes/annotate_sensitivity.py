@@ -33,13 +33,12 @@ from ..ir.text_form import did_you_mean
 from .base import Pass, PassContext
 from .measured_sensitivity import measured_totals
 from .moved import moves_key
-from .numerics.rounding import Factor, Rounded, gptq, nearest
+from .numerics.rounding import round_rows
 from .offered import DEFAULT_GROUPS, obstacle, offered_options
 from .parallel import for_each
 from .quadratic import Quadratic
 
 METRICS = ("fisher", "kl")
-_LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,6 @@ def _losses(unit: Unit, options: Sequence[Option], context: PassContext) -> np.n
     weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
     columns = []
     for option in options:
-        rounded = _round(weight, option, factor)
+        rounded = round_rows(weight, option.bits, option.group, factor)
         columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
     return torch.stack(columns, dim=1).numpy()
-
-
-def _round(weight: torch.Tensor, option: Option, factor: Factor) -> Rounded:
-    if option.bits >= _LOSSLESS_BITS:
-        return nearest(weight, option.bits, option.group, factor.price)
-    return gptq(weight, option.bits, option.group, factor)

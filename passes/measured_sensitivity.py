@@ -12,7 +12,7 @@ from ..ir import Calibrated, Feeds, Option, Unit, UsageError, need_note
 from ..ir.blocks import Block, blocks_of
 from .base import PassContext
 from .numerics.divergence import kl_divergence
-from .numerics.rounding import gptq
+from .numerics.rounding import round_rows
 from .quadratic import Quadratic
 
 
@@ -106,7 +106,7 @@ def _measure(
 ) -> float:
     weight = torch.from_numpy(unit.matrix())
     factor = Quadratic.of(unit, context.arrays).factor()
-    rounded = gptq(weight, option.bits, option.group, factor)
+    rounded = round_rows(weight, option.bits, option.group, factor)
     other = chain.swapped(unit, rounded.dequantize(option.group).numpy())
     found = []
     for values in exact:

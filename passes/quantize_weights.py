@@ -29,12 +29,11 @@ from ..ir.text_form import did_you_mean
 from .allocate_bits import AllocateBits
 from .base import Pass, PassContext
 from .fold_permutations import FoldPermutations
-from .numerics.rounding import Factor, Rounded, gptq, nearest
+from .numerics.rounding import Factor, Rounded, nearest, round_rows
 from .parallel import for_each
 from .quadratic import Quadratic
 
 ROUNDINGS = ("gptq", "nearest")
-_LOSSLESS_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,10 @@ class QuantizeWeights(Pass):
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round(self, weight: torch.Tensor, option: Option, factor: Factor) -> Rounded:
-        if self.rounding == "nearest" or option.bits >= _LOSSLESS_BITS:
-            return nearest(weight, option.bits, option.group, factor.price)
-        return gptq(weight, option.bits, option.group, factor, refinements=self.refinements)
+        bits, group = option.bits, option.group
+        if self.rounding == "nearest":
+            return nearest(weight, bits, group, factor.price)
+        return round_rows(weight, bits, group, factor, refinements=self.refinements)
 
 
 def _refuse_unfolded() -> None:
