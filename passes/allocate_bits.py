@@ -30,12 +30,12 @@ from ..ir import (
 )
 from ..ir.text_form import did_you_mean
 from .annotate_sensitivity import AnnotateSensitivity
-from .base import Pass, PassContext
 from .lowering.cost import overhead_bytes
+from .machinery.base import Pass, PassContext
 from .numerics.chain import Joint
 from .numerics.knapsack import Choice, Item, allocate, smallest_bytes
-from .offered import offered_options
-from .regrouping import regrouped_error
+from .rewriting.regrouping import regrouped_error
+from .sensitivity.offered import offered_options
 
 GRANULARITIES = ("row", "unit")
 _MOST_GROWTH = 1.1  # of a reader's error: beyond this its columns had better stay

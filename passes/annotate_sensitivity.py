@@ -11,7 +11,6 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -24,21 +23,14 @@ from ..ir import (
     Sensitivity,
     TensorStats,
     Unit,
-    UsageError,
     annotate,
     need_note,
     quantizable,
 )
-from ..ir.text_form import did_you_mean
-from .base import Pass, PassContext
-from .measured_sensitivity import measured_totals
-from .moved import moves_key
-from .numerics.rounding import round_rows
-from .offered import DEFAULT_GROUPS, obstacle, offered_options
-from .parallel import for_each
-from .quadratic import Quadratic
-
-METRICS = ("fisher", "kl")
+from .machinery.base import Pass, PassContext
+from .rewriting.moved import moves_key
+from .sensitivity.metric import Asked, check_metric, metric
+from .sensitivity.offered import DEFAULT_GROUPS, obstacle, offered_options
 
 
 @dataclass(frozen=True)
@@ -68,9 +60,7 @@ class AnnotateSensitivity(Pass):
     units: int = 0
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            hint = did_you_mean(self.metric, METRICS)
-            raise UsageError(f"annotate-sensitivity has no metric {self.metric!r}", hint=hint)
+        check_metric(self.metric)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that the target has an option for."""
@@ -115,17 +105,8 @@ class AnnotateSensitivity(Pass):
     def _compute(
         self, model: ir.Model, units: Sequence[Unit], path: Path, context: PassContext
     ) -> None:
-        def losses(unit: Unit) -> np.ndarray:
-            return _losses(unit, self._options(unit, context.capabilities), context)
-
-        found = for_each(losses, units, context.progress, "trying every width")
-        table = {unit.name: loss for unit, loss in zip(units, found, strict=True)}
-        if self.metric == "kl":
-            chosen = _spread(units, self.units)
-            options = {u.name: self._options(u, context.capabilities) for u in chosen}
-            measured = measured_totals(model, chosen, options, self.samples, context)
-            for name, totals in measured.items():
-                table[name] *= totals / np.maximum(table[name].sum(axis=0), 1e-30)
+        options = {unit.name: self._options(unit, context.capabilities) for unit in units}
+        table = metric(self.metric)(Asked(model, units, options, self, context))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             save_file({f"{name}/loss": loss for name, loss in table.items()}, partial)
@@ -134,27 +115,9 @@ class AnnotateSensitivity(Pass):
             partial.unlink(missing_ok=True)
 
 
-def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
-    """Returns ``count`` units evenly spread over the model; all when ``count`` is 0."""
-    if not count or count >= len(units):
-        return list(units)
-    return [units[round(at)] for at in np.linspace(0, len(units) - 1, count)]
-
-
 def _is_complete(path: Path, units: Sequence[Unit]) -> bool:
     try:
         with safe_open(path, framework="numpy") as file:
             return {f"{unit.name}/loss" for unit in units} <= set(file.keys())
     except (SafetensorError, OSError):
         return False
-
-
-def _losses(unit: Unit, options: Sequence[Option], context: PassContext) -> np.ndarray:
-    """Returns rows x options: the predicted divergence of each row under each option."""
-    quadratic = Quadratic.of(unit, context.arrays)
-    weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
-    columns = []
-    for option in options:
-        rounded = round_rows(weight, option.bits, option.group, factor)
-        columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
-    return torch.stack(columns, dim=1).numpy()

@@ -26,8 +26,8 @@ from ..ir import (
 )
 from ..ir.blocks import blocks_of
 from ..ir.content_key import model_key
-from .base import Pass, PassContext
-from .moved import forget_moves
+from .machinery.base import Pass, PassContext
+from .rewriting.moved import forget_moves
 from .sweeps import MomentFile, Objective, choose_objective, measure, sweep
 
 _FORMAT = "mpqc.stats/2"  # part of the key: a change of what is gathered makes old files stale

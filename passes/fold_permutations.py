@@ -18,8 +18,8 @@ from ..ir import (
     find_shared_orders,
     note_of,
 )
-from .base import Pass, PassContext
-from .moved import move
+from .machinery.base import Pass, PassContext
+from .rewriting.moved import move
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from ..ir import (
     note_of,
     quantizable,
 )
-from .base import Pass, PassContext
 from .lowering.convolution import emit_convolution
 from .lowering.emitter import CONTRIB, Emitter, Names
 from .lowering.lookup import emit_lookup
 from .lowering.product import emit_product
 from .lowering.stored import StoredUnit
+from .machinery.base import Pass, PassContext
 from .numerics.packing import PACKED_BITS
-from .offered import obstacle, result_type
+from .sensitivity.offered import obstacle, result_type
 
 
 @dataclass(frozen=True)

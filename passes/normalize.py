@@ -9,8 +9,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ..ir import all_nodes, find_units, inline_functions
-from .base import Pass, PassContext
-from .tied_weights import tie_weights
+from .machinery.base import Pass, PassContext
+from .rewriting.tied_weights import tie_weights
 
 _LIFTED = 16  # constants with fewer entries stay where they are read
 _SEPARATE_WEIGHTS = 4  # the IR version from which initializers need not be inputs as well

@@ -27,11 +27,11 @@ from ..ir import (
 )
 from ..ir.text_form import did_you_mean
 from .allocate_bits import AllocateBits
-from .base import Pass, PassContext
 from .fold_permutations import FoldPermutations
+from .machinery.base import Pass, PassContext
+from .machinery.parallel import for_each
 from .numerics.rounding import Factor, Rounded, nearest, round_rows
-from .parallel import for_each
-from .quadratic import Quadratic
+from .sensitivity.quadratic import Quadratic
 
 ROUNDINGS = ("gptq", "nearest")
 

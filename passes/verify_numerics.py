@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of
-from .base import Pass, PassContext
+from .machinery.base import Pass, PassContext
 from .numerics.divergence import cosine, kl_divergence, relative_error, top1_agreement
 
 _SUSPICIOUS = 4.0  # measured over predicted divergence from which the report warns

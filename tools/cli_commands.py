@@ -182,7 +182,7 @@ def _eval(chosen: argparse.Namespace) -> int:
 
 
 def _passes(chosen: argparse.Namespace) -> int:
-    from ..passes.registry import all_passes
+    from ..passes.machinery.registry import all_passes
 
     listed: list[dict[str, Any]] = [
         {

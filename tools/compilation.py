@@ -25,9 +25,9 @@ from ..ir import (
     refuse_quantized,
     write_model,
 )
-from ..passes.base import PassContext, Progress
-from ..passes.instruments import TimePasses
-from ..passes.pipeline import Pipeline
+from ..passes.machinery.base import PassContext, Progress
+from ..passes.machinery.instruments import TimePasses
+from ..passes.machinery.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
 from .dump_folder import prepare_dumps

@@ -13,7 +13,7 @@ from ..frontend.model_inputs import ModelInput
 from ..frontend.model_source import Source, locate
 from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
-from ..passes.base import Progress, SilentProgress
+from ..passes.machinery.base import Progress, SilentProgress
 from ..passes.numerics.divergence import cosine, relative_error
 from .inspection import model_bytes, stored_bits
 

@@ -16,8 +16,8 @@ from .. import __version__
 from ..frontend.model_source import Source
 from ..ir import Budgeted, model_key, note_of
 from ..ir.storage import Storage, stored
-from ..passes.base import PassContext
-from ..passes.instruments import TimePasses
+from ..passes.machinery.base import PassContext
+from ..passes.machinery.instruments import TimePasses
 from .inspection import unit_facts
 from .report import render_report
 from .unit_facts import UNITS

@@ -21,10 +21,10 @@ from ..ir import (
     staged_folder,
     write_model,
 )
-from ..passes.base import PassContext, Progress, SilentProgress
-from ..passes.dump import RUN, Dump, read_dump
-from ..passes.instruments import TimePasses
-from ..passes.pipeline import Pipeline
+from ..passes.machinery.base import PassContext, Progress, SilentProgress
+from ..passes.machinery.dump import RUN, Dump, read_dump
+from ..passes.machinery.instruments import TimePasses
+from ..passes.machinery.pipeline import Pipeline
 from .compilation import finish
 from .dump_folder import calibration_in, original_in
 from .settings import DEFAULTS

@@ -144,7 +144,7 @@ def _check_values(chosen: dict[str, Any]) -> None:
 def _check_pipeline(settings: CompileSettings) -> None:
     """Refuses unknown targets, passes and options now, not after an hour."""
     from ..backend.onnxruntime.capabilities import load
-    from ..passes.pipeline import Pipeline
+    from ..passes.machinery.pipeline import Pipeline
 
     load(settings.target)
     Pipeline.parse(settings.pipeline(settings.budget.bits or 4.0))

@@ -16,8 +16,8 @@ from ..ir import (
     find_units,
     note_of,
 )
-from ..passes.base import Pass, PassContext
-from ..passes.instruments import Instrument
+from ..passes.machinery.base import Pass, PassContext
+from ..passes.machinery.instruments import Instrument
 
 UNITS = "units"
 _FLOAT_BITS = 32.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..passes.instruments import (
+from ..passes.machinery.instruments import (
     DumpAfterEach,
     Instrument,
     PrintAfter,

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 
 from ...ir import Feeds, Unit
-from ..base import PassContext, Session
+from ..machinery.base import PassContext, Session
 from ..numerics.divergence import kl_divergence
 from ..numerics.rounding import nearest, row_errors
 from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram

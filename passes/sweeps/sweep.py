@@ -17,7 +17,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import Feeds, Unit, Use
 from ...ir.blocks import Block
-from ..base import PassContext, Runner
+from ..machinery.base import PassContext, Runner
 from .boundaries import Boundaries
 from .moments import (
     UNSEEN,

@@ -19,9 +19,9 @@ from mpqc.ir import (
     need_note,
     quantizable,
 )
-from mpqc.passes.base import PassContext
 from mpqc.passes.lowering.cost import overhead_bytes
-from mpqc.passes.spec import parse_passes
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.machinery.spec import parse_passes
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, run, sentences, vectors

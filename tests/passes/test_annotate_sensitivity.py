@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from mpqc.ir import LeftInFloat, Option, Sensitivity, UsageError, note_of, quantizable
-from mpqc.passes.base import PassContext
-from mpqc.passes.spec import parse_passes
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.machinery.spec import parse_passes
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, run, sentences, vector, vectors
@@ -68,12 +68,12 @@ def test_kl_measures_evenly_spread_units_only(tmp_path: Path) -> None:
 
 def test_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = annotated(tmp_path)
-    from mpqc.passes import annotate_sensitivity
+    from mpqc.passes.sensitivity import fisher
 
     def never(*given: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(annotate_sensitivity, "for_each", never)
+    monkeypatch.setattr(fisher, "for_each", never)
     assert annotated(tmp_path) == first
     with pytest.raises(Exception, match="computed again"):
         annotated(tmp_path, "{groups=[32]}")

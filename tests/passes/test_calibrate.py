@@ -22,7 +22,7 @@ from mpqc.ir import (
     need_note,
     note_of,
 )
-from mpqc.passes.base import PassContext
+from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.sweeps import choose_objective
 
 from .rounded import parse

@@ -26,9 +26,9 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.ir.storage import stored
-from mpqc.passes.base import PassContext
-from mpqc.passes.moved import forget_moves, moves_key, read_moved
-from mpqc.passes.pipeline import Pipeline
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.rewriting.moved import forget_moves, moves_key, read_moved
 
 from .rounded import context, noise, parse
 

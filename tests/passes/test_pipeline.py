@@ -26,11 +26,11 @@ from mpqc.ir import (
     annotate,
     note_of,
 )
-from mpqc.passes.base import Pass, PassContext, Runner
-from mpqc.passes.instruments import PrintAfter, StopAfter, TimePasses
+from mpqc.passes.machinery.base import Pass, PassContext, Runner
+from mpqc.passes.machinery.instruments import PrintAfter, StopAfter, TimePasses
+from mpqc.passes.machinery.pipeline import Pipeline
 from mpqc.passes.normalize import Normalize
 from mpqc.passes.partition_blocks import PartitionBlocks
-from mpqc.passes.pipeline import Pipeline
 
 GRAPH = """
 <ir_version: 10, opset_import: ["" : 17]>

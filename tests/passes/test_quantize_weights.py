@@ -21,9 +21,9 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.passes.base import PassContext
-from mpqc.passes.quadratic import Quadratic
-from mpqc.passes.spec import parse_passes
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.machinery.spec import parse_passes
+from mpqc.passes.sensitivity.quadratic import Quadratic
 
 from .rounded import values
 from .swept import CALIBRATE, context, language, run, sentences

@@ -17,9 +17,9 @@ from hypothesis import given
 import mpqc.passes
 from mpqc.ir import UsageError
 from mpqc.ir.text_form import build_record, parse_record
-from mpqc.passes.base import Pass, PassContext
-from mpqc.passes.registry import PASSES, pass_class, pass_names
-from mpqc.passes.spec import parse_passes, print_passes
+from mpqc.passes.machinery.base import Pass, PassContext
+from mpqc.passes.machinery.registry import PASSES, pass_class, pass_names
+from mpqc.passes.machinery.spec import parse_passes, print_passes
 
 FOLDER = Path(inspect.getfile(mpqc.passes)).parent
 

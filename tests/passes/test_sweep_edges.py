@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mpqc.ir import Calibration, Feeds, find_units
-from mpqc.passes.base import PassContext
+from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.sweeps import choose_objective
 from mpqc.passes.sweeps.moments import unseen_share
 

@@ -24,7 +24,7 @@ from mpqc.ir import (
     quantizable,
     read_model,
 )
-from mpqc.passes.base import PassContext, Runner
+from mpqc.passes.machinery.base import PassContext, Runner
 from mpqc.passes.verify_numerics import VerifyNumerics
 
 pytestmark = pytest.mark.ort

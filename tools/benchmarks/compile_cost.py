@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir import BitAllocation, MachineError, annotate, quantizable, read_model
-from ...passes.pipeline import Pipeline
+from ...passes.machinery.pipeline import Pipeline
 from ..compilation import Compilation
 from .job import CALIBRATE, job
 from .results import Kept, markdown, show

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir import Option, Sensitivity, note_of, quantizable, read_model
-from ...passes.pipeline import Pipeline
+from ...passes.machinery.pipeline import Pipeline
 from ..compilation import Compilation
 from .chart import Chart
 from .job import CALIBRATE, job

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..ir import Capabilities, Option, Unit, Use
+from ...ir import Capabilities, Option, Unit, Use
 
 DEFAULT_GROUPS = (64,)
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

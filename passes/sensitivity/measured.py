@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..ir import Calibrated, Feeds, Option, Unit, UsageError, need_note
-from ..ir.blocks import Block, blocks_of
-from .base import PassContext
-from .numerics.divergence import kl_divergence
-from .numerics.rounding import round_rows
+from ...ir import Calibrated, Feeds, Option, Unit, UsageError, need_note
+from ...ir.blocks import Block, blocks_of
+from ..machinery.base import PassContext
+from ..numerics.divergence import kl_divergence
+from ..numerics.rounding import round_rows
+from . import fisher
+from .metric import Asked
 from .quadratic import Quadratic
 
 
@@ -59,20 +61,26 @@ def _divergence(note: Calibrated, exact: torch.Tensor, other: torch.Tensor) -> f
     return float(0.5 * np.square(q - p).sum() / max(np.square(p).sum(), 1e-30))
 
 
-def measured_totals(
-    model: ir.Model,
-    units: Sequence[Unit],
-    options: Mapping[str, Sequence[Option]],
-    samples: int,
-    context: PassContext,
-) -> dict[str, np.ndarray]:
-    """Returns, for each unit, the measured divergence under each of its options.
+def losses(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns rows x options for each unit: measured totals, the rows' shares as predicted.
+
+    Units that ``units`` leaves out keep their prediction.
+    """
+    found = fisher.losses(asked)
+    for name, totals in _totals(asked).items():
+        found[name] *= totals / np.maximum(found[name].sum(axis=0), 1e-30)
+    return found
+
+
+def _totals(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns, for the units that are measured, the divergence under each of their options.
 
     Each unit is rounded with GPTQ and measured alone, all others exact, on held-in samples.
 
     Raises:
         UsageError: An operator of the model does not run in torch.
     """
+    model, context = asked.model, asked.context
     refused = context.runner.unsupported(model.graph)
     if refused:
         why = next(iter(refused.values()))
@@ -80,14 +88,24 @@ def measured_totals(
     assert context.calibration is not None
     note = need_note(model, Calibrated)
     chain = _Chain(model, context)
-    exact = [_exact(chain, feed) for feed in context.calibration.training[:samples]]
+    samples = context.calibration.training[: asked.settings.samples]
+    exact = [_exact(chain, feed) for feed in samples]
+    units = _spread(asked.units, asked.settings.units)
     totals = {}
     for unit in context.progress.track(units, len(units), "measuring units"):
         found = [
-            _measure(chain, unit, one, exact, note, context) for one in options[unit.name]
+            _measure(chain, unit, one, exact, note, context)
+            for one in asked.options[unit.name]
         ]
         totals[unit.name] = np.array(found)
     return totals
+
+
+def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
+    """Returns ``count`` units evenly spread over the model; all when ``count`` is 0."""
+    if not count or count >= len(units):
+        return list(units)
+    return [units[round(at)] for at in np.linspace(0, len(units) - 1, count)]
 
 
 def _exact(chain: _Chain, feed: Feeds) -> dict[str, torch.Tensor]:

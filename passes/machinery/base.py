@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ..ir import Annotation, ArrayStore, Calibration, Capabilities, Feeds
-from ..ir.text_form import print_record
+from ...ir import Annotation, ArrayStore, Calibration, Capabilities, Feeds
+from ...ir.text_form import print_record
 
 if TYPE_CHECKING:
     import torch

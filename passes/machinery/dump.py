@@ -21,8 +21,8 @@ from typing import Any
 import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
 
-from ..ir import ArrayStore, InputError, UsageError, machine_errors, read_model, write_model
-from ..ir.writer import replacing
+from ...ir import ArrayStore, InputError, UsageError, machine_errors, read_model, write_model
+from ...ir.writer import replacing
 from .base import Pass, PassContext
 from .spec import parse_passes, print_passes
 

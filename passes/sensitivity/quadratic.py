@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..ir import ArrayStore, TensorStats, Unit, need_note
-from .moved import read_moved
-from .numerics.rounding import Factor, factorize, row_errors
+from ...ir import ArrayStore, TensorStats, Unit, need_note
+from ..numerics.rounding import Factor, factorize, row_errors
+from ..rewriting.moved import read_moved
 
 # Measured on held-out Hessians: 0.01 fits the calibration text, and not the next one.
 DAMPING = 0.1

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..ir import Unit, find_units
-from ..ir.units import SMALLEST_UNIT
+from ...ir import Unit, find_units
+from ...ir.units import SMALLEST_UNIT
 
 _SAMPLED = 256  # entries in a fingerprint
 _CHUNK = 1 << 24  # bytes hashed at once

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..ir import ArrayStore, Unit
+from ...ir import ArrayStore, Unit
 
 _INDICES = ("rows-from", "columns-from")
 

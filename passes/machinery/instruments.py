@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 import onnx_ir as ir
 
-from ..ir import UsageError, listing
-from ..ir.text_form import did_you_mean
+from ...ir import UsageError, listing
+from ...ir.text_form import did_you_mean
 from .base import Pass, PassContext
 from .dump import check_folder, write_dump
 from .registry import pass_class

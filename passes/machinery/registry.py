@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from ..ir import UsageError
-from ..ir.text_form import did_you_mean
+from ...ir import UsageError
+from ...ir.text_form import did_you_mean
 from .base import Pass
 
 # module:class, imported only when asked for. Users type the module's name, with dashes.
@@ -38,7 +38,7 @@ def pass_class(name: str) -> type[Pass]:
     if name not in _BY_NAME:
         raise UsageError(f"unknown pass {name!r}", hint=did_you_mean(name, _BY_NAME))
     module, _, cls = _BY_NAME[name].partition(":")
-    found: type[Pass] = getattr(import_module(f".{module}", __package__), cls)
+    found: type[Pass] = getattr(import_module(f"..{module}", __package__), cls)
     return found
 
 

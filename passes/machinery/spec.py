@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..ir.text_form import build_record, parse_records
+from ...ir.text_form import build_record, parse_records
 from .base import Pass
 from .registry import pass_class
 

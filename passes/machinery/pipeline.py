@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..ir import Annotation, InternalError, MachineError, MpqcError, UsageError, verify
-from ..ir.annotation import ANNOTATIONS, PREFIX
+from ...ir import Annotation, InternalError, MachineError, MpqcError, UsageError, verify
+from ...ir.annotation import ANNOTATIONS, PREFIX
 from .base import Pass, PassContext
 from .instruments import Instrument
 from .memory import return_freed_memory

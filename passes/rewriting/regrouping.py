@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..ir import ArrayStore, Option, Unit
+from ...ir import ArrayStore, Option, Unit
+from ..numerics.rounding import nearest
+from ..sensitivity.quadratic import DAMPING
 from .moved import read_moved
-from .numerics.rounding import nearest
-from .quadratic import DAMPING
 
 _ROWS = 64  # rows that are looked at: the columns decide, not the rows
 

@@ -1,0 +1,1 @@
+"""What makes passes run: their contract, their text, pipelines, dumps and instruments."""

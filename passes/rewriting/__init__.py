@@ -1,0 +1,1 @@
+"""Rewrites that several passes share, or that are too long to stand in one."""

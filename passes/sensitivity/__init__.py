@@ -1,0 +1,1 @@
+"""What a unit loses under an option: which options there are, and one module a metric."""

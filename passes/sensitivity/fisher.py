@@ -1,0 +1,28 @@
+"""The predicted divergence: every row's error under GPTQ through its quadratic form."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...ir import Unit
+from ..machinery.parallel import for_each
+from ..numerics.rounding import round_rows
+from .metric import Asked
+from .quadratic import Quadratic
+
+
+def losses(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns ``1/2 g_n d^T H d`` in nats per token: rows x options for each unit."""
+
+    def of(unit: Unit) -> np.ndarray:
+        quadratic = Quadratic.of(unit, asked.context.arrays)
+        weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
+        columns = []
+        for option in asked.options[unit.name]:
+            rounded = round_rows(weight, option.bits, option.group, factor)
+            columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
+        return torch.stack(columns, dim=1).numpy()
+
+    found = for_each(of, asked.units, asked.context.progress, "trying every width")
+    return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
