@@ -58,6 +58,7 @@ def compile(
     samples: int | None = None,
     sequence_length: int | None = None,
     recipe: Path | str | None = None,
+    preset: str | None = None,
     passes: str | None = None,
     overwrite: bool = False,
     random_calibration: bool = False,
@@ -84,7 +85,8 @@ def compile(
         samples: Calibration samples (64).
         sequence_length: Tokens in a sample (512).
         recipe: A TOML file with a pipeline and defaults for these options.
-        passes: A pipeline as text, instead of the default method.
+        preset: Name of a pipeline (``default``); ``mpqc presets`` lists them.
+        passes: A pipeline as text, instead of a preset.
         overwrite: Whether an existing output may be replaced.
         random_calibration: Calibrate on noise; the result is marked.
         objective: ``auto`` (default), ``logits`` or ``regression``.
@@ -108,6 +110,7 @@ def compile(
     settings = make_settings(
         budget,
         recipe=Path(recipe) if recipe is not None else None,
+        preset=preset,
         passes=passes,
         calibration=files,
         random_calibration=random_calibration,

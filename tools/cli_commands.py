@@ -32,6 +32,7 @@ def _compile(chosen: argparse.Namespace) -> int:
         samples=chosen.samples,
         sequence_length=chosen.sequence_length,
         recipe=chosen.recipe,
+        preset=chosen.preset,
         passes=chosen.passes,
         overwrite=chosen.overwrite,
         random_calibration=chosen.random_calibration,
@@ -205,6 +206,16 @@ def _passes(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _presets(chosen: argparse.Namespace) -> int:
+    from .pipelines import PRESETS, summary
+
+    if chosen.json:
+        _print_json({"presets": {name: summary(name) for name in PRESETS}})
+    else:
+        _print_table([(name, summary(name)) for name in PRESETS])
+    return 0
+
+
 def _default(field: dataclasses.Field[Any]) -> str:
     from ..ir.text_form import print_value
 
@@ -273,5 +284,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": _inspect,
     "eval": _eval,
     "passes": _passes,
+    "presets": _presets,
     "doctor": _doctor,
 }

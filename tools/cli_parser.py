@@ -28,6 +28,7 @@ _EXAMPLES = {
     "inspect": "mpqc inspect compiled/model.onnx",
     "eval": "mpqc eval exported compiled --text held_out.txt",
     "passes": "mpqc passes",
+    "presets": "mpqc presets",
     "doctor": "mpqc doctor",
 }
 
@@ -139,6 +140,7 @@ _SUMMARIES = {
     "inspect": "Show what the weights of any ONNX file take.",
     "eval": "Measure how far a result is from its original.",
     "passes": "List the passes and their options.",
+    "presets": "List the pipelines that have names.",
     "doctor": "Say what this machine can run.",
 }
 
@@ -183,7 +185,10 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
         "--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline"
     )
     parser.add_argument(
-        "-p", "--passes", metavar="TEXT", help="a pipeline, instead of the default"
+        "--preset", metavar="NAME", help="a pipeline by its name (default); see mpqc presets"
+    )
+    parser.add_argument(
+        "-p", "--passes", metavar="TEXT", help="a pipeline, instead of a preset"
     )
     _add_watch(parser)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import platform
+import shlex
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def manifest(
         "input": entry,
         "settings": given,
         "pipeline": pipeline,
-        "command": _command(entry, kept),
+        "command": _command(entry, kept, pipeline),
         "units": _units(after, context.report.get(UNITS, [])),
         "passes": passes,
         "versions": versions(),
@@ -140,19 +141,21 @@ def _units(after: Storage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return joined + [row for row in decided.values() if "reason" in row]
 
 
-def _command(entry: dict[str, Any], kept: dict[str, Any]) -> str:
+def _command(entry: dict[str, Any], kept: dict[str, Any], pipeline: str) -> str:
     """Returns the command that makes this result again, with file names only."""
     budget = kept.get("budget", {})
     asked = budget.get("bits") if budget.get("bits") is not None else f"{budget.get('bytes')}B"
     words = ["mpqc", "compile", str(entry.get("name", "MODEL")), "--budget", str(asked)]
-    for key in ("target", "samples", "sequence_length", "objective", "seed"):
-        if key in kept:
+    for key in ("preset", "target", "samples", "sequence_length", "objective", "seed"):
+        if kept.get(key) is not None:
             words += [f"--{key.replace('_', '-')}", str(kept[key])]
     if kept.get("calibration"):
         words += ["--calibration", *map(str, kept["calibration"])]
     if kept.get("random_calibration"):
         words.append("--random-calibration")
-    return " ".join(words)
+    if kept.get("preset") is None:
+        words += ["--passes", pipeline]
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

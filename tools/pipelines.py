@@ -1,14 +1,27 @@
-"""The pipelines that have names."""
+"""The pipelines that have names: a preset is a pipeline made for a budget."""
 
 from __future__ import annotations
 
-from ..ir.text_form import print_value
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from ..ir import UsageError
+from ..ir.text_form import did_you_mean, print_value
 
 OBJECTIVES = ("auto", "logits", "regression")
 
+# What every preset does before it decides about bits.
+_PREPARED = ("normalize", "partition-blocks")
+Preset = Callable[[float, str], str]
 
-def default_pipeline(bits: float, *, objective: str = "auto") -> str:
-    """Returns the default method as text: two sweeps, one solve, rounding, lowering, proof.
+
+def calibrate(objective: str) -> str:
+    """Returns the pass ``calibrate`` as text, with its objective where one was chosen."""
+    return "calibrate" if objective == "auto" else f"calibrate{{objective={objective}}}"
+
+
+def default_pipeline(bits: float, objective: str = "auto") -> str:
+    """Fisher sensitivity by rows, exact allocation, shared row orders, GPTQ.
 
     Args:
         bits: Stored bits per weight.
@@ -16,9 +29,8 @@ def default_pipeline(bits: float, *, objective: str = "auto") -> str:
     """
     return ",".join(
         (
-            "normalize",
-            "partition-blocks",
-            "calibrate" if objective == "auto" else f"calibrate{{objective={objective}}}",
+            *_PREPARED,
+            calibrate(objective),
             "annotate-sensitivity{metric=fisher}",
             f"allocate-bits{{budget={print_value(bits)}, granularity=row, fold=true}}",
             "fold-permutations",
@@ -27,3 +39,48 @@ def default_pipeline(bits: float, *, objective: str = "auto") -> str:
             "verify-numerics",
         )
     )
+
+
+def uniform_pipeline(bits: float, objective: str = "auto") -> str:
+    """Uniform GPTQ: the same width for every unit, the largest that fits the budget.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return ",".join(
+        (
+            *_PREPARED,
+            calibrate(objective),
+            "annotate-sensitivity{metric=fisher}",
+            f"allocate-bits{{budget={print_value(bits)}, uniform=true}}",
+            "quantize-weights{rounding=gptq}",
+            "lower-matmul-nbits",
+            "verify-numerics",
+        )
+    )
+
+
+# The first line of a function's docstring is what `mpqc presets` says about it.
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "default": default_pipeline,
+        "uniform": uniform_pipeline,
+    }
+)
+
+
+def find_preset(name: str) -> Preset:
+    """Returns the preset called ``name``.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset {name!r}", hint=did_you_mean(name, PRESETS))
+    return PRESETS[name]
+
+
+def summary(name: str) -> str:
+    """Returns in one line what the preset does."""
+    return (find_preset(name).__doc__ or "").strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Recipes: a small TOML file with a pipeline and defaults for options.
+"""Recipes: a small TOML file with a pipeline or a preset, and defaults for options.
 
 pipeline = "normalize,partition-blocks,calibrate,...,allocate-bits{budget=3.5},..."
 samples = 48
@@ -18,6 +18,7 @@ from ..ir.text_form import did_you_mean
 _LARGEST = 1 << 20
 _KINDS: dict[str, type] = {
     "pipeline": str,
+    "preset": str,
     "target": str,
     "objective": str,
     "samples": int,
@@ -31,11 +32,13 @@ class Recipe:
     """What a recipe says.
 
     Attributes:
-        pipeline: Passes as text; None for the default method.
+        pipeline: Passes as text, if it gives them.
+        preset: Name of a pipeline, if it gives one.
         defaults: Values for options that the caller does not give.
     """
 
     pipeline: str | None
+    preset: str | None
     defaults: dict[str, Any]
 
 
@@ -60,5 +63,6 @@ def read_recipe(path: Path) -> Recipe:
             raise UsageError(f"{path}: unknown key {key!r}", hint=did_you_mean(key, _KINDS))
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UsageError(f"{path}: {key} wants {kind.__name__}, not {value!r}")
-    pipeline = content.pop("pipeline", None)
-    return Recipe(pipeline, {key.replace("-", "_"): value for key, value in content.items()})
+    pipeline, preset = content.pop("pipeline", None), content.pop("preset", None)
+    defaults = {key.replace("-", "_"): value for key, value in content.items()}
+    return Recipe(pipeline, preset, defaults)

@@ -10,7 +10,7 @@ from typing import Any
 from ..ir import UsageError
 from ..ir.text_form import did_you_mean, parse_records, print_value
 from .budget import Budget
-from .pipelines import OBJECTIVES, default_pipeline
+from .pipelines import OBJECTIVES, find_preset
 from .recipe import Recipe, read_recipe
 
 DEFAULTS: dict[str, Any] = {
@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "objective": "auto",
     "seed": 0,
 }
+DEFAULT_PRESET = "default"
 _MOST = {"samples": 100_000, "sequence_length": 1 << 20, "seed": 1 << 62}
 
 
@@ -36,7 +37,8 @@ class CompileSettings:
         seed: Seed of every random choice.
         random_calibration: Whether noise may stand in for samples.
         calibration: Text or array files, or folders of them.
-        passes: The pipeline as text; None for the default method.
+        preset: Name of the pipeline; None when ``passes`` gives it.
+        passes: The pipeline as text; None when ``preset`` names it.
     """
 
     budget: Budget
@@ -47,13 +49,15 @@ class CompileSettings:
     seed: int
     random_calibration: bool
     calibration: tuple[Path, ...]
+    preset: str | None
     passes: str | None
 
     def pipeline(self, bits: float) -> str:
         """Returns the pipeline that meets ``bits`` stored bits per weight, as text."""
-        if self.passes is None:
-            return default_pipeline(bits, objective=self.objective)
-        return with_budget(self.passes, bits)
+        if self.passes is not None:
+            return with_budget(self.passes, bits)
+        assert self.preset is not None
+        return find_preset(self.preset)(bits, self.objective)
 
     def lines(self) -> list[str]:
         """Returns the effective settings in words, for the user to see before the start."""
@@ -73,6 +77,7 @@ class CompileSettings:
             "samples": self.samples,
             "sequence_length": self.sequence_length,
             "objective": self.objective,
+            "preset": self.preset,
             "seed": self.seed,
             "random_calibration": self.random_calibration,
             "calibration": [path.name for path in self.calibration],
@@ -83,6 +88,7 @@ def make_settings(
     budget: float | str,
     *,
     recipe: Path | None = None,
+    preset: str | None = None,
     passes: str | None = None,
     calibration: Sequence[Path | str] = (),
     random_calibration: bool = False,
@@ -90,14 +96,15 @@ def make_settings(
 ) -> CompileSettings:
     """Merges what the caller gave (None: nothing) with a recipe and the defaults.
 
+    The pipeline comes from one place: the caller's preset or passes, or the recipe's.
+
     Raises:
         InputError: The recipe cannot be read.
-        UsageError: A value is impossible.
+        UsageError: A value is impossible, or there are two pipelines.
     """
     parsed = Budget.parse(budget)
-    found = read_recipe(recipe) if recipe is not None else Recipe(None, {})
-    if found.pipeline is not None and passes is not None:
-        raise UsageError("the recipe already has a pipeline", hint="leave out one of the two")
+    found = read_recipe(recipe) if recipe is not None else Recipe(None, None, {})
+    named, pipeline = _only_pipeline(preset, passes, found)
     chosen = {
         **DEFAULTS,
         **found.defaults,
@@ -109,7 +116,6 @@ def make_settings(
             f"unknown option {unknown[0]!r}", hint=did_you_mean(unknown[0], DEFAULTS)
         )
     _check_values(chosen)
-    pipeline = passes if passes is not None else found.pipeline
     if pipeline is not None and chosen["objective"] != "auto":
         raise UsageError(
             "the objective is an option of calibrate when the pipeline is given",
@@ -119,11 +125,38 @@ def make_settings(
         budget=parsed,
         calibration=tuple(Path(one) for one in calibration),
         random_calibration=random_calibration,
+        preset=named,
         passes=pipeline,
         **chosen,
     )
     _check_pipeline(settings)
     return settings
+
+
+def _only_pipeline(
+    preset: str | None, passes: str | None, recipe: Recipe
+) -> tuple[str | None, str | None]:
+    """Returns the name of the pipeline or its text, whichever was given.
+
+    Raises:
+        UsageError: It was given twice.
+    """
+    given = {
+        "a preset": preset,
+        "passes": passes,
+        "the recipe's preset": recipe.preset,
+        "the recipe's pipeline": recipe.pipeline,
+    }
+    found = [name for name, value in given.items() if value is not None]
+    if len(found) > 1:
+        raise UsageError(
+            f"{found[0]} and {found[1]} both say what to run", hint="leave out one of the two"
+        )
+    text = passes if passes is not None else recipe.pipeline
+    if text is not None:
+        return None, text
+    name = preset if preset is not None else recipe.preset
+    return (name if name is not None else DEFAULT_PRESET), None
 
 
 def _check_values(chosen: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Presets: pipelines by name, from the command line, from Python and from recipes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mpqc
+from mpqc.ir import UsageError
+from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.tools.cli import main
+from mpqc.tools.pipelines import PRESETS, summary
+from mpqc.tools.settings import make_settings
+
+from .tiny_models import vector_model
+
+NOISE: dict[str, Any] = {"random_calibration": True, "samples": 4}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("objective", ["auto", "regression"])
+def test_every_preset_is_a_pipeline_for_the_budget(name: str, objective: str) -> None:
+    text = PRESETS[name](3.25, objective)
+    assert str(Pipeline.parse(text))
+    assert "budget=3.25" in text
+    assert ("objective=regression" in text) == (objective == "regression")
+    assert summary(name)
+
+
+def test_the_default_is_a_preset() -> None:
+    assert make_settings(4).pipeline(4.0) == make_settings(4, preset="default").pipeline(4.0)
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["presets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["presets"]
+    assert list(listed) == list(PRESETS)
+    assert all(name in shown and line in shown for name, line in listed.items())
+
+
+def test_an_unknown_preset_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = vector_model(tmp_path / "vector.onnx")
+    words = ["compile", str(model), "--budget", "4", "--preset", "unifrom"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 2
+    assert "did you mean 'uniform'?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe", "named"),
+    [
+        ({"preset": "uniform", "passes": "allocate-bits"}, None, ("a preset", "passes")),
+        ({"preset": "uniform"}, 'preset = "default"', ("a preset", "the recipe's preset")),
+        ({"preset": "uniform"}, 'pipeline = "allocate-bits"', ("preset", "recipe's pipeline")),
+        ({"passes": "allocate-bits"}, 'preset = "uniform"', ("passes", "recipe's preset")),
+        ({}, 'preset = "uniform"\npipeline = "allocate-bits"', ("recipe's", "pipeline")),
+    ],
+)
+def test_two_pipelines_are_refused(
+    given: dict[str, Any], recipe: str | None, named: tuple[str, str], tmp_path: Path
+) -> None:
+    path = None
+    if recipe is not None:
+        path = tmp_path / "recipe.toml"
+        path.write_text(recipe)
+    with pytest.raises(UsageError) as caught:
+        make_settings(4, recipe=path, **given)
+    assert all(one in caught.value.message for one in named)
+
+
+def test_a_recipe_may_name_a_preset_and_an_objective(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('preset = "uniform"\nobjective = "regression"\n')
+    settings = make_settings(4, recipe=recipe)
+    assert settings.pipeline(4.0) == PRESETS["uniform"](4.0, "regression")
+
+
+@pytest.mark.ort
+def test_the_result_says_which_preset_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
+    model = vector_model(tmp_path / "in" / "vector.onnx")
+    result = mpqc.compile(model, budget=5, output=tmp_path / "a", preset="uniform", **NOISE)
+    assert result.report["settings"]["preset"] == "uniform"
+    assert result.report["pipeline"] == str(Pipeline.parse(PRESETS["uniform"](5.0, "auto")))
+    words = shlex.split(result.report["command"])
+    assert words[words.index("--preset") + 1] == "uniform"
+    assert {row["name"]: list(row["options"]) for row in result.report["units"]} == {
+        "first": ["4g64"],
+        "second": ["4g64"],
+    }
+    text = result.report["pipeline"]
+    again = mpqc.compile(model, budget=5, output=tmp_path / "b", passes=text, **NOISE)
+    words = shlex.split(again.report["command"])
+    assert words[words.index("--passes") + 1] == text
+    assert (again.output / "model.onnx").read_bytes() == result.model.read_bytes()
