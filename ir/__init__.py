@@ -20,7 +20,7 @@ from .option import Option
 from .reader import read_model
 from .samples import Calibration, Feeds
 from .shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
-from .staging import machine_errors, refuse_overlap, staged_folder
+from .staging import is_alive, machine_errors, refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
 from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
 from .verifier import problems, verify
@@ -81,6 +81,7 @@ __all__ = [
     "find_shared_orders",
     "find_units",
     "inline_functions",
+    "is_alive",
     "listing",
     "machine_errors",
     "model_key",

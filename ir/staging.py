@@ -90,7 +90,8 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tells whether a process with this number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -113,7 +114,7 @@ def _remove_stale(output: Path) -> None:
     start = f".{output.name}{_MARK}"
     for stage in sorted(output.parent.iterdir()):
         pid = stage.name.removeprefix(start).partition("-")[0]
-        if stage.name.startswith(start) and pid.isdigit() and not _is_alive(int(pid)):
+        if stage.name.startswith(start) and pid.isdigit() and not is_alive(int(pid)):
             _put_back(stage, output)
             shutil.rmtree(stage, ignore_errors=True)
 

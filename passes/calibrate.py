@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,7 +71,11 @@ class Calibrate(Pass):
         _annotate(model, units, facts, context.calibration, objective, path.stem)
         forget_moves(good, context.arrays)
         context.arrays.mount(path)
-        context.report[self.name] = {"reused": reused, "sweep": facts["sweep"]}
+        context.report[self.name] = {
+            "reused": reused,
+            "sweep": facts["sweep"],
+            "seconds": facts.get("seconds"),
+        }
         return True
 
     def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
@@ -108,7 +113,7 @@ def _gather(
     assert context.calibration is not None
     samples = context.calibration.training
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    refused = context.runner.unsupported(model.graph)
+    refused, begun = context.runner.unsupported(model.graph), time.perf_counter()
     try:
         file = MomentFile(partial, units)
         if refused:
@@ -121,6 +126,7 @@ def _gather(
             "format": _FORMAT,
             "positions": positions,
             "samples": len(samples),
+            "seconds": round(time.perf_counter() - begun, 3),
             "sweep": f"runtime ({why})" if refused else "torch",
         }
         file.finish(positions, {"facts": json.dumps(facts)})

@@ -148,6 +148,11 @@ def default_output(model: Any, budget: float | str) -> Path:
     """Returns ``<model>-3.5bit`` or ``<model>-60MB`` in the current folder."""
     asked = str(budget).strip()
     label = f"{float(asked):g}bit" if asked.replace(".", "", 1).isdigit() else asked
+    return named_after(model, label)
+
+
+def named_after(model: Any, label: str) -> Path:
+    """Returns ``<model>-<label>`` in the current folder."""
     if _is_module(model):
         return Path(f"{type(model).__name__}-{label}")
     path = Path(model).absolute()

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 from .cli_parser import Misused, parse
@@ -33,10 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _close_stdout()
         return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _fail(
-            words, "interrupted", "interrupted; nothing was written", "", _INTERRUPTED
-        )
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "nothing was written"
+        return _fail(words, "interrupted", f"interrupted; {what}", "", _INTERRUPTED)
     except Misused as error:
         return _fail(words, "usage", error.message, error.hint, 2)
     except Exception as error:
@@ -44,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        return _fail(words, *_account(error))
+        from .failures import account
+
+        return _fail(words, *account(error))
 
 
 def _run(words: list[str]) -> int:
@@ -54,37 +54,6 @@ def _run(words: list[str]) -> int:
     from . import cli_commands
 
     return cli_commands.run(chosen)
-
-
-def _account(error: Exception) -> tuple[str, str, str, int]:
-    """Returns kind, message, hint and exit code of a failure."""
-    from ..ir.errors import MpqcError
-
-    if isinstance(error, OSError):
-        error = _of_machine(error)
-    if isinstance(error, MpqcError):
-        return error.code, error.message, error.hint, error.exit_code
-    if isinstance(error, MemoryError):
-        return "environment", "out of memory", "use fewer or shorter samples", 4
-    kind, line = type(error).__name__, " ".join(str(error).split())
-    return (
-        "internal",
-        f"{kind}: {line}",
-        "this is our bug; --debug shows where it happened",
-        70,
-    )
-
-
-def _of_machine(error: OSError) -> Exception:
-    """Returns the MachineError that a full disk and the like mean, or ``error`` itself."""
-    from ..ir.errors import MachineError
-    from ..ir.staging import machine_errors
-
-    try:
-        with machine_errors(Path(error.filename or "a file")):
-            raise error
-    except (MachineError, OSError) as known:
-        return known
 
 
 def _fail(words: list[str], code: str, message: str, hint: str, exit_code: int) -> int:

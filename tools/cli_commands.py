@@ -182,6 +182,40 @@ def _eval(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(chosen: argparse.Namespace) -> int:
+    from .comparison import BUDGETS, compare, split_list
+
+    found = compare(
+        chosen.model,
+        chosen.text,
+        output=chosen.output,
+        methods=chosen.methods,
+        budgets=split_list(chosen.budgets) or BUDGETS,
+        eval_samples=chosen.eval_samples,
+        calibration=chosen.calibration,
+        random_calibration=chosen.random_calibration,
+        samples=chosen.samples,
+        sequence_length=chosen.sequence_length,
+        target=chosen.target,
+        objective=chosen.objective,
+        seed=chosen.seed,
+        overwrite=chosen.overwrite,
+        keep=chosen.keep,
+        progress=choose_progress(),
+    )
+    problem = found.problem()
+    if chosen.json:
+        facts = {"output": found.output, "given": found.given, "points": found.points}
+        _print_json(
+            {**facts, "ok": problem is None, **({"error": problem} if problem else {})}
+        )
+    else:
+        print(found.table(), end="")
+    if problem is not None:
+        print(f"mpqc: {plain(problem['message'])}", file=sys.stderr)
+    return found.exit_code
+
+
 def _passes(chosen: argparse.Namespace) -> int:
     from ..passes.machinery.registry import all_passes
 
@@ -283,6 +317,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "opt": _opt,
     "inspect": _inspect,
     "eval": _eval,
+    "compare": _compare,
     "passes": _passes,
     "presets": _presets,
     "doctor": _doctor,

@@ -27,6 +27,7 @@ _EXAMPLES = {
     "opt": "mpqc opt dumps/003_annotate-sensitivity.onnx -o resumed",
     "inspect": "mpqc inspect compiled/model.onnx",
     "eval": "mpqc eval exported compiled --text held_out.txt",
+    "compare": "mpqc compare exported --text held_out.txt -o compared",
     "passes": "mpqc passes",
     "presets": "mpqc presets",
     "doctor": "mpqc doctor",
@@ -127,6 +128,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_opt(commands["opt"])
     _add_inspect(commands["inspect"])
     _add_eval(commands["eval"])
+    _add_compare(commands["compare"])
     for command in commands.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -139,6 +141,7 @@ _SUMMARIES = {
     "opt": "Run passes on a dump or any ONNX file.",
     "inspect": "Show what the weights of any ONNX file take.",
     "eval": "Measure how far a result is from its original.",
+    "compare": "Compare methods at equal bytes: a table, a picture and JSON.",
     "passes": "List the passes and their options.",
     "presets": "List the pipelines that have names.",
     "doctor": "Say what this machine can run.",
@@ -146,18 +149,36 @@ _SUMMARIES = {
 
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        type=Path,
-        help="an .onnx file, a folder with one, or a Hugging Face folder",
-    )
+    _add_model(parser)
     parser.add_argument(
         "--budget",
         required=True,
         help="stored bits per weight, like 3.5, or the size of all files, like 60MB",
     )
     _add_output(parser, "default: MODEL-BUDGET in the current folder")
+    _add_calibration(parser)
+    parser.add_argument(
+        "--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline"
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="a pipeline by its name (default); see mpqc presets"
+    )
+    parser.add_argument(
+        "-p", "--passes", metavar="TEXT", help="a pipeline, instead of a preset"
+    )
+    _add_watch(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help="an .onnx file, a folder with one, or a Hugging Face folder",
+    )
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="NAME", help="ort-cpu (default) or ort-cuda")
     parser.add_argument(
         "--calibration",
@@ -181,16 +202,6 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--objective", metavar="NAME", help="auto (default), logits or regression"
     )
-    parser.add_argument(
-        "--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline"
-    )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="a pipeline by its name (default); see mpqc presets"
-    )
-    parser.add_argument(
-        "-p", "--passes", metavar="TEXT", help="a pipeline, instead of a preset"
-    )
-    _add_watch(parser)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -222,15 +233,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("original", metavar="ORIGINAL", type=Path, help="the model before")
     parser.add_argument("result", metavar="RESULT", type=Path, help="the model after")
-    parser.add_argument(
-        "--text",
-        metavar="PATH",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        help="text files, or .npz/.safetensors files with arrays named like the inputs",
-    )
+    _add_text(parser)
     parser.add_argument("--samples", metavar="N", type=int, default=8, help="samples (8)")
     parser.add_argument(
         "--sequence-length",
@@ -241,6 +244,54 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target", metavar="NAME", default="ort-cpu", help="what to run both on"
+    )
+
+
+def _add_text(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--text",
+        metavar="PATH",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help="text files, or .npz/.safetensors files with arrays named like the inputs",
+    )
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "--methods",
+        metavar="LIST",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="names of presets (all), or .toml files of pipelines; see docs/compare.md",
+    )
+    parser.add_argument(
+        "--budgets",
+        metavar="LIST",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="stored bits per weight (2.5,3,3.5,4,4.5)",
+    )
+    _add_text(parser)
+    parser.add_argument(
+        "--eval-samples", metavar="N", type=int, default=8, help="to measure on (8)"
+    )
+    _add_calibration(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="default: MODEL-compared; what is there is not measured again",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="measure everything again")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the compiled models, in DIR/compiled"
     )
 
 

@@ -61,6 +61,48 @@ class Evaluation:
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Samples to measure on.
+
+    Attributes:
+        feeds: One mapping from input name to array for each sample.
+        tokens: The input that carries token ids, if the model reads tokens.
+    """
+
+    feeds: Sequence[Feeds]
+    tokens: ModelInput | None
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        texts: Sequence[Path | str],
+        *,
+        samples: int,
+        sequence_length: int,
+        progress: Progress,
+    ) -> HeldOut:
+        """Makes the samples of a text, or reads those of array files.
+
+        The samples of a text are ``ids[i * step : i * step + sequence_length]`` with
+        ``step = len(ids) // (samples + 1)``.
+
+        Raises:
+            InputError: A file is broken, or does not fit the model.
+            UsageError: No text was given.
+        """
+        if not texts:
+            raise UsageError("nothing to measure on", hint="give --text FILE")
+        if samples < 1 or sequence_length < 2:
+            raise UsageError("samples must be at least 1 and the sequence length at least 2")
+        assert source.onnx is not None
+        maker = SampleMaker.of(read_model(source.onnx), source, progress.say)
+        files = [Path(one) for one in texts]
+        feeds = maker.evaluation(files, samples=samples, sequence_length=sequence_length)
+        return cls(feeds, maker.tokens)
+
+
 def evaluate(
     original: Path | str,
     result: Path | str,
@@ -72,9 +114,6 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Evaluation:
     """Runs two models on the same samples and compares what they say.
-
-    The samples of a text are ``ids[i * step : i * step + sequence_length]`` with
-    ``step = len(ids) // (samples + 1)``.
 
     Args:
         original: The model before.
@@ -89,34 +128,41 @@ def evaluate(
         InputError: A file is broken, or the models do not fit each other.
         UsageError: No text was given.
     """
+    before, after = _model_of(Path(original)), _model_of(Path(result))
+    shown = progress or SilentProgress()
+    held_out = HeldOut.of(
+        _with_companions(before, after),
+        texts,
+        samples=samples,
+        sequence_length=sequence_length,
+        progress=shown,
+    )
+    assert before.onnx is not None
+    assert after.onnx is not None
+    return evaluate_on(before.onnx, after.onnx, held_out, target, shown)
+
+
+def evaluate_on(
+    before: Path, after: Path, held_out: HeldOut, target: str, progress: Progress
+) -> Evaluation:
+    """Runs the ONNX files ``before`` and ``after`` on samples and compares what they say.
+
+    Raises:
+        InputError: A file is broken, or the models do not fit each other.
+    """
     from ..backend.onnxruntime.capabilities import load
     from ..backend.onnxruntime.runner import open_session
 
-    if not texts:
-        raise UsageError("nothing to measure on", hint="give --text FILE")
-    if samples < 1 or sequence_length < 2:
-        raise UsageError("samples must be at least 1 and the sequence length at least 2")
-    before, after = _model_of(Path(original)), _model_of(Path(result))
-    assert before.onnx is not None
-    assert after.onnx is not None
-    shown = progress or SilentProgress()
-    maker = SampleMaker.of(read_model(before.onnx), _with_companions(before, after), shown.say)
-    feeds = maker.evaluation(
-        [Path(one) for one in texts], samples=samples, sequence_length=sequence_length
-    )
-    provider = load(target).provider
-    with (
-        open_session(before.onnx, provider) as first,
-        open_session(after.onnx, provider) as second,
-    ):
+    provider, feeds = load(target).provider, held_out.feeds
+    with open_session(before, provider) as first, open_session(after, provider) as second:
         _check_fit(first, second)
-        tracked = shown.track(feeds, len(feeds), "evaluate")
-        measured = _measure(first, second, tracked, maker.tokens)
+        tracked = progress.track(feeds, len(feeds), "evaluate")
+        measured = _measure(first, second, tracked, held_out.tokens)
     return Evaluation(
         samples=len(feeds),
-        bits=stored_bits(before.onnx, after.onnx),
-        original_bytes=model_bytes(before.onnx),
-        result_bytes=model_bytes(after.onnx),
+        bits=stored_bits(before, after),
+        original_bytes=model_bytes(before),
+        result_bytes=model_bytes(after),
         **measured,
     )
 

@@ -42,6 +42,22 @@ class Recipe:
     defaults: dict[str, Any]
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a small TOML file.
+
+    Raises:
+        InputError: The file cannot be read or is no TOML.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{path} is too large for a recipe")
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+
+
 def read_recipe(path: Path) -> Recipe:
     """Reads a recipe. It can name passes and numbers, never files or code.
 
@@ -49,14 +65,7 @@ def read_recipe(path: Path) -> Recipe:
         InputError: The file cannot be read or is no TOML.
         UsageError: It has a key that no recipe has, or a value of the wrong kind.
     """
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise InputError(f"{path} is too large for a recipe")
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
+    content = read_toml(path)
     for key, value in content.items():
         kind = _KINDS.get(key)
         if kind is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir import UsageError
-from ..ir.text_form import did_you_mean, parse_records, print_value
+from ..ir.text_form import did_you_mean, parse_records, print_records
 from .budget import Budget
 from .pipelines import OBJECTIVES, find_preset
 from .recipe import Recipe, read_recipe
@@ -195,10 +195,8 @@ def with_budget(passes: str, bits: float) -> str:
             "the pipeline has no allocate-bits, so a budget means nothing to it",
             hint="add allocate-bits; run: mpqc passes",
         )
-    texts = []
-    for name, options in records:
-        if name == "allocate-bits":
-            options = {**options, "budget": bits}
-        inner = ", ".join(f"{key}={print_value(value)}" for key, value in options.items())
-        texts.append(f"{name}{{{inner}}}" if inner else name)
-    return ",".join(texts)
+    changed = [
+        (name, {**options, "budget": bits} if name == "allocate-bits" else options)
+        for name, options in records
+    ]
+    return print_records(changed)

@@ -12,8 +12,6 @@ from mpqc.backend.onnxruntime.generation import Speed, generation_speed
 from mpqc.ir import InputError
 from mpqc.tools.benchmarks import speed
 from mpqc.tools.benchmarks.__main__ import main
-from mpqc.tools.benchmarks.chart import Chart
-from mpqc.tools.benchmarks.results import Kept
 
 from .tiny_models import language_folder
 
@@ -22,8 +20,9 @@ FEW = ["--samples", "2", "--sequence-length", "24"]
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> list[str]:
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A model, what to calibrate on and where to write."""
+    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
     language_folder(tmp_path / "model")
     text = tmp_path / "text.txt"
     text.write_text("Some words to read, and some more of them.\n" * 40)
@@ -31,31 +30,25 @@ def words(tmp_path: Path) -> list[str]:
     return [model, "--calibration", str(text), "-o", output, *FEW]
 
 
-def test_curve_goes_on_where_it_was_and_prediction_reads_it(
+def test_prediction_goes_on_and_reads_a_comparison(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--text", str(tmp_path / "text.txt"), "--eval-samples", "1", "--uniform", "4"]
-    assert main(["curve", *words, *more, "--budgets", "3"]) == 0
-    first = json.loads((tmp_path / "out" / "curve.json").read_text())["measured"]
-    assert list(first) == ["3 bits", "uniform 4g64"]
-    assert main(["curve", *words, *more, "--budgets", "3", "5"]) == 0
-    seen = capsys.readouterr()
-    assert "3 bits: measured already" in seen.err
-    assert seen.out.count("| 5 bits |") == 1
-    again = json.loads((tmp_path / "out" / "curve.json").read_text())["measured"]
-    assert {name: again[name] for name in first} == first
-    assert again["3 bits"]["bits"] <= 3 < again["uniform 4g64"]["bits"] < 4.5
-    ET.parse(tmp_path / "out" / "curve.svg")
-    assert not (tmp_path / "out" / "3-bits").exists()
-
-    assert main(["prediction", *words, "--units", "3", "--kl-samples", "1"]) == 0
+    prediction = ["prediction", *words, "--units", "3", "--kl-samples", "1"]
+    assert main(prediction) == 0
     shown = capsys.readouterr().out
     assert "| both | 6 |" in shown
-    assert "| 5 bits |" in shown
+    assert "mpqc compare" in shown
     ET.parse(tmp_path / "out" / "prediction.svg")
-
-    assert main(["curve", *words, *more, "--eval-samples", "2"]) == 2
-    assert "other options" in capsys.readouterr().err
+    point = {"method": "default", "budget": 5.0, "status": "measured"}
+    facts = {"a": {**point, "predicted": 0.1, "kl": 0.2}, "b": {**point, "status": "failed"}}
+    content = {"given": {}, "measured": facts}
+    (tmp_path / "out" / "compare.json").write_text(json.dumps(content))
+    assert main(prediction) == 0
+    seen = capsys.readouterr()
+    assert "| default at 5 | 0.1000 | 0.2000 | 0.50 |" in seen.out
+    assert seen.err == ""  # measured already
+    assert main([*prediction, "--samples", "3"]) == 2
+    assert "not the same samples" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -79,22 +72,3 @@ def test_speed_table_compares_medians() -> None:
 def test_speed_needs_a_genai_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="genai_config"):
         generation_speed(tmp_path, prompt_tokens=1, new_tokens=1)
-
-
-def test_broken_measurements_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(InputError, match="no measurement"):
-        Kept(tmp_path / "x.json")
-
-
-@pytest.mark.parametrize("log_x", [False, True])
-def test_charts_are_svg_whatever_they_show(log_x: bool) -> None:
-    chart = Chart("x & y", "<b>", log_x=log_x, joined=("a",), diagonal=True)
-    points = [(0.0, 1.0), (2.5, 0.1), (3.0, 1e-6), (4.0, float("nan")), (5.0, 0.0)]
-    root = ET.fromstring(chart.draw({"a": points, "b": []}))
-    texts = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"x & y", "<b>", "a", "b"} <= set(texts)
-    circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == (2 if log_x else 3) + 2  # and two in the legend
-    assert chart.draw({"a": []}) == ""
-    assert chart.draw({"a": [(1.0, 1.0)]}).startswith("<svg")

@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from ...ir import MpqcError
-from . import compile_cost, curve, prediction, speed
+from . import compile_cost, prediction, speed
 
 _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
-    "curve": (curve, "quality against size, with uniform widths beside it"),
     "prediction": (prediction, "predicted against measured divergence"),
 }
 

@@ -16,9 +16,11 @@ import onnx_ir as ir
 
 from ...ir import BitAllocation, MachineError, annotate, quantizable, read_model
 from ...passes.machinery.pipeline import Pipeline
+from ..comparison.kept import Kept
+from ..comparison.markdown import markdown
 from ..compilation import Compilation
 from .job import CALIBRATE, job
-from .results import Kept, markdown, show
+from .results import show
 
 _PLAIN_BITS = 4
 

@@ -10,10 +10,15 @@ import onnx_ir as ir
 
 from ...ir import Option, Sensitivity, note_of, quantizable, read_model
 from ...passes.machinery.pipeline import Pipeline
+from ..comparison.chart import Chart
+from ..comparison.folder import RESULTS
+from ..comparison.kept import Kept
+from ..comparison.markdown import markdown
+from ..comparison.point import MEASURED
 from ..compilation import Compilation
-from .chart import Chart
+from ..stats_cache import stats_folder
 from .job import CALIBRATE, job
-from .results import Kept, given_in, markdown, show
+from .results import given_in, show
 
 _WIDTHS = (2, 4)
 
@@ -28,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         required=True,
-        help="best that of `curve`: its stats are used, and its points shown",
+        help="best that of `mpqc compare`: its points are shown too",
     )
     parser.add_argument("--units", metavar="N", type=int, default=60, help="to measure (60)")
     parser.add_argument("--kl-samples", metavar="N", type=int, default=2)
@@ -46,7 +51,7 @@ def run(chosen: argparse.Namespace) -> None:
         with job(
             chosen.model,
             chosen.calibration,
-            chosen.output / "stats",
+            stats_folder() or chosen.output / "stats",
             samples=chosen.samples,
             sequence_length=chosen.sequence_length,
             target=chosen.target,
@@ -54,8 +59,8 @@ def run(chosen: argparse.Namespace) -> None:
             kept.put(name, {"pairs": pairs(work, chosen.units, chosen.kl_samples)})
     found = kept.facts[name]["pairs"]
     _draw(found, chosen.output / "prediction.svg")
-    budgets = Kept(chosen.output / "curve.json").facts
-    show(chosen.output, "prediction", units_table(found) + "\n" + budgets_table(budgets))
+    points = list(Kept(chosen.output / RESULTS).facts.values())
+    show(chosen.output, "prediction", units_table(found) + "\n" + budgets_table(points))
 
 
 def pairs(work: Compilation, units: int, samples: int) -> list[dict[str, Any]]:
@@ -115,20 +120,20 @@ def _agreement(name: str, some: list[dict[str, Any]]) -> list[str]:
     return [name, str(len(some)), f"{rank:.3f}", f"{np.median(ratio):.2f}", f"{near:.0%}"]
 
 
-def budgets_table(facts: dict[str, Any]) -> str:
-    """Returns predicted and measured divergence of the points of `curve`."""
+def budgets_table(points: list[dict[str, Any]]) -> str:
+    """Returns predicted and measured divergence of the points of `mpqc compare`."""
     rows = [
         [
-            name,
+            f"{one['method']} at {one['budget']:g}",
             f"{one['predicted']:.4f}",
             f"{one['kl']:.4f}",
             f"{one['predicted'] / max(one['kl'], 1e-30):.2f}",
         ]
-        for name, one in sorted(facts.items(), key=lambda item: item[1]["bits"])
-        if one.get("predicted") is not None and one.get("kl") is not None
+        for one in sorted(points, key=lambda point: point["budget"])
+        if one["status"] == MEASURED and one.get("predicted") is not None and "kl" in one
     ]
     if not rows:
-        return "No budgets: run `curve` with the same output folder first.\n"
+        return "No budgets: run `mpqc compare` with the same output folder first.\n"
     return markdown(["whole model", "predicted", "measured", "ratio"], rows)
 
 

@@ -7,8 +7,10 @@ import statistics
 from pathlib import Path
 
 from ...backend.onnxruntime.generation import Speed, generation_speed
+from ..comparison.kept import Kept
+from ..comparison.markdown import markdown
 from ..progress import choose_progress
-from .results import Kept, markdown, show
+from .results import show
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,118 @@
+"""What is compared: presets by name, and pipelines from a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...ir import UsageError
+from ...ir.text_form import did_you_mean, parse_records, print_records, print_value
+from ..pipelines import PRESETS, find_preset
+from ..recipe import read_toml
+from ..settings import CompileSettings, make_settings
+
+_BUDGET = "{budget}"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_CHANGED = re.compile(r"\s*([\w-]+)\s*\+\s*(.*)", re.DOTALL)
+_EXAMPLE = '[methods]\nname = "default + quantize-weights{rounding=nearest}"'
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compile.
+
+    Attributes:
+        name: What it is called in tables and files.
+        text: A pipeline in which ``{budget}`` stands for stored bits per weight, or a preset
+            and options to change in it (``default + quantize-weights{rounding=nearest}``);
+            None for the preset called ``name``.
+    """
+
+    name: str
+    text: str | None = None
+
+    def settings(self, bits: float, given: dict[str, Any]) -> CompileSettings:
+        """Returns what decides the compilation to ``bits`` stored bits per weight.
+
+        Args:
+            bits: The budget.
+            given: The other arguments of ``make_settings``.
+
+        Raises:
+            UsageError: The method is no pipeline that could run.
+        """
+        if self.text is None:
+            return make_settings(bits, preset=self.name, **given)
+        try:
+            return self._of_text(self.text.replace(_BUDGET, print_value(bits)), bits, given)
+        except UsageError as error:
+            message = f"method {self.name!r}: {error.message}"
+            raise UsageError(message, hint=error.hint) from error
+
+    def _of_text(self, text: str, bits: float, given: dict[str, Any]) -> CompileSettings:
+        found = _CHANGED.fullmatch(text)
+        if found is None:
+            return make_settings(bits, passes=text, **given)
+        objective = given.get("objective") or "auto"
+        changed = _changed(find_preset(found[1])(bits, objective), found[2])
+        return make_settings(bits, passes=changed, **{**given, "objective": None})
+
+
+def _changed(pipeline: str, changes: str) -> str:
+    """Returns a pipeline with some options of its passes replaced."""
+    records, names = parse_records(pipeline), [name for name, _ in parse_records(pipeline)]
+    for name, options in parse_records(changes):
+        if name not in names:
+            raise UsageError(
+                f"its preset has no pass {name!r} to change", hint=did_you_mean(name, names)
+            )
+        records = [
+            (one, {**before, **options} if one == name else before) for one, before in records
+        ]
+    return print_records(records)
+
+
+def read_methods(words: Sequence[str]) -> list[Method]:
+    """Returns the methods that words name: presets, ``.toml`` files, or lists with commas.
+
+    Args:
+        words: What the user gave; nothing means all presets.
+
+    Raises:
+        InputError: A file cannot be read.
+        UsageError: A name is unknown, or two methods have the same one.
+    """
+    found: dict[str, Method] = {}
+    for word in split_list(words) or list(PRESETS):
+        for method in _named(word):
+            if found.setdefault(method.name, method) != method:
+                raise UsageError(f"two methods are called {method.name!r}")
+    return list(found.values())
+
+
+def split_list(words: Sequence[str]) -> list[str]:
+    """Returns the words between spaces and commas."""
+    return [part for word in words for part in word.replace(",", " ").split()]
+
+
+def _named(word: str) -> Iterator[Method]:
+    if not word.lower().endswith(".toml"):
+        find_preset(word)
+        yield Method(word)
+        return
+    content = read_toml(Path(word))
+    table = content.get("methods")
+    if content.keys() != {"methods"} or not isinstance(table, dict) or not table:
+        raise UsageError(f"{word} holds no methods", hint=f"write {_EXAMPLE!r}")
+    for name, text in table.items():
+        if not isinstance(text, str) or not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{word}: {name!r} is no method",
+                hint="a name of letters, digits, dots and dashes, and a pipeline as text",
+            )
+        if name in PRESETS:
+            raise UsageError(f"{word}: {name!r} is a preset", hint="choose another name")
+        yield Method(name, text)

@@ -1,0 +1,109 @@
+"""One method at one budget: compiled, evaluated, and accounted for when it fails."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ...ir import InfeasibleBudget, staged_folder
+from ..compilation import Compilation
+from ..evaluate import HeldOut, evaluate_on
+from ..failures import account
+from ..inspection import inspect_file
+from ..settings import CompileSettings
+
+MEASURED = "measured"
+INFEASIBLE = "infeasible"
+FAILED = "failed"
+SWEEP = "calibrate"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a budget.
+
+    Attributes:
+        method: Name of the method.
+        budget: Stored bits per weight asked for.
+        settings: What decides the compilation.
+    """
+
+    method: str
+    budget: float
+    settings: CompileSettings
+
+    @property
+    def name(self) -> str:
+        """What it is called in files and messages."""
+        return f"{self.method} at {self.budget:g}"
+
+    @property
+    def pipeline(self) -> str:
+        """The passes as text."""
+        return self.settings.pipeline(self.budget)
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what identifies the point."""
+        return {"method": self.method, "budget": self.budget, "pipeline": self.pipeline}
+
+
+def measure(
+    point: Point, job: Compilation, held_out: HeldOut, keep: Path | None
+) -> dict[str, Any]:
+    """Compiles and evaluates a point; a failure becomes its result.
+
+    Args:
+        point: The method and the budget.
+        job: The model and its calibration, as ``prepare`` gives them.
+        held_out: What to measure on.
+        keep: Folder for what is compiled; None throws it away.
+    """
+    try:
+        return {**point.facts(), "status": MEASURED, **_run(point, job, held_out, keep)}
+    except InfeasibleBudget as error:
+        return {**point.facts(), "status": INFEASIBLE, **_reason(error)}
+    except Exception as error:
+        return {**point.facts(), "status": FAILED, **_reason(error)}
+
+
+def _reason(error: Exception) -> dict[str, Any]:
+    code, message, hint, exit_code = account(error)
+    found = {"code": code, "reason": message, "hint": hint, "exit_code": exit_code}
+    if code == "internal":
+        found["traceback"] = "".join(traceback.format_exception(error))
+    return found
+
+
+def _run(
+    point: Point, job: Compilation, held_out: HeldOut, keep: Path | None
+) -> dict[str, Any]:
+    with TemporaryDirectory(dir=job.scratch, prefix="point-") as name:
+        scratch = Path(name)
+        work = replace(job, settings=point.settings, scratch=scratch)
+        folder = keep / f"{point.method}-{point.budget:g}" if keep else scratch / "compiled"
+        with staged_folder(folder, overwrite=True) as stage:
+            outcome = work.run(stage)
+        model, target = folder / "model.onnx", point.settings.target
+        found = evaluate_on(work.original, model, held_out, target, job.progress)
+        storage = inspect_file(model).storage
+    return {
+        **found.facts(),
+        "resident_bits": storage.resident_bits_per_weight,
+        "files_bytes": outcome.size,
+        "predicted": outcome.facts["predicted"],
+        **_timings(outcome.facts["timings"]),
+    }
+
+
+def _timings(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the seconds of the sweep apart: whoever came first had to run it for all."""
+    passes = dict(found["passes"])
+    passes.pop(SWEEP, None)
+    return {
+        "seconds": sum(passes.values()),
+        "sweep_seconds": found.get(f"{SWEEP} seconds"),
+        "pass_seconds": passes,
+    }

@@ -1,0 +1,249 @@
+"""Runs methods on one model, from one export and one set of stats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...frontend.model_source import Source, locate
+from ...frontend.samples import feeds_key
+from ...ir import UsageError, refuse_overlap
+from ...passes.machinery.base import Progress, SilentProgress
+from ..api import named_after
+from ..budget import Budget
+from ..compilation import Compilation, prepare
+from ..evaluate import HeldOut
+from ..manifest import versions
+from ..settings import make_settings
+from ..stats_cache import stats_folder
+from ..watch import Watch
+from .files import write_whole
+from .folder import COMPILED, PICTURE, RESULTS, TABLE, opened
+from .kept import Kept
+from .methods import Method, read_methods
+from .picture import draw
+from .point import FAILED, MEASURED, Point, measure
+from .table import report
+
+SCHEMA = "mpqc.comparison/1"
+BUDGETS = (2.5, 3.0, 3.5, 4.0, 4.5)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found.
+
+    Attributes:
+        output: The folder with table, picture and JSON.
+        given: What all points have in common.
+        points: The points that were asked for, by budget, then method.
+    """
+
+    output: Path
+    given: dict[str, Any]
+    points: list[dict[str, Any]]
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with: 0 unless a method failed, or no budget was feasible."""
+        return max((int(one["exit_code"]) for one in self._bad()), default=0)
+
+    def problem(self) -> dict[str, str] | None:
+        """Returns code, message and hint of the gravest failure; None where all is well."""
+        bad = self._bad()
+        if not bad:
+            return None
+        worst = max(bad, key=lambda one: int(one["exit_code"]))
+        what = f"{worst['method']} at {worst['budget']:g}: {worst['reason']}"
+        message = f"{len(bad)} of {len(self.points)} points failed: {what}"
+        return {"code": worst["code"], "message": message, "hint": worst["hint"]}
+
+    def _bad(self) -> list[dict[str, Any]]:
+        """Returns what failed; budgets too small for a method count only if all were."""
+        if any(one["status"] == MEASURED for one in self.points):
+            return [one for one in self.points if one["status"] == FAILED]
+        return [one for one in self.points if one["status"] != MEASURED]
+
+    def table(self) -> str:
+        """Returns the table in Markdown."""
+        return report(self.points, self.given)
+
+
+def compare(
+    model: Path | str,
+    texts: Sequence[Path | str],
+    *,
+    output: Path | str | None = None,
+    methods: Sequence[str] = (),
+    budgets: Sequence[float | str] = BUDGETS,
+    eval_samples: int = 8,
+    calibration: Sequence[Path | str] = (),
+    random_calibration: bool = False,
+    samples: int | None = None,
+    sequence_length: int | None = None,
+    target: str | None = None,
+    objective: str | None = None,
+    seed: int | None = None,
+    overwrite: bool = False,
+    keep: bool = False,
+    cache: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Compared:
+    """Compiles a model by several methods to several budgets and measures every result.
+
+    What an earlier, perhaps interrupted, run into the same folder measured is not measured
+    again, unless it failed or its pipeline is another one by now.
+
+    Args:
+        model: An .onnx file, a folder with one, or a Hugging Face folder.
+        texts: What to measure on: text or array files, as for ``evaluate``.
+        output: The folder for table, picture and JSON; by default ``<model>-compared`` in the
+            current folder.
+        methods: Names of presets, or ``.toml`` files of pipelines; nothing means all presets.
+        budgets: Stored bits per weight.
+        eval_samples: Samples to measure on.
+        calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
+        random_calibration: Calibrate on noise.
+        samples: Calibration samples (64).
+        sequence_length: Tokens in a sample (512), of calibration and measurement.
+        target: ``ort-cpu`` (default) or ``ort-cuda``.
+        objective: ``auto`` (default), ``logits`` or ``regression``.
+        seed: Seed of every random choice (0).
+        overwrite: Whether to forget what an earlier run measured.
+        keep: Whether to keep the compiled models, in ``output/compiled``.
+        cache: Folder for stats; the user's cache folder by default.
+        progress: Where to show progress.
+
+    Raises:
+        UsageError: An option is impossible, or the folder holds something else.
+        InputError: The model, the samples or a file of methods are broken or unsafe.
+        MachineError: The machine lacks something that all methods need.
+    """
+    given: dict[str, Any] = {
+        "calibration": calibration,
+        "random_calibration": random_calibration,
+        "samples": samples,
+        "sequence_length": sequence_length,
+        "target": target,
+        "objective": objective,
+        "seed": seed,
+    }
+    bits = read_budgets(budgets)
+    settings = make_settings(bits[0], **given)
+    points = list(points_of(read_methods(methods), bits, given))
+    source, shown = locate(Path(model)), progress or SilentProgress()
+    folder = Path(output) if output is not None else named_after(model, "compared")
+    refuse_overlap(folder, _read_by(source, [*calibration, *texts]))
+    kept_stats = Path(cache) if cache is not None else stats_folder()
+    with opened(folder, overwrite=overwrite) as work:
+        job = prepare(source, settings, work, kept_stats, shown, Watch())
+        held_out = HeldOut.of(
+            job.source,
+            texts,
+            samples=eval_samples,
+            sequence_length=settings.sequence_length,
+            progress=shown,
+        )
+        kept = Kept(folder / RESULTS, _common(job, held_out, texts))
+        try:
+            _measure_all(points, kept, job, held_out, folder / COMPILED if keep else None)
+        except KeyboardInterrupt as stop:
+            what = f"what was measured is in {folder}; the same command goes on from there"
+            raise KeyboardInterrupt(what) from stop
+    return Compared(folder, kept.given, [kept.facts[point.name] for point in points])
+
+
+def read_budgets(budgets: Sequence[float | str]) -> list[float]:
+    """Returns stored bits per weight, each once, ascending.
+
+    Raises:
+        UsageError: Something is no budget, or a size of files.
+    """
+    found = [Budget.parse(one).bits for one in budgets]
+    bits = sorted({one for one in found if one is not None})
+    if not bits or None in found:
+        raise UsageError(
+            "methods are compared at equal stored bits per weight",
+            hint="write numbers, like --budgets 2.5,3,3.5",
+        )
+    return bits
+
+
+def points_of(
+    methods: Sequence[Method], budgets: Sequence[float], given: dict[str, Any]
+) -> Iterator[Point]:
+    """Yields every method at every budget; by budget, so that rows can soon be compared.
+
+    Raises:
+        UsageError: A method is no pipeline that could run, or an option is impossible.
+    """
+    for bits in budgets:
+        for method in methods:
+            yield Point(method.name, bits, method.settings(bits, given))
+
+
+def _read_by(source: Source, files: Sequence[Path | str]) -> list[Path]:
+    model = [source.onnx] if source.onnx is not None else []
+    return [source.named, *source.folders, *model, *map(Path, files)]
+
+
+def _common(
+    job: Compilation, held_out: HeldOut, texts: Sequence[Path | str]
+) -> dict[str, Any]:
+    """Returns everything but method and budget that decides a measurement."""
+    settings = job.settings
+    return {
+        "schema": SCHEMA,
+        "model": {key: job.input[key] for key in ("name", "content", "weights")},
+        "calibration": job.input["calibration"],
+        "text": {
+            "files": [Path(one).name for one in texts],
+            "samples": len(held_out.feeds),
+            "key": feeds_key(held_out.feeds),
+        },
+        "sequence_length": settings.sequence_length,
+        "target": settings.target,
+        "objective": settings.objective,
+        "seed": settings.seed,
+        "versions": versions(),
+    }
+
+
+def _measure_all(
+    points: Sequence[Point],
+    kept: Kept,
+    job: Compilation,
+    held_out: HeldOut,
+    keep: Path | None,
+) -> None:
+    for at, point in enumerate(points, 1):
+        found, place = kept.facts.get(point.name), f"{point.name} bits ({at} of {len(points)})"
+        if found is not None and not _is_stale(found, point):
+            job.progress.say(f"{place}: measured already")
+            continue
+        job.progress.say(f"{place}{': again, ' + _why(found) if found else ''}")
+        facts = measure(point, job, held_out, keep)
+        if facts["status"] != MEASURED:
+            job.progress.say(f"{place}: {facts['status']}: {facts['reason']}")
+        kept.put(point.name, facts)
+        _show(kept)
+    _show(kept)
+
+
+def _is_stale(found: dict[str, Any], point: Point) -> bool:
+    return bool(found["status"] == FAILED or found["pipeline"] != point.pipeline)
+
+
+def _why(found: dict[str, Any]) -> str:
+    return "it had failed" if found["status"] == FAILED else "its pipeline is another one"
+
+
+def _show(kept: Kept) -> None:
+    """Writes table and picture of what has been measured so far."""
+    points, folder = list(kept.facts.values()), kept.path.parent
+    write_whole(folder / TABLE, report(points, kept.given))
+    picture = draw(points)
+    if picture:
+        write_whole(folder / PICTURE, picture)
