@@ -7,10 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .manifest import plain_json
 from .progress import choose_progress, plain
+
+if TYPE_CHECKING:
+    from ..passes.attention import Found
 
 _MACHINE = 4
 
@@ -158,7 +161,28 @@ def _inspect(chosen: argparse.Namespace) -> int:
             ("bytes of the file and its data", f"{found.file_bytes:,}"),
         ]
     )
+    _print_attention(found.attention)
     return 0
+
+
+def _print_attention(found: Found) -> None:
+    """Prints what was recognised as attention, and what was not and why."""
+    rows = [("attention", "queries, keys, values", "output", "heads", "mask", "positions")]
+    for one in found.bound:
+        made = ", ".join(dict.fromkeys(part.unit.name for part in one.projections[:3]))
+        heads = f"{one.heads} x {one.head_size}"
+        if one.kv_heads != one.heads:
+            heads += f", keys and values {one.kv_heads}"
+        mask = "causal" if one.causal else "yes" if one.masked else "none"
+        turns = f"rotary, {one.rope}" if one.rope else ""
+        rows.append((str(one.node.name), made, one.output.unit.name, heads, mask, turns))
+    if found.bound:
+        print()
+        _print_table(rows)
+    if found.unmatched:
+        print()
+        refused = [(str(one.node.name), one.why) for one in found.unmatched]
+        _print_table([("no attention", "because"), *refused])
 
 
 def _eval(chosen: argparse.Namespace) -> int:

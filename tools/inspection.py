@@ -9,6 +9,7 @@ from typing import Any
 from ..frontend.model_source import locate
 from ..ir import InputError, read_model
 from ..ir.storage import Storage, StoredWeight, stored
+from ..passes.attention import Attention, Found, find_attention
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Inspection:
         model: The file.
         storage: What its weights take.
         file_bytes: Bytes of the file and its external data.
+        attention: Which units its attentions use, and which softmax is none, and why.
     """
 
     model: Path
     storage: Storage
     file_bytes: int
+    attention: Found
 
     def facts(self) -> dict[str, Any]:
         """Returns everything as JSON."""
@@ -36,6 +39,11 @@ class Inspection:
             "other_bytes": self.storage.rest,
             "file_bytes": self.file_bytes,
             "units": [unit_facts(unit) for unit in self.storage.units],
+            "attention": [attention_facts(one) for one in self.attention.bound],
+            "no_attention": [
+                {"node": str(one.node.name), "operator": one.node.op_type, "reason": one.why}
+                for one in self.attention.unmatched
+            ],
         }
 
 
@@ -48,7 +56,28 @@ def inspect_file(named: Path | str) -> Inspection:
     source = locate(Path(named))
     if source.onnx is None:
         raise InputError(f"{named} holds no ONNX model", hint=f"run: mpqc export {named}")
-    return Inspection(source.onnx, stored(read_model(source.onnx)), model_bytes(source.onnx))
+    model = read_model(source.onnx)
+    found = find_attention(model)
+    return Inspection(source.onnx, stored(model), model_bytes(source.onnx), found)
+
+
+def attention_facts(one: Attention) -> dict[str, Any]:
+    """Returns an attention's line as JSON."""
+    names = ("query", "key", "value", "output")
+    units = {name: part.unit.name for name, part in zip(names, one.projections, strict=True)}
+    return {
+        "node": str(one.node.name),
+        "operator": one.node.op_type,
+        **units,
+        "heads": one.heads,
+        "kv_heads": one.kv_heads,
+        "head_size": one.head_size,
+        "value_size": one.value_size,
+        "scale": one.scale,
+        "causal": one.causal,
+        "masked": one.masked,
+        "rope": one.rope,
+    }
 
 
 def unit_facts(unit: StoredWeight) -> dict[str, Any]:
