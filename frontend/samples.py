@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir import Calibration, Feeds, InputError, UsageError
+from . import default_text
 from .array_files import ARRAY_SUFFIXES, array_samples
 from .model_inputs import (
     HeadShape,
@@ -23,7 +24,6 @@ from .model_inputs import (
 )
 from .model_source import Source
 from .text import (
-    default_text,
     evaluation_chunks,
     framed_chunks,
     has_tokenizer,
@@ -112,9 +112,8 @@ class SampleMaker:
             return self._from_noise(samples, sequence_length, seed)
         if not self.reads_text:
             raise InputError(_nothing(self.tokens is not None), hint=_SOMETHING)
-        text, name = default_text()
-        self.say(f"no calibration text given: calibrating on {name}, which ships with Python")
-        return self._from_text(text, name, samples, sequence_length)
+        self.say(f"no calibration text given: calibrating on {default_text.NAME}")
+        return self._from_default(samples, sequence_length)
 
     def evaluation(
         self, paths: Sequence[Path], *, samples: int, sequence_length: int
@@ -126,8 +125,22 @@ class SampleMaker:
         text = read_texts(text_files(paths))
         return list(self._text_feeds(text, samples, sequence_length, evaluation_chunks))
 
+    def _from_default(self, samples: int, length: int) -> Calibration:
+        """Takes half of the samples from each of the two texts that are always there."""
+        wanted = samples + _HELD_OUT
+        prose = default_text.own_prose()
+        feeds = self._text_feeds(prose, (wanted + 1) // 2, length, spread_chunks)
+        topics = default_text.python_topics()
+        feeds += self._text_feeds(topics, wanted - len(feeds), length, spread_chunks)
+        return self._of_text(feeds, default_text.NAME, samples)
+
     def _from_text(self, text: str, name: str, samples: int, length: int) -> Calibration:
         feeds = self._text_feeds(text, samples + _HELD_OUT, length, spread_chunks)
+        return self._of_text(feeds, name, samples)
+
+    def _of_text(
+        self, feeds: list[dict[str, np.ndarray]], name: str, samples: int
+    ) -> Calibration:
         if len(feeds) < samples:
             self.say(f"{name} is short: {len(feeds)} samples instead of {samples}")
         feeds = _held_out_last(feeds)

@@ -122,13 +122,6 @@ def _line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def default_text() -> tuple[str, str]:
-    """Returns the text that ships with Python, and what to call it."""
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[name] for name in sorted(topics)), "pydoc_data.topics"
-
-
 def text_files(paths: Sequence[Path]) -> list[Path]:
     """Returns the text files that ``paths`` (files and folders) name.
 

@@ -38,7 +38,7 @@ def package_files() -> Iterator[str]:
     yield from ("mpqc/__init__.py", "mpqc/py.typed")
     for folder in package_folders():
         if folder != ROOT:
-            for file in folder.iterdir():
+            for file in (*folder.iterdir(), *folder.glob("*/*.txt")):
                 if file.is_file() and file.suffix != ".pyc":
                     yield f"mpqc/{file.relative_to(ROOT).as_posix()}"
 

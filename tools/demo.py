@@ -74,9 +74,9 @@ def run(output: Path) -> None:
 
 def write_halves(folder: Path) -> tuple[Path, Path]:
     """Writes the text that ships with Python: one half to calibrate on, one to measure on."""
-    from ..frontend.text import default_text
+    from ..frontend.default_text import python_topics
 
-    text, _ = default_text()
+    text = python_topics()
     middle = text.index("\n", len(text) // 2)
     folder.mkdir(parents=True, exist_ok=True)
     halves = folder / "calibration.txt", folder / "held_out.txt"
