@@ -49,13 +49,15 @@ class TensorStats(Annotation):
 
 @dataclass(frozen=True)
 class Sensitivity(Annotation):
-    """On a unit's anchor: the loss of every row under every option, in nats per token.
+    """On a unit's anchor: the loss of every row under every option.
 
-    The array ``<unit>/loss`` is rows x options.
+    The losses of ``fisher`` and ``kl`` are nats per token; those of other metrics have units
+    of their own, and only their ratios mean something. The array ``<unit>/loss`` is rows x
+    options.
 
     Attributes:
         unit: Name of the unit.
-        metric: What the loss is: ``fisher`` (predicted) or ``kl`` (measured).
+        metric: What the loss is, such as ``fisher`` (predicted) or ``kl`` (measured).
         options: Printed options, the columns of the array.
         total: Sum over rows for each option.
     """
@@ -65,6 +67,27 @@ class Sensitivity(Annotation):
     metric: str
     options: tuple[str, ...]
     total: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Score(Annotation):
+    """On a unit's anchor: how sensitive a metric finds it, in one number for all options.
+
+    ``allocate-bits{method=clusters}`` and ``{method=ratio}`` compare nothing else.
+
+    Attributes:
+        unit: Name of the unit.
+        metric: What the number is.
+        value: The larger, the more bits the unit should get.
+        block: The block that the number belongs to, which all units of it have in common; -1
+            when it is the unit's own.
+    """
+
+    key: ClassVar[str] = "score"
+    unit: str
+    metric: str
+    value: float
+    block: int = -1
 
 
 @dataclass(frozen=True)

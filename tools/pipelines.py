@@ -53,7 +53,7 @@ def uniform_pipeline(bits: float, objective: str = "auto") -> str:
             *_PREPARED,
             calibrate(objective),
             "annotate-sensitivity{metric=fisher}",
-            f"allocate-bits{{budget={print_value(bits)}, uniform=true}}",
+            f"allocate-bits{{budget={print_value(bits)}, method=uniform}}",
             "quantize-weights{rounding=gptq}",
             "lower-matmul-nbits",
             "verify-numerics",

@@ -8,8 +8,16 @@ import torch
 from ...ir import Unit
 from ..machinery.parallel import for_each
 from ..numerics.rounding import round_rows
-from .metric import Asked
+from .metric import Asked, Judgement
 from .quadratic import Quadratic
+
+
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Predicts the divergence of every row."""
+    found = losses(asked)
+    return {
+        unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
+    }
 
 
 def losses(asked: Asked) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from ..machinery.base import PassContext
 from ..numerics.divergence import kl_divergence
 from ..numerics.rounding import round_rows
 from . import fisher
-from .metric import Asked
+from .metric import Asked, Judgement
 from .quadratic import Quadratic
 
 
@@ -61,15 +61,17 @@ def _divergence(note: Calibrated, exact: torch.Tensor, other: torch.Tensor) -> f
     return float(0.5 * np.square(q - p).sum() / max(np.square(p).sum(), 1e-30))
 
 
-def losses(asked: Asked) -> dict[str, np.ndarray]:
-    """Returns rows x options for each unit: measured totals, the rows' shares as predicted.
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Measures the totals of units; the shares of their rows are predicted.
 
     Units that ``units`` leaves out keep their prediction.
     """
     found = fisher.losses(asked)
     for name, totals in _totals(asked).items():
         found[name] *= totals / np.maximum(found[name].sum(axis=0), 1e-30)
-    return found
+    return {
+        unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
+    }
 
 
 def _totals(asked: Asked) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from ..machinery.base import PassContext
 if TYPE_CHECKING:
     from ..annotate_sensitivity import AnnotateSensitivity
 
-# name -> module with a function `losses`, imported only when asked for.
+# name -> module with a function `judge`, imported only when asked for.
 METRICS: dict[str, str] = {
     "fisher": "fisher",
     "kl": "measured",
@@ -43,15 +43,39 @@ class Asked:
     context: PassContext
 
 
-class Losses(Protocol):
-    """A metric: what every row loses under every option."""
+@dataclass(frozen=True)
+class Judgement:
+    """What a metric thinks of a unit.
 
-    def __call__(self, asked: Asked) -> dict[str, np.ndarray]:
-        """Returns for each unit an array of rows x options, float32.
+    Attributes:
+        loss: What every row loses under every option, rows x options, float32. Its unit is the
+            metric's own; only ratios between units, rows and options matter to
+            ``allocate-bits``. ``fisher`` and ``kl`` give nats per token.
+        score: One number for the unit: the larger, the more bits it should get.
+        block: The block that the score belongs to; -1 when it is the unit's own.
+    """
 
-        The unit of a loss is the metric's own; only the ratios between units, rows and
-        options matter to ``allocate-bits``. ``fisher`` and ``kl`` give nats per token.
+    loss: np.ndarray
+    score: float
+    block: int = -1
+
+    @classmethod
+    def of_losses(cls, loss: np.ndarray, columns: int) -> Judgement:
+        """Scores a unit by what a weight of it loses under the smallest option, on average.
+
+        Args:
+            loss: Rows x options.
+            columns: Weights in a row.
         """
+        mean = float(loss[:, 0].mean(dtype=np.float64)) / columns
+        return cls(loss, mean)
+
+
+class Judge(Protocol):
+    """A metric."""
+
+    def __call__(self, asked: Asked) -> dict[str, Judgement]:
+        """Judges each unit, by name."""
         ...
 
 
@@ -66,8 +90,8 @@ def check_metric(name: str) -> None:
         raise UsageError(f"annotate-sensitivity has no metric {name!r}", hint=hint)
 
 
-def metric(name: str) -> Losses:
+def metric(name: str) -> Judge:
     """Returns the metric called ``name``."""
     check_metric(name)
-    found: Losses = import_module(f".{METRICS[name]}", __package__).losses
+    found: Judge = import_module(f".{METRICS[name]}", __package__).judge
     return found

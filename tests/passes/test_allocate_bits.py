@@ -14,8 +14,10 @@ from mpqc.ir import (
     Budgeted,
     InfeasibleBudget,
     Option,
+    Score,
     Unit,
     UsageError,
+    annotate,
     need_note,
     quantizable,
 )
@@ -87,7 +89,7 @@ def test_rows_of_a_class_stand_together(model: ir.Model, work: PassContext) -> N
 
 def test_rows_beat_units_and_units_beat_uniform(model: ir.Model, work: PassContext) -> None:
     losses = []
-    for options in ("granularity=row", "granularity=unit", "uniform=true"):
+    for options in ("granularity=row", "granularity=unit", "method=uniform"):
         run(f"allocate-bits{{budget=4.6, {options}}}", model, work)
         losses.append(need_note(model, Budgeted).loss)
     assert losses[0] <= losses[1] * 1.001
@@ -98,19 +100,19 @@ def test_rows_beat_units_and_units_beat_uniform(model: ir.Model, work: PassConte
 
 def test_a_second_allocation_replaces_the_first(model: ir.Model, work: PassContext) -> None:
     run("allocate-bits{budget=4.0}", model, work)
-    run("allocate-bits{budget=20.0, uniform=true}", model, work)
+    run("allocate-bits{budget=20.0, method=uniform}", model, work)
     assert not [name for name in work.arrays.names() if name.endswith("/order")]
     for unit in quantizable(model):
         assert need_note(unit.anchor, BitAllocation).options == ("8g32",)
 
 
-@pytest.mark.parametrize("options", ["", ", granularity=unit", ", uniform=true"])
+@pytest.mark.parametrize("options", ["", ", granularity=unit", ", method=uniform"])
 def test_the_smallest_budget_that_is_named_is_feasible(
     options: str, model: ir.Model, work: PassContext
 ) -> None:
     with pytest.raises(InfeasibleBudget) as caught:
         run(f"allocate-bits{{budget=1.0{options}}}", model, work)
-    found = re.search(r"the smallest is ([\d.]+)", caught.value.message)
+    found = re.search(r"the smallest.* is ([\d.]+)", caught.value.message)
     assert found is not None
     assert f"--budget {found[1]}" in caught.value.hint
     least = float(found[1])
@@ -158,6 +160,104 @@ def test_allocation_repeats(work: PassContext) -> None:
 def test_nonsense_budgets(budget: str) -> None:
     with pytest.raises(UsageError):
         parse_passes(f"allocate-bits{{budget={budget}}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("method=cluster, bits=[8, 4]", "did you mean 'clusters'"),
+        ("method=clusters", "needs bits"),
+        ("method=clusters, bits=[4, 8]", "have to fall"),
+        ("method=clusters, bits=[8, 4], share=0.5", "no use for share"),
+        ("method=clusters, bits=[8, 4], granularity=unit", "no use for granularity"),
+        ("method=uniform", "needs budget"),
+        ("method=uniform, budget=4.0, bits=[4]", "no use for bits"),
+        ("method=uniform, budget=4.0, fold=true", "no use for fold"),
+        ("method=ratio, bits=[4, 2]", "needs share or budget"),
+        ("method=ratio, budget=4.0, bits=[4]", "two bits"),
+        ("method=ratio, bits=[4, 2], share=1.5", "between 0 and 1"),
+        ("granularity=unit", "needs budget"),
+    ],
+)
+def test_methods_refuse_what_they_would_ignore(options: str, word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_passes(f"allocate-bits{{{options}}}")
+    assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+def scored(model: ir.Model, scores: dict[str, tuple[float, int]]) -> ir.Model:
+    """Replaces the scores that annotate-sensitivity left."""
+    for unit in quantizable(model):
+        annotate(unit.anchor, Score(unit.name, "made up", *scores[unit.name]))
+    return model
+
+
+def widths(model: ir.Model) -> dict[str, int]:
+    """Returns the width of every unit, all of whose rows have the same."""
+    notes = [need_note(unit.anchor, BitAllocation) for unit in quantizable(model)]
+    assert all(len(note.options) == 1 for note in notes)
+    return {note.unit: Option.parse(note.options[0]).bits for note in notes}
+
+
+def test_clusters_give_blocks_the_width_of_their_centroid(
+    model: ir.Model, work: PassContext
+) -> None:
+    blocks = {"table": 0, "up": 1, "down": 1, "up2": 2, "down2": 3, "head": 0}
+    by_block = [0.4, 0.9, 0.1, 0.45]
+    scores = {name: (by_block[block], block) for name, block in blocks.items()}
+    run("allocate-bits{method=clusters, bits=[8, 4, 2]}", scored(model, scores), work)
+    of_block = [4, 8, 2, 4]
+    assert widths(model) == {name: of_block[block] for name, block in blocks.items()}
+
+
+def test_equal_scores_are_one_cluster_at_the_first_width(
+    model: ir.Model, work: PassContext
+) -> None:
+    names = ("table", "up", "down", "up2", "down2", "head")
+    scored(model, {name: (0.5, at) for at, name in enumerate(names)})
+    run("allocate-bits{method=clusters, bits=[8, 4, 2]}", model, work)
+    assert set(widths(model).values()) == {8}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_ratio_averages_as_its_equation_says(
+    share: float, model: ir.Model, work: PassContext
+) -> None:
+    run(f"allocate-bits{{method=ratio, bits=[4, 2], share={share}}}", model, work)
+    units = {unit.name: unit for unit in quantizable(model)}
+    weights, largest = (fold(unit.size for unit in units.values()) for fold in (sum, max))
+    chosen = widths(model)
+    top = [name for name, bits in chosen.items() if bits == 4]
+    real = sum(units[name].size for name in top) / weights
+    assert abs(real - share) <= largest / weights / 2
+    average = sum(chosen[name] * unit.size for name, unit in units.items()) / weights
+    assert average == pytest.approx(4 * real + 2 * (1 - real))
+    values = {name: need_note(unit.anchor, Score).value for name, unit in units.items()}
+    rest = values.keys() - set(top)
+    assert not top or not rest or min(values[t] for t in top) >= max(values[r] for r in rest)
+
+
+@pytest.mark.parametrize("budget", [3.0, 4.0, 5.0])
+def test_a_ratio_of_the_budget_is_the_largest_that_fits(
+    budget: float, model: ir.Model, work: PassContext
+) -> None:
+    got = []
+    for count in range(7):
+        sizes = [u.size for u in sorted(quantizable(model), key=lambda u: -score_of(u))]
+        share = sum(sizes[:count]) / sum(sizes)
+        run(f"allocate-bits{{method=ratio, bits=[4, 2], share={share}}}", model, work)
+        got.append(need_note(model, Budgeted).got)
+    run(f"allocate-bits{{method=ratio, bits=[4, 2], budget={budget}}}", model, work)
+    assert need_note(model, Budgeted).got == max(one for one in got if one <= budget)
+
+
+def score_of(unit: Unit) -> float:
+    return need_note(unit.anchor, Score).value
+
+
+def test_units_without_a_width_take_the_next_wider(model: ir.Model, work: PassContext) -> None:
+    run("allocate-bits{method=ratio, bits=[5, 3], share=0.5}", model, work)
+    assert set(widths(model).values()) == {8, 4}
 
 
 def test_unknown_granularity() -> None:
