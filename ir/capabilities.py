@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .option import Option
@@ -41,6 +42,8 @@ class Capabilities:
         lookup: ``unpack`` (standard nodes on looked-up rows) or ``gather-block-quantized``.
         convolution_bits: Widths at which convolutions can be stored, with one scale a row.
         row_tile: Rows are given their option in tiles of this many.
+        expanding: Widths without a kernel that can be stored all the same, because the
+            runtime computes on constants when it loads a model.
     """
 
     target: str
@@ -51,29 +54,53 @@ class Capabilities:
     lookup: str
     convolution_bits: tuple[int, ...]
     row_tile: int
+    expanding: tuple[int, ...] = ()
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""
         return next((kernel for kernel in self.kernels if kernel.bits == bits), None)
 
-    def product_options(self, rows: int, columns: int) -> tuple[Option, ...]:
-        """Returns every option that a rows x columns weight may take in a matrix product."""
+    def can_store(self, option: Option) -> bool:
+        """Tells whether codes of this width can reach a kernel of ``option.kernel_bits``."""
+        return not option.expands or option.bits in self.expanding
+
+    def _stored(self, kernels: Iterable[Option], expand: bool) -> tuple[Option, ...]:
+        """Returns the options whose codes end as those of ``kernels``."""
         return tuple(
+            option
+            for kernel in kernels
+            for bits in (kernel.bits, *(self.expanding if expand else ()))
+            if (option := Option(bits, kernel.group)).kernel_bits == kernel.bits
+        )
+
+    def product_options(
+        self, rows: int, columns: int, *, expand: bool = False
+    ) -> tuple[Option, ...]:
+        """Returns every option that a rows x columns weight may take in a matrix product.
+
+        Args:
+            rows: Output channels.
+            columns: Input channels.
+            expand: Whether codes may take more room in memory than in the file.
+        """
+        found = (
             Option(kernel.bits, group)
             for kernel in self.kernels
             if rows % kernel.row_multiple == 0 and columns % kernel.column_multiple == 0
             for group in kernel.groups
         )
+        return self._stored(found, expand)
 
-    def lookup_options(self, columns: int) -> tuple[Option, ...]:
+    def lookup_options(self, columns: int, *, expand: bool = False) -> tuple[Option, ...]:
         """Returns every option that a table with ``columns`` columns may take in a lookup."""
         groups = {group for kernel in self.kernels for group in kernel.groups}
-        return tuple(
+        found = (
             Option(bits, group)
             for bits in self.lookup_bits
             for group in sorted(groups)
             if group <= max(columns, 32)
         )
+        return self._stored(found, expand)
 
     def convolution_options(self, columns: int) -> tuple[Option, ...]:
         """Returns every option that a convolution's weight may take: a row is one group."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .errors import UsageError
 
 SCALE_BYTES = 2  # scales are stored as float16
+KERNEL_WIDTHS = (2, 4, 8)  # of the codes that kernels read
 _TEXT = re.compile(r"(\d+)g(\d+)\Z")
 
 
@@ -15,9 +16,15 @@ _TEXT = re.compile(r"(\d+)g(\d+)\Z")
 class Option:
     """Symmetric codes of ``bits`` bits with one signed float16 scale per ``group`` columns.
 
-    The printed form is ``4g64``. A code ``q`` in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for
+    The printed form is ``4g64``. Codes of 3, 5, 6 and 7 bits have no kernel of their own: the
+    file stores them densely, and when it loads the model the runtime expands them to the width
+    of the next wider kernel. A code ``q`` in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for
     ``q * scale``; the stored code is ``q + 2^(bits-1)``, which is what MatMulNBits expects
     when it has no zero points.
+
+    Attributes:
+        bits: Width of a code in the file, from 2 to 8.
+        group: Columns that share a scale.
     """
 
     bits: int
@@ -34,11 +41,23 @@ class Option:
             UsageError: The text is no option.
         """
         match = _TEXT.match(text)
-        if match is None:
+        option = cls(int(match.group(1)), int(match.group(2))) if match is not None else None
+        if option is None or not KERNEL_WIDTHS[0] <= option.bits <= KERNEL_WIDTHS[-1]:
             raise UsageError(
-                f"{text!r} is no storage option", hint="write BITSgGROUP, like 4g64"
+                f"{text!r} is no storage option",
+                hint="write BITSgGROUP, like 4g64, with 2 to 8 bits",
             )
-        return cls(int(match.group(1)), int(match.group(2)))
+        return option
+
+    @property
+    def kernel_bits(self) -> int:
+        """Width of the codes that the kernel reads, and that stay in memory."""
+        return next(bits for bits in KERNEL_WIDTHS if bits >= self.bits)
+
+    @property
+    def expands(self) -> bool:
+        """Whether codes take more room in memory than in the file."""
+        return self.kernel_bits != self.bits
 
     def groups(self, columns: int) -> int:
         """Returns how many groups a row of ``columns`` weights has (the last one padded)."""
@@ -46,5 +65,12 @@ class Option:
 
     def row_bytes(self, columns: int) -> int:
         """Returns the stored bytes of one row: padded codes and scales."""
+        return self._row_bytes(columns, self.bits, SCALE_BYTES)
+
+    def resident_row_bytes(self, columns: int) -> int:
+        """Returns the bytes of one row in memory, with scales widened to float32."""
+        return self._row_bytes(columns, self.kernel_bits, 2 * SCALE_BYTES)
+
+    def _row_bytes(self, columns: int, bits: int, scale: int) -> int:
         groups = self.groups(columns)
-        return groups * self.group * self.bits // 8 + groups * SCALE_BYTES
+        return groups * self.group * bits // 8 + groups * scale

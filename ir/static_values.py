@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import onnx_ir as ir
@@ -10,6 +11,18 @@ from .operands import all_graphs, all_nodes, subgraphs_of
 from .tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
+# Ops of which only the first inputs carry what comes out; the others say how.
+_CARRYING = {
+    "BitShift": 1,
+    "Expand": 1,
+    "Pad": 1,
+    "QLinearConv": 1,
+    "Reshape": 1,
+    "Slice": 1,
+    "Squeeze": 1,
+    "Tile": 1,
+    "Unsqueeze": 1,
+}
 _NEVER_FOLDED = {"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
@@ -23,6 +36,7 @@ class StaticValues:
     def __init__(self, model: ir.Model) -> None:
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
         self._sources: dict[ir.Value, frozenset[ir.Value]] = {}
+        self._carriers: dict[ir.Value, frozenset[ir.Value]] = {}
         self._dims: dict[ir.Value, tuple[int, ...]] = {}
         for graph in all_graphs(model.graph):
             for value in graph.initializers.values():
@@ -33,7 +47,7 @@ class StaticValues:
 
     def _add_constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         self.constants[value] = tensor
-        self._sources[value] = frozenset({value})
+        self._sources[value] = self._carriers[value] = frozenset({value})
         self._dims[value] = tuple(int(dim) for dim in tensor.shape.numpy())
 
     def _visit(self, node: ir.Node) -> None:
@@ -46,8 +60,12 @@ class StaticValues:
         if not given or node.op_type in _NEVER_FOLDED or any(subgraphs_of(node)):
             return
         if all(value in self._sources for value in given):
+            carrying = given[: _CARRYING.get(node.op_type)]
             for value in node.outputs:
                 self._sources[value] = frozenset().union(*(self._sources[v] for v in given))
+                self._carriers[value] = frozenset().union(
+                    *(self._carriers[v] for v in carrying)
+                )
                 self._dims[value] = self._dims_after(node, value)
 
     def _dims_after(self, node: ir.Node, value: ir.Value) -> tuple[int, ...]:
@@ -65,7 +83,19 @@ class StaticValues:
 
     def sources(self, value: ir.Value | None) -> list[ir.Value]:
         """Returns the constants that ``value`` is made of, largest first, if it is static."""
-        found = self._sources.get(value, frozenset()) if value is not None else frozenset()
+        return self._largest_first(self._sources, value)
+
+    def carriers(self, value: ir.Value | None) -> list[ir.Value]:
+        """Returns those of its sources whose contents ``value`` carries, largest first.
+
+        Shapes, shifts and the like are sources too, but carry nothing of what comes out.
+        """
+        return self._largest_first(self._carriers, value)
+
+    def _largest_first(
+        self, known: Mapping[ir.Value, frozenset[ir.Value]], value: ir.Value | None
+    ) -> list[ir.Value]:
+        found = known.get(value, frozenset()) if value is not None else frozenset()
         return sorted(found, key=lambda one: (-self.size(one), str(one.name)))
 
     def dims(self, value: ir.Value) -> tuple[int, ...]:

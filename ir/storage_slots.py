@@ -88,11 +88,17 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     Bytes that several codes share are codes at any size: they may be a few rows of a weight.
     """
     value = node.inputs[slot.weight] if slot.weight < len(node.inputs) else None
-    tensors = {one: static.constants[one] for one in static.sources(value)}
+    tensors = {one: static.constants[one] for one in static.carriers(value)}
     tables = {one: t for one, t in tensors.items() if len(t.shape) >= 2}
-    if not tables or max(tables.values(), key=lambda t: t.size).dtype in FLOAT_TYPES:
+    if (
+        value is None
+        or not tables
+        or max(tables.values(), key=lambda t: t.size).dtype in FLOAT_TYPES
+    ):
         return []
-    packed = node.op_type in _PACKED or (node.op_type == "Gather" and _is_packed(tables))
+    packed = node.op_type in _PACKED or (
+        node.op_type == "Gather" and _is_packed(value, tables, static)
+    )
     smallest = 1 if packed else SMALLEST_UNIT
     return [
         one
@@ -101,8 +107,11 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     ]
 
 
-def _is_packed(tables: dict[ir.Value, ir.TensorProtocol]) -> bool:
-    return all(t.dtype == ir.DataType.UINT8 and len(t.shape) == 3 for t in tables.values())
+def _is_packed(
+    value: ir.Value, tables: dict[ir.Value, ir.TensorProtocol], static: StaticValues
+) -> bool:
+    bytes_only = all(t.dtype == ir.DataType.UINT8 for t in tables.values())
+    return bytes_only and len(static.dims(value)) == 3
 
 
 def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Value]) -> Part:
@@ -112,12 +121,12 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
     value = node.inputs[slot.weight]
     assert value is not None
     dims, dtype = static.dims(value), static.constants[codes[0]].dtype
-    if node.op_type == "GatherBlockQuantized" and dtype == ir.DataType.UINT8:
-        bits = node.attributes.get_int("bits", 4)
-        return Part(dims[0], prod(dims[1:]) * 8 // bits, bits)
-    if node.op_type == "Gather" and dtype == ir.DataType.UINT8:
-        bits, columns = _unpacked_width(node)
-        return Part(dims[0], columns or prod(dims[1:]) * 8 // bits, bits)
+    if node.op_type in ("Gather", "GatherBlockQuantized") and dtype == ir.DataType.UINT8:
+        given = node.attributes.get_int("bits", 4), 0
+        bits, cut = _unpacked_width(node) if node.op_type == "Gather" else given
+        columns = prod(dims[1:]) * 8 // bits
+        width = _stored_width(value, codes, static, bits, dims[0] * columns)
+        return Part(dims[0], cut or columns, width)
     rows = max(dims[_row_axis(node, slot)], 1)
     return Part(rows, prod(dims) // rows, dtype.bitwidth)
 
@@ -125,11 +134,28 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
 def _packed_product(node: ir.Node, static: StaticValues, codes: list[ir.Value]) -> Part:
     rows, columns = node.attributes.get_int("N"), node.attributes.get_int("K")
     block = node.attributes.get_int("block_size")
-    if codes == [node.inputs[1]] or node.op_type == "MatMulBnb4":
-        return Part(rows, columns, node.attributes.get_int("bits", 4))
+    bits, value = node.attributes.get_int("bits", 4), node.inputs[1]
+    if value is None or node.op_type == "MatMulBnb4":
+        return Part(rows, columns, bits)
     padded = rows * -(-columns // block) * block
-    stored_bits = 8 * sum(static.size(one) for one in codes) / padded
-    return Part(rows, columns, round(stored_bits, 2))  # planes that are joined at load
+    return Part(rows, columns, _stored_width(value, codes, static, bits, padded))
+
+
+def _stored_width(
+    value: ir.Value, codes: list[ir.Value], static: StaticValues, bits: int, places: int
+) -> float:
+    """Returns the width of a code in the file: less than in memory where codes expand at load.
+
+    Args:
+        value: What the kernel reads.
+        codes: The constants that it carries.
+        static: All of them.
+        bits: Width of a code for the kernel.
+        places: Codes in ``value``, with padding.
+    """
+    if codes == [value]:
+        return bits
+    return round(8 * sum(static.size(one) for one in codes) / places, 2)
 
 
 def _row_axis(node: ir.Node, slot: Slot) -> int:

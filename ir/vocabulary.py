@@ -155,7 +155,7 @@ class StoredPart(Annotation):
 
     Attributes:
         unit: Name of the unit.
-        role: ``kernel``, ``lookup``, ``dequantize`` or ``permutation``.
+        role: ``kernel``, ``lookup``, ``dequantize``, ``expansion`` or ``permutation``.
     """
 
     key: ClassVar[str] = "part"

@@ -25,8 +25,7 @@ from .lowering.lookup import emit_lookup
 from .lowering.product import emit_product
 from .lowering.stored import StoredUnit
 from .machinery.base import Pass, PassContext
-from .numerics.packing import PACKED_BITS
-from .sensitivity.offered import obstacle, result_type
+from .sensitivity.offered import expansion_obstacle, obstacle, result_type
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class LowerMatMulNBits(Pass):
       rows, a Gather.
     - A Gather from the table looks up packed rows and expands only those. A table that also
       serves a product is stored once.
+    - Codes of a width without a kernel (3, 5, 6, 7 bits) are stored densely, with nodes that
+      the runtime computes when it loads the model: what runs is the next wider kernel.
     - A Conv stays and reads a DequantizeLinear of its codes.
 
     The graph computes what the simulated one computed, up to the kernels' own rounding
@@ -73,6 +74,8 @@ def _obstacle(unit: Unit, spec: QuantSpec, table: Capabilities) -> str:
     """Returns why the target cannot run the unit's options; empty when it can."""
     options = [Option.parse(text) for text in spec.options]
     columns = unit.shape[1]
+    if any(option.expands for option in options) and (why := expansion_obstacle(unit)):
+        return why
     found = {
         "lookup": lambda: _lookup_obstacle(options, table),
         "conv": lambda: _convolution_obstacle(options, columns, table),
@@ -85,8 +88,9 @@ def _product_obstacle(
     options: list[Option], counts: tuple[int, ...], columns: int, table: Capabilities
 ) -> str:
     for option, rows in zip(options, counts, strict=True):
-        kernel = table.kernel(option.bits)
-        if kernel is None or option.group not in kernel.groups:
+        kernel = table.kernel(option.kernel_bits)
+        stores = kernel is not None and table.can_store(option)
+        if kernel is None or not stores or option.group not in kernel.groups:
             return f"{table.target} has no fast kernel for {option}"
         if rows % kernel.row_multiple or columns % kernel.column_multiple:
             return (
@@ -106,7 +110,7 @@ def _convolution_obstacle(options: list[Option], columns: int, table: Capabiliti
 
 def _lookup_obstacle(options: list[Option], table: Capabilities) -> str:
     for option in options:
-        if option.bits not in table.lookup_bits or option.bits not in PACKED_BITS:
+        if option.kernel_bits not in table.lookup_bits or not table.can_store(option):
             return f"{table.target} cannot look up rows of {option.bits} bits"
     return ""
 

@@ -132,6 +132,7 @@ def _kernel_loss(
     note: BitAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
 ) -> float:
     """Returns what the kernels' own rounding of activations costs, where they round."""
-    kernels = (context.capabilities.kernel(Option.parse(text).bits) for text in note.options)
+    widths = (Option.parse(text).kernel_bits for text in note.options)
+    kernels = (context.capabilities.kernel(bits) for bits in widths)
     rounds = any(kernel is not None and kernel.accuracy_level == 4 for kernel in kernels)
     return quadratic.kernel_loss(weight) if rounds else 0.0

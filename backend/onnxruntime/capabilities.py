@@ -42,6 +42,7 @@ def load(target: str) -> Capabilities:
         lookup=table["lookup"],
         convolution_bits=tuple(table["convolution_bits"]),
         row_tile=table["row_tile"],
+        expanding=tuple(table["expanding"]),
     )
 
 

@@ -17,6 +17,7 @@ class Names:
     """Hands out names that nothing in a model has yet."""
 
     def __init__(self, model: ir.Model) -> None:
+        self.shared: dict[str, ir.Value] = {}  # constants that several units read
         self._taken: set[str] = set()
         for node in model.graph.all_nodes():
             self._taken.add(str(node.name))
@@ -51,7 +52,16 @@ class Emitter:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """Stores ``array`` as the initializer ``<unit>/<name>`` of the graph."""
-        full = self._names.free(f"{self.unit}/{name}")
+        return self._store(self._names.free(f"{self.unit}/{name}"), array)
+
+    def shared(self, name: str, array: np.ndarray) -> ir.Value:
+        """Stores ``array`` as the initializer ``name``, once for all units of the graph."""
+        known = self._names.shared
+        if name not in known:
+            known[name] = self._store(self._names.free(name), array)
+        return known[name]
+
+    def _store(self, full: str, array: np.ndarray) -> ir.Value:
         tensor = ir.Tensor(np.ascontiguousarray(array), name=full)
         value = ir.Value(
             name=full,

@@ -166,7 +166,9 @@ class _Lookup:
             f"code/{index}", self._fields(one, codes, groups), [*self._lead, groups, group]
         )
         stored = self.cast(f"code/{index}/wide", fields, self.dtype)
-        zero = self.number(f"zero_code/{index}", code_of_zero(one.option.bits), self.dtype)
+        zero = self.number(
+            f"zero_code/{index}", code_of_zero(one.option.kernel_bits), self.dtype
+        )
         signed = self.node(f"signed/{index}", "Sub", [stored, zero], self.dtype)
         values = self.node(f"value/{index}", "Mul", [signed, steps], self.dtype)
         flat = self.reshape(f"row/{index}", values, [*self._lead, groups * group])
@@ -178,7 +180,7 @@ class _Lookup:
         Shifting up drops the higher fields, shifting down the lower ones; uint8 BitShift is in
         opset 11, BitwiseAnd only in 18.
         """
-        bits, index = one.option.bits, one.index
+        bits, index = one.option.kernel_bits, one.index
         if bits == 8:
             return codes
         size = one.option.group * bits // 8
@@ -195,7 +197,7 @@ class _Lookup:
         Its default zero point differs between providers, so it is given one, made of a single
         byte when the runtime loads the model.
         """
-        bits, index = one.option.bits, one.index
+        bits, index = one.option.kernel_bits, one.index
         groups = one.option.groups(self.stored.columns)
         size = one.option.group * bits // 8
         table = self.reshape(f"table/{index}", one.codes, [one.rows, groups * size])

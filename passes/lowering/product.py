@@ -39,7 +39,7 @@ def _kernel(
     emit: Emitter,
 ) -> ir.Value:
     option = row_class.option
-    kernel = table.kernel(option.bits)
+    kernel = table.kernel(option.kernel_bits)
     assert kernel is not None, "checked before anything is emitted"
     return emit.node(
         "kernel",
@@ -49,7 +49,7 @@ def _kernel(
         {
             "K": stored.columns,
             "N": row_class.rows,
-            "bits": option.bits,
+            "bits": option.kernel_bits,
             "block_size": option.group,
             "accuracy_level": kernel.accuracy_level,
         },

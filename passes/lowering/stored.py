@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import ArrayStore, Option, QuantSpec, Unit
+from ..numerics.dense_codes import pack_dense
 from ..numerics.packing import pack
 from .cost import POSITIONS_IN_UINT16
 from .emitter import Emitter
+from .expansion import emit_expansion
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class RowClass:
         option: How the rows are stored.
         rows: Number of rows.
         offset: Position of the first one in stored order.
-        codes: Initializer, uint8, rows x groups x bytes.
+        codes: As the kernel reads them, uint8, rows x groups x bytes: an initializer, or
+            expanded from one when the runtime loads the model.
         scales: Initializer, float16, rows x groups.
     """
 
@@ -63,9 +66,7 @@ class StoredUnit:
             option = Option.parse(text)
             codes = arrays.get(f"{spec.unit}/codes/{index}")
             scales = arrays.get(f"{spec.unit}/scales/{index}").astype(np.float16)
-            packed = self._emit.constant(
-                f"codes/{index}", pack(codes, option.bits, option.group)
-            )
+            packed = _emit_codes(f"codes/{index}", codes, option, self._emit)
             stored = self._emit.constant(f"scales/{index}", scales)
             found.append(RowClass(index, option, rows, offset, packed, stored))
             offset += rows
@@ -107,6 +108,14 @@ class StoredUnit:
             {"to": int(ir.DataType.INT32)},
             dtype=ir.DataType.INT32,
         )
+
+
+def _emit_codes(name: str, codes: np.ndarray, option: Option, emit: Emitter) -> ir.Value:
+    bits, kernel_bits, group = option.bits, option.kernel_bits, option.group
+    if not option.expands:
+        return emit.constant(name, pack(codes, bits, group))
+    dense = pack_dense(codes, bits, kernel_bits, group)
+    return emit_expansion(name, dense, bits, kernel_bits, group, emit)
 
 
 def _inverse_order(unit: str, classes: int, arrays: ArrayStore) -> np.ndarray | None:

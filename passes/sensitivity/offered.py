@@ -14,7 +14,11 @@ _OLDEST_OPSETS = {"lookup": (11, "BitShift"), "conv": (13, "DequantizeLinear by 
 
 
 def offered_options(
-    unit: Unit, table: Capabilities, groups: Sequence[int] = DEFAULT_GROUPS
+    unit: Unit,
+    table: Capabilities,
+    groups: Sequence[int] = DEFAULT_GROUPS,
+    *,
+    expand: bool = False,
 ) -> list[Option]:
     """Returns the options that every use of ``unit`` has a kernel for, by growing size.
 
@@ -23,11 +27,13 @@ def offered_options(
         table: What the target can run.
         groups: Group sizes to offer. Where none of them fits the row or the kernels, the
             smallest that the kernels take stands in.
+        expand: Whether codes may take more room in memory than in the file.
     """
     if obstacle(unit):
         return []
     columns = unit.shape[1]
-    common = set.intersection(*(_options_of(use, unit, table) for use in unit.uses))
+    expand = expand and not expansion_obstacle(unit)
+    common = set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
     # A group wider than the row would store padding.
     fitting = {one for one in common if one.group in groups and one.group <= columns}
     if not fitting:
@@ -36,19 +42,18 @@ def offered_options(
     return sorted(fitting, key=lambda option: (option.row_bytes(columns), option))
 
 
-def _options_of(use: Use, unit: Unit, table: Capabilities) -> set[Option]:
+def _options_of(use: Use, unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
     rows, columns = unit.shape
     if use.kind == "lookup":
-        return set(table.lookup_options(columns))
+        return set(table.lookup_options(columns, expand=expand))
     if use.kind == "conv":
         return set(table.convolution_options(columns))
-    return set(table.product_options(rows, columns))
+    return set(table.product_options(rows, columns, expand=expand))
 
 
 def obstacle(unit: Unit) -> str:
     """Returns why no target can store the unit in codes as it is; empty when they can."""
-    graph = unit.anchor.graph
-    opset = graph.opset_imports.get("", 1) if graph is not None else 1
+    opset = _opset(unit)
     for use in unit.uses:
         dtype = result_type(unit, use)
         if dtype not in _ACTIVATIONS:
@@ -57,6 +62,17 @@ def obstacle(unit: Unit) -> str:
         if opset < oldest:
             return f"opset {opset} has no {operator}; opset {oldest} has"
     return ""
+
+
+def expansion_obstacle(unit: Unit) -> str:
+    """Returns why the unit's codes cannot expand at load; empty when they can."""
+    opset = _opset(unit)
+    return "" if opset >= 11 else f"opset {opset} has no BitShift; opset 11 has"
+
+
+def _opset(unit: Unit) -> int:
+    graph = unit.anchor.graph
+    return graph.opset_imports.get("", 1) if graph is not None else 1
 
 
 def result_type(unit: Unit, use: Use) -> ir.DataType:

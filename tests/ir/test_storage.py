@@ -8,8 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from mpqc.backend.onnxruntime import load
+from mpqc.ir import Option, read_model, write_model
 from mpqc.ir.storage import Storage, StoredWeight, stored
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
+from mpqc.passes.lowering.cost import expansion_bytes
+
+from ..passes.rounded import context, round_model
 
 ROWS, COLUMNS = 96, 128
 
@@ -220,8 +224,6 @@ def test_file_of_the_runtimes_own_quantizer(bits: int, symmetric: bool) -> None:
 
 
 def lowered(text: str, name: str, options: tuple[str, ...], scratch: Path) -> ir.Model:
-    from ..passes.rounded import context, round_model
-
     model = ir.from_proto(parse(text, {name: noise(ROWS, COLUMNS)}))
     work = context(load("ort-cpu"), scratch)
     round_model(model, options, work.arrays)
@@ -232,7 +234,14 @@ def lowered(text: str, name: str, options: tuple[str, ...], scratch: Path) -> ir
 LOOKUP = f"""{HEAD} g (int64[m] I) => (float[m, {COLUMNS}] Y) {{ Y = Gather(T, I) }}"""
 TIED = f"""{HEAD} g (int64[m] I) => (float[m, {ROWS}] Y)
     {{ E = Gather(T, I) V = Transpose <perm = [1, 0]> (T) Y = MatMul(E, V) }}"""
-OWN = [("4g32",), ("2g64",), ("8g64",), ("2g64", "4g32", "8g128")]
+OWN = [
+    ("4g32",),
+    ("2g64",),
+    ("8g64",),
+    ("2g64", "4g32", "8g128"),
+    *((f"{bits}g64",) for bits in (3, 5, 6, 7)),
+    ("2g64", "3g32", "5g32", "8g128"),
+]
 
 
 @pytest.mark.parametrize("text", [LOOKUP, TIED])
@@ -259,4 +268,46 @@ def test_own_files_without_notes_have_the_same_bits(
         node.metadata_props.clear()
     plain = stored(model)
     assert plain.weights == expected.weights
-    assert expected.bytes - plain.bytes <= 512  # shapes and offsets of the lookup
+    assert expected.bytes - plain.bytes <= 256 * len(
+        options
+    )  # shapes and offsets of the lookup
+
+
+PRODUCT_OF_ROWS = f"""{HEAD} g (float[m, {COLUMNS}] A) => (float[m, {ROWS}] Y)
+    {{ V = Transpose <perm = [1, 0]> (T) Y = MatMul(A, V) }}"""
+
+
+@pytest.mark.parametrize("text", [LOOKUP, TIED, PRODUCT_OF_ROWS])
+@pytest.mark.parametrize("notes", [True, False])
+def test_codes_that_expand_are_narrow_in_the_file_and_wide_in_memory(
+    text: str, notes: bool, tmp_path: Path
+) -> None:
+    model = lowered(text, "T", ("3g64",), tmp_path)
+    for node in model.graph:
+        if not notes:
+            node.metadata_props.clear()
+    write_model(model, tmp_path / "model.onnx")
+    (weight,) = stored(read_model(tmp_path / "model.onnx")).units
+    assert weight.widths == ((3, ROWS),)
+    assert weight.weights == ROWS * COLUMNS
+    exact = ROWS * COLUMNS * 3 // 8 + ROWS * COLUMNS // 64 * 2
+    assert exact < weight.bytes <= exact + 512
+    wide = ROWS * COLUMNS // 2
+    scales = ROWS * COLUMNS // 64 * (2 if text == LOOKUP else 4)
+    copies = 2 if text == TIED else 1
+    assert copies * wide + scales <= weight.resident <= copies * wide + 2 * scales + 512
+
+
+def test_expansion_tables_that_units_share_count_once(tmp_path: Path) -> None:
+    text = f"""{HEAD} g (float[m, {COLUMNS}] A) => (float[m, {COLUMNS}] Y)
+        {{ P = MatMul(A, W) Y = MatMul(P, V) }}"""
+    weights = {"W": noise(COLUMNS, ROWS), "V": noise(ROWS, COLUMNS)}
+    model = ir.from_proto(parse(text, weights))
+    work = context(load("ort-cpu"), tmp_path)
+    round_model(model, ("3g32",), work.arrays)
+    LowerMatMulNBits().run(model, work)
+    first, second = stored(model).units
+    codes = ROWS * COLUMNS * 3 // 8 + ROWS * COLUMNS // 32 * 2
+    assert second.bytes == codes
+    assert first.bytes - codes == expansion_bytes([Option(3, 32)])
+    assert stored(model).rest == 0

@@ -10,12 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from mpqc.backend.onnxruntime import load, open_session
+from mpqc.backend.onnxruntime import load, open_session, optimized_ops
 from mpqc.ir import (
     BitAllocation,
     BlockId,
     Capabilities,
     LeftInFloat,
+    Option,
     QuantSpec,
     StoredPart,
     annotate,
@@ -23,7 +24,7 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
-from mpqc.passes.lowering.cost import overhead_bytes
+from mpqc.passes.lowering.cost import expansion_bytes, overhead_bytes
 
 from .rounded import context, noise, parse, round_model
 
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.ort
 
 OPSETS = [11, 13, 17, 20, 22]
 SPLITS = [("4g32",), ("8g64",), ("2g64",), ("2g64", "4g32", "8g128"), ("4g32", "8g32")]
+EXPANDING = [("3g64",), ("5g32",), ("6g64",), ("7g128",), ("2g64", "3g32", "6g64", "8g32")]
 
 
 def exact(target: str = "ort-cpu", **changes: object) -> Capabilities:
@@ -84,7 +86,7 @@ def lookup(opset: int = 17, ids: str = "int64[m, n]", out: str = "float[m, n, 10
         g ({ids} I) => ({out} Y) {{ Y = Gather(T, I) }}"""
 
 
-@pytest.mark.parametrize("options", SPLITS)
+@pytest.mark.parametrize("options", SPLITS + EXPANDING)
 @pytest.mark.parametrize("dims", ["m", "2, m", "1, 2, m"])
 def test_matmul_equals_the_simulated_one(
     options: tuple[str, ...], dims: str, tmp_path: Path
@@ -113,7 +115,7 @@ def test_gemm_keeps_alpha_beta_and_bias(
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("options", SPLITS)
+@pytest.mark.parametrize("options", SPLITS + EXPANDING)
 def test_lookup_equals_the_simulated_one(
     opset: int, options: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -141,7 +143,9 @@ def test_ids_of_any_rank_and_sign(
     check(model, lowered, {"I": np.asarray(array)})
 
 
-@pytest.mark.parametrize("options", [("4g32",), ("4g64", "8g32"), ("8g128",)])
+@pytest.mark.parametrize(
+    "options", [("4g32",), ("4g64", "8g32"), ("8g128",), ("3g32",), ("3g64", "5g32")]
+)
 def test_lookup_by_gather_block_quantized(options: tuple[str, ...], tmp_path: Path) -> None:
     model = parse(lookup(), {"T": noise(72, 100)})
     table = exact(lookup="gather-block-quantized")
@@ -171,7 +175,7 @@ TIED = """<ir_version: 8, opset_import: ["" : 17]>
       Y = MatMul(E, W) }"""
 
 
-@pytest.mark.parametrize("options", [("4g32",), ("2g64", "4g32", "8g128")])
+@pytest.mark.parametrize("options", [("4g32",), ("2g64", "4g32", "8g128"), *EXPANDING])
 def test_tied_table_is_stored_once(options: tuple[str, ...], tmp_path: Path) -> None:
     model = parse(TIED, {"W": noise(100, 72)})
     lowered = lower(model, options, tmp_path)
@@ -184,7 +188,7 @@ def test_tied_table_is_stored_once(options: tuple[str, ...], tmp_path: Path) -> 
     assert stored < unit.size * 4 / 3
 
 
-@pytest.mark.parametrize("options", SPLITS)
+@pytest.mark.parametrize("options", SPLITS + EXPANDING)
 @pytest.mark.parametrize("text", [product(), TIED, lookup(out="float[m, n, 100]")])
 def test_overhead_is_foreseen(options: tuple[str, ...], text: str, tmp_path: Path) -> None:
     name = "T" if "(T, I)" in text and "Transpose" not in text else "W"
@@ -196,7 +200,8 @@ def test_overhead_is_foreseen(options: tuple[str, ...], text: str, tmp_path: Pat
         if not key.startswith((f"{name}/codes", f"{name}/scales")):
             assert value.const_value is not None
             extra += value.const_value.nbytes
-    bound = overhead_bytes(unit, len(options))
+    shared = expansion_bytes(Option.parse(text) for text in options)
+    bound = overhead_bytes(unit, len(options)) + shared
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     assert bound - 256 * lookups * len(options) <= extra <= bound
 
@@ -212,7 +217,9 @@ def test_weight_in_half_precision_behind_a_cast(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(lowered, feeds), run(model, feeds), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("options", [("2g64",), ("4g32",), ("8g32",), ("4g32", "8g32")])
+@pytest.mark.parametrize(
+    "options", [("2g64",), ("4g32",), ("8g32",), ("4g32", "8g32"), ("3g64", "6g32")]
+)
 def test_activations_in_half_precision(options: tuple[str, ...], tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (int64[m] I) => (float16[m, 72] Y)
@@ -270,7 +277,7 @@ def test_lowering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     ("target", "options", "reason"),
     [
         ("ort-cpu", ("4g256",), "ort-cpu has no fast kernel for 4g256"),
-        ("ort-cpu", ("3g64",), "ort-cpu has no fast kernel for 3g64"),
+        ("ort-cpu", ("3g256",), "ort-cpu has no fast kernel for 3g256"),
         ("ort-cuda", ("4g32",), "multiples of 8 rows x 8 columns, these are 72 x 100"),
     ],
 )
@@ -291,3 +298,57 @@ def test_what_the_target_lacks_stays_in_float(
 def test_nothing_to_do(tmp_path: Path) -> None:
     model = parse(product(), {"W": noise(100, 72)})
     assert not LowerMatMulNBits().run(model, context(load("ort-cpu"), tmp_path))
+
+
+@pytest.mark.parametrize("options", EXPANDING)
+@pytest.mark.parametrize("opset", [11, 13, 18, 22])
+def test_nothing_of_the_expansion_is_left_at_run_time(
+    options: tuple[str, ...], opset: int, tmp_path: Path
+) -> None:
+    model = parse(product(opset), {"W": noise(100, 72)})
+    lowered = lower(model, options, tmp_path)
+    assert ops(lowered)["QLinearConv"] == sum(text[0] in "3567" for text in options)
+    left = {"MatMulNBits": len(options)}
+    if len(options) > 1:
+        left |= {"Concat": 1, "Gather": 1}
+    assert optimized_ops(lowered) == left
+
+
+@pytest.mark.parametrize("options", EXPANDING)
+def test_a_tied_table_expands_to_what_kernels_read(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    model = parse(TIED, {"W": noise(100, 72)})
+    left = optimized_ops(lower(model, options, tmp_path))
+    kernels = tuple(f"{8 if text[0] in '567' else 4}g{text[2:]}" for text in options)
+    if len(options) == 1:
+        model = parse(TIED, {"W": noise(100, 72)})
+        assert left == optimized_ops(lower(model, kernels, tmp_path))
+    assert "QLinearConv" not in left
+
+
+def test_expanded_codes_are_exactly_those_of_the_simulation(tmp_path: Path) -> None:
+    """An identity as the activations reads the weight off the float kernel, bit for bit."""
+    for options in EXPANDING:
+        model = parse(product(), {"W": noise(100, 72)})
+        lowered = lower(model, options, tmp_path)
+        (unit,) = quantizable(model)
+        found = run(lowered, {"A": np.eye(100, dtype=np.float32)})
+        np.testing.assert_array_equal(found.T, unit.matrix())
+
+
+def test_expansion_needs_opset_11(tmp_path: Path) -> None:
+    model = parse(product(opset=10), {"W": noise(100, 72)})
+    work = context(exact(), tmp_path)
+    round_model(model, ("3g64",), work.arrays)
+    assert LowerMatMulNBits().run(model, work)
+    why = work.report["lower-matmul-nbits"]["skipped"]["W"]
+    assert why == "opset 10 has no BitShift; opset 11 has"
+
+
+def test_a_target_that_folds_nothing_expands_nothing(tmp_path: Path) -> None:
+    model = parse(product(), {"W": noise(100, 72)})
+    work = context(exact(expanding=()), tmp_path)
+    round_model(model, ("3g64",), work.arrays)
+    assert LowerMatMulNBits().run(model, work)
+    assert "3g64" in work.report["lower-matmul-nbits"]["skipped"]["W"]
