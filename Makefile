@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-sample test-slow lint format clean
+.PHONY: help venv demo methods test test-sample test-slow lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -13,6 +13,9 @@ venv: .venv/stamp  ## Make .venv, or bring it up to date
 
 demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits a weight and show what it cost
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)
+
+methods: .venv/demo-stamp  ## Compare all presets on three models, for docs/methods.md (hours)
+	$(BIN)/python -m mpqc.tools.benchmarks methods -o build/methods --document docs/methods.md
 
 test: .venv/stamp  ## Run the tests, the slow ones left out
 	$(BIN)/pytest

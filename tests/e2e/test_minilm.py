@@ -7,7 +7,6 @@ import random
 import statistics
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 
@@ -16,9 +15,9 @@ from mpqc.ir import read_model
 from mpqc.ir.storage import stored
 from mpqc.tools.evaluate import evaluate
 from mpqc.tools.export import export_folder
+from mpqc.tools.minilm import prepare
 
 PACKAGE = "all_minilm_l6_v2"
-WANTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -33,18 +32,6 @@ pytestmark = [
 ]
 
 
-def unpacked(folder: Path) -> Path:
-    """Takes the files that are wanted, and only those, out of the package's archive."""
-    spec = find_spec(PACKAGE)
-    assert spec is not None
-    assert spec.origin is not None
-    folder.mkdir()
-    with ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
-        for name in WANTED:
-            (folder / name).write_bytes(archive.read(name))
-    return folder
-
-
 def text(path: Path) -> Path:
     """Writes prose that is no part of the text that compilations calibrate on by default."""
     modules = (argparse, random, statistics)
@@ -54,7 +41,7 @@ def text(path: Path) -> Path:
 
 
 def test_embeddings_keep_their_direction(tmp_path: Path) -> None:
-    exported = export_folder(unpacked(tmp_path / "minilm"), tmp_path / "onnx")
+    exported = export_folder(prepare(tmp_path / "minilm"), tmp_path / "onnx")
     assert exported.route == "torch-export"
     result = mpqc.compile(
         tmp_path / "onnx",

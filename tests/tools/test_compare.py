@@ -58,8 +58,9 @@ def stored(output: Path) -> dict[str, Any]:
 
 
 def rows(table: str) -> dict[str, dict[str, str]]:
-    """Returns the first table of a Markdown text: cells by title, by method and budget."""
-    lines = [line for line in table.split("\n\n")[1].splitlines() if line.startswith("|")]
+    """Returns the table of results in a report: cells by title, by method and budget."""
+    part = next(one for one in table.split("\n\n") if one.startswith("| method |"))
+    lines = part.splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {
         f"{row[0]} at {row[1]}": dict(zip(cells[0], row, strict=True)) for row in cells[2:]
@@ -151,6 +152,11 @@ def test_methods_of_a_file_go_on_where_they_were(
     assert last.startswith("mpqc: 2 of 6 points failed: nearest at 4: ")
     assert last.endswith("ZeroDivisionError: oops")
     assert rows(seen.out)["nearest at 4"]["KL"] == "failed"
+    least = f"**{points['default']['kl']:.4f}**"
+    assert (
+        f"| default | - | {least} |" in seen.out
+    )  # methods against budgets, the best in bold
+    assert "| nearest | - | - |" in seen.out
     assert rows(seen.out)["default at 4"]["KL"] == f"{points['default']['kl']:.4f}"
     assert "broken" in stored(output)["nearest at 4"]["traceback"]
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from ...ir import MpqcError
-from . import compile_cost, prediction, speed
+from . import compile_cost, methods, prediction, speed
 
 _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
+    "methods": (methods, "all presets on several models, for docs/methods.md"),
     "prediction": (prediction, "predicted against measured divergence"),
 }
 

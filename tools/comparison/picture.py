@@ -8,20 +8,14 @@ from typing import Any
 from .chart import Chart
 from .chart import Point as Place
 from .point import MEASURED
+from .table import damage
 
 
 def draw(points: Sequence[dict[str, Any]]) -> str:
     """Returns an SVG with a line for every method; empty when nothing was measured."""
     measured = [one for one in points if one["status"] == MEASURED]
-    key, title = _damage(measured)
+    key, title = damage(measured)
     series: dict[str, list[Place]] = {}
     for one in measured:
         series.setdefault(one["method"], []).append((one["bits"], one.get(key, 0.0)))
     return Chart("stored bits per weight", title, joined=tuple(series)).draw(series)
-
-
-def _damage(measured: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Returns what is drawn: the divergence, or what stands for it without tokens."""
-    if any("kl" in one for one in measured):
-        return "kl", "KL divergence, nats per token"
-    return "relative_error", "relative error of outputs"

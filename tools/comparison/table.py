@@ -31,8 +31,40 @@ def report(points: Sequence[Facts], given: Facts) -> str:
         points: The measurements.
         given: What they have in common.
     """
-    parts = [_head(given), results(points), _original(points), _reasons(points), _time(points)]
+    parts = [
+        _head(given),
+        overview(points),
+        results(points),
+        _original(points),
+        _reasons(points),
+        _time(points),
+    ]
     return "\n".join(part for part in parts if part)
+
+
+def overview(points: Sequence[Facts]) -> str:
+    """Returns what was lost, methods against budgets; empty for a single method."""
+    key, title = damage(points)
+    lost = {(one["method"], one["budget"]): one.get(key) for one in points}
+    methods = list(dict.fromkeys(name for name, _ in lost))
+    budgets = sorted({bits for _, bits in lost})
+    if len(methods) < 2:
+        return ""
+    cells = {name: ["-"] * len(budgets) for name in methods}
+    for at, bits in enumerate(budgets):
+        found = {m: v for (m, b), v in lost.items() if b == bits and v is not None}
+        for name, value in found.items():
+            text = number(value, ".4f")
+            cells[name][at] = f"**{text}**" if value == min(found.values()) else text
+    header = [title, *(f"{bits:g} bits" for bits in budgets)]
+    return markdown(header, [[name, *row] for name, row in cells.items()])
+
+
+def damage(points: Sequence[Facts]) -> tuple[str, str]:
+    """Returns the figure that tells what was lost, and its name in words."""
+    if any("kl" in one for one in points):
+        return "kl", "KL divergence, nats per token"
+    return "relative_error", "relative error of outputs"
 
 
 def results(points: Sequence[Facts]) -> str:
