@@ -25,11 +25,14 @@ from .tensor_files import byte_size, stored_bytes
 from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
 from .verifier import problems, verify
 from .vocabulary import (
+    AttentionUnits,
     BitAllocation,
     BlockId,
     Budgeted,
     Calibrated,
     LeftInFloat,
+    LocalHessian,
+    NoAttention,
     QuantSpec,
     Score,
     Sensitivity,
@@ -43,6 +46,7 @@ __all__ = [
     "FLOAT_TYPES",
     "Annotation",
     "ArrayStore",
+    "AttentionUnits",
     "BitAllocation",
     "Block",
     "BlockId",
@@ -57,8 +61,10 @@ __all__ = [
     "InternalError",
     "Kernel",
     "LeftInFloat",
+    "LocalHessian",
     "MachineError",
     "MpqcError",
+    "NoAttention",
     "Option",
     "QuantSpec",
     "Score",

@@ -48,6 +48,66 @@ class TensorStats(Annotation):
 
 
 @dataclass(frozen=True)
+class LocalHessian(Annotation):
+    """On a unit's anchor: it rounds against Hessians of what its own layer gives.
+
+    The arrays are ``<unit>/<t>/local`` (count x columns x columns) and ``<unit>/<t>/owners``
+    (rows, which of them is a row's own), for each term ``t`` that multiplies.
+
+    Attributes:
+        unit: Name of the unit.
+        roles: What its rows are: ``queries``, ``keys``, ``values``, ``output`` of an
+            attention, or ``product``.
+        count: Number of Hessians.
+        trace: Mean of their diagonals over all rows and columns: of ``|dY|^2`` for one token.
+        probes: Random signs behind each gradient; 0 for all directions.
+    """
+
+    key: ClassVar[str] = "local"
+    unit: str
+    roles: tuple[str, ...]
+    count: int
+    trace: float
+    probes: int
+
+
+@dataclass(frozen=True)
+class AttentionUnits(Annotation):
+    """On a softmax or a fused operator: the units of its attention.
+
+    Attributes:
+        queries: Unit that makes the queries.
+        keys: Unit that makes the keys.
+        values: Unit that makes the values.
+        output: Unit that multiplies the heads.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+        head_size: Channels of a query.
+        causal: Whether no query sees a later key.
+        rope: How positions turn queries and keys, if they do.
+    """
+
+    key: ClassVar[str] = "attention"
+    queries: str
+    keys: str
+    values: str
+    output: str
+    heads: int
+    kv_heads: int
+    head_size: int
+    causal: bool
+    rope: str
+
+
+@dataclass(frozen=True)
+class NoAttention(Annotation):
+    """On a softmax or a fused operator: why no units are bound to it."""
+
+    key: ClassVar[str] = "no-attention"
+    why: str
+
+
+@dataclass(frozen=True)
 class Sensitivity(Annotation):
     """On a unit's anchor: the loss of every row under every option.
 

@@ -19,19 +19,21 @@ from ..ir import (
     Calibrated,
     Calibration,
     LeftInFloat,
+    LocalHessian,
     TensorStats,
     Unit,
     UsageError,
     annotate,
+    drop_note,
     find_units,
 )
 from ..ir.blocks import blocks_of
 from ..ir.content_key import model_key
 from .machinery.base import Pass, PassContext
 from .rewriting.moved import forget_moves
-from .sweeps import MomentFile, Objective, choose_objective, measure, sweep
+from .sweeps import MomentFile, Objective, choose_objective, measure, sweep, tokens_file
 
-_FORMAT = "mpqc.stats/2"  # part of the key: a change of what is gathered makes old files stale
+_FORMAT = "mpqc.stats/3"  # part of the key: a change of what is gathered makes old files stale
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
 
@@ -71,6 +73,8 @@ class Calibrate(Pass):
         _annotate(model, units, facts, context.calibration, objective, path.stem)
         forget_moves(good, context.arrays)
         context.arrays.mount(path)
+        if tokens_file(path).exists():
+            context.arrays.mount(tokens_file(path))
         context.report[self.name] = {
             "reused": reused,
             "sweep": facts["sweep"],
@@ -129,7 +133,7 @@ def _gather(
             "seconds": round(time.perf_counter() - begun, 3),
             "sweep": f"runtime ({why})" if refused else "torch",
         }
-        file.finish(positions, {"facts": json.dumps(facts)})
+        file.finish(positions, {"facts": json.dumps(facts)}, tokens_file(path))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -165,6 +169,7 @@ def _annotate(
             annotate(unit.anchor, LeftInFloat(unit.name, unit.reason))
         else:
             by_row = _by_row(unit, objective)
+            drop_note(unit.anchor, LocalHessian)
             annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), tokens, by_row))
     output = str(objective.outputs[0].name)
     count = len(samples.training)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..ir import (
     Annotation,
     BitAllocation,
     Budgeted,
+    LocalHessian,
     Option,
     QuantSpec,
     SharedRows,
@@ -27,11 +29,16 @@ from ..ir import (
 )
 from ..ir.text_form import did_you_mean
 from .allocate_bits import AllocateBits
+from .attention import find_attention
 from .fold_permutations import FoldPermutations
 from .machinery.base import Pass, PassContext
 from .machinery.parallel import for_each
 from .numerics.rounding import Factor, Rounded, nearest, round_rows
+from .numerics.row_hessians import round_parts
 from .sensitivity.quadratic import Quadratic
+from .sweeps.local import LocalHessians
+from .sweeps.reweighted import WeightedHessians
+from .sweeps.sequence import Hessians, check_can_run, in_sequence
 
 ROUNDINGS = ("gptq", "nearest")
 
@@ -46,6 +53,9 @@ class QuantizeWeights(Pass):
     Attributes:
         rounding: ``gptq`` compensates errors against the Hessian; ``nearest`` does not.
         refinements: After GPTQ, rounds of least-squares scales and coordinate descent.
+        sequential: Gather the Hessians anew, block by block, on what the blocks that are
+            rounded already give. Tokens keep the weights of ``calibrate``; after
+            ``attention-hessians`` what stands behind the attention is gathered anew too.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -53,6 +63,7 @@ class QuantizeWeights(Pass):
     writes: ClassVar[tuple[type[Annotation], ...]] = (QuantSpec,)
     rounding: str = "gptq"
     refinements: int = 3
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:
@@ -61,6 +72,8 @@ class QuantizeWeights(Pass):
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses an allocation that counts on a fold that does not come."""
+        if self.sequential:
+            check_can_run(model, context, str(self))
         folds = False
         for one in before:
             folds = one.fold if isinstance(one, AllocateBits) else folds
@@ -74,10 +87,14 @@ class QuantizeWeights(Pass):
         if any(note_of(unit.anchor, SharedRows) is not None for unit in units):
             _refuse_unfolded()
 
-        def work(unit: Unit) -> tuple[float, float]:
-            return self._quantize(unit, context)
+        def work(unit: Unit, found: Hessians) -> tuple[float, float]:
+            return self._quantize(unit, found, context)
 
-        losses = for_each(work, units, context.progress, "rounding")
+        if self.sequential:
+            check_can_run(model, context, str(self))
+            losses = in_sequence(model, units, _gatherer(model, context), work, context)
+        else:
+            losses = for_each(lambda one: work(one, {}), units, context.progress, "rounding")
         weights, kernels = (sum(column) for column in zip(*losses, strict=True))
         context.report[self.name] = {"loss": weights, "activation_loss": kernels}
         budget = note_of(model, Budgeted)
@@ -85,17 +102,25 @@ class QuantizeWeights(Pass):
             annotate(model, replace(budget, loss=weights + kernels))
         return bool(units)
 
-    def _quantize(self, unit: Unit, context: PassContext) -> tuple[float, float]:
-        """Rounds one unit; returns the predicted loss of its weights and of its kernels."""
+    def _quantize(
+        self, unit: Unit, found: Hessians, context: PassContext
+    ) -> tuple[float, float]:
+        """Rounds one unit; returns the predicted loss of its weights and of its kernels.
+
+        Args:
+            unit: The unit.
+            found: Hessians to round against instead of those of calibration.
+            context: Supplies the others, and takes codes and scales.
+        """
         note = need_note(unit.anchor, BitAllocation)
-        quadratic = Quadratic.of(unit, context.arrays)
-        weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
+        quadratic = Quadratic.of(unit, context.arrays).against(found, unit)
+        weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
         order = _order(unit, context)
         stored = torch.empty_like(weight)
         start = 0
         for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
             option, rows = Option.parse(text), order[start : start + count]
-            rounded = self._round(weight[rows], option, factor)
+            rounded = round_parts(weight, rows, parts, partial(self._round, option))
             stored[rows] = rounded.dequantize(option.group)
             context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
             context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
@@ -106,11 +131,23 @@ class QuantizeWeights(Pass):
         annotate(unit.anchor, QuantSpec(unit.name, note.options, note.counts, self.rounding))
         return loss, _kernel_loss(note, quadratic, weight, context)
 
-    def _round(self, weight: torch.Tensor, option: Option, factor: Factor) -> Rounded:
+    def _round(self, option: Option, weight: torch.Tensor, factor: Factor) -> Rounded:
         bits, group = option.bits, option.group
         if self.rounding == "nearest":
             return nearest(weight, bits, group, factor.price)
         return round_rows(weight, bits, group, factor, refinements=self.refinements)
+
+
+def _gatherer(
+    model: ir.Model, context: PassContext
+) -> Callable[[Sequence[Unit]], LocalHessians | WeightedHessians]:
+    """Returns what gathers the kind of Hessians that the graph was annotated with."""
+    notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
+    local = next((note for note in notes if note is not None), None)
+    if local is None:
+        return lambda units: WeightedHessians(units, context.arrays)
+    bound, runner = find_attention(model).bound, context.runner
+    return lambda units: LocalHessians(units, bound, runner, local.probes, context.seed)
 
 
 def _refuse_unfolded() -> None:

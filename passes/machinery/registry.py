@@ -13,6 +13,7 @@ PASSES: tuple[str, ...] = (
     "normalize:Normalize",
     "partition_blocks:PartitionBlocks",
     "calibrate:Calibrate",
+    "attention_hessians:AttentionHessians",
     "annotate_sensitivity:AnnotateSensitivity",
     "allocate_bits:AllocateBits",
     "fold_permutations:FoldPermutations",

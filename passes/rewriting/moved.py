@@ -55,12 +55,13 @@ def read_moved(unit: Unit, arrays: ArrayStore, term: int, what: str) -> np.ndarr
         unit: The unit.
         arrays: The side store.
         term: Which use of the unit.
-        what: ``rows``, ``hessian`` or ``activation``.
+        what: ``rows``, ``owners``, ``hessian``, ``local`` or ``activation``.
     """
     array: np.ndarray = np.array(arrays.get(f"{unit.name}/{term}/{what}"))
-    index = f"{unit.name}/{'rows' if what == 'rows' else 'columns'}-from"
+    index = f"{unit.name}/{'rows' if what in ('rows', 'owners') else 'columns'}-from"
     if index not in arrays:
         return array
     order = arrays.get(index)
-    moved: np.ndarray = array[np.ix_(order, order)] if what == "hessian" else array[order]
+    square = what in ("hessian", "local")
+    moved: np.ndarray = array[..., order[:, None], order] if square else array[order]
     return moved

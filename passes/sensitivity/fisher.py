@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...ir import Unit
+from ...ir import Option, Unit
 from ..machinery.parallel import for_each
-from ..numerics.rounding import round_rows
+from ..numerics.rounding import Factor, Rounded, round_rows
+from ..numerics.row_hessians import round_parts
 from .metric import Asked, Judgement
 from .quadratic import Quadratic
 
@@ -25,10 +26,16 @@ def losses(asked: Asked) -> dict[str, np.ndarray]:
 
     def of(unit: Unit) -> np.ndarray:
         quadratic = Quadratic.of(unit, asked.context.arrays)
-        weight, factor = torch.from_numpy(unit.matrix()), quadratic.factor()
-        columns = []
+        weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+        rows, columns = torch.arange(len(weight)), []
         for option in asked.options[unit.name]:
-            rounded = round_rows(weight, option.bits, option.group, factor)
+
+            def rounded_so(
+                part: torch.Tensor, factor: Factor, one: Option = option
+            ) -> Rounded:
+                return round_rows(part, one.bits, one.group, factor)
+
+            rounded = round_parts(weight, rows, parts, rounded_so)
             columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
         return torch.stack(columns, dim=1).numpy()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
-from ...ir import ArrayStore, TensorStats, Unit, need_note
+from ...ir import ArrayStore, LocalHessian, TensorStats, Unit, need_note, note_of
 from ..numerics.rounding import Factor, factorize, row_errors
+from ..numerics.row_hessians import Key, Part, RowHessians
 from ..rewriting.moved import read_moved
 
 # Measured on held-out Hessians: 0.01 fits the calibration text, and not the next one.
@@ -22,11 +24,13 @@ class Quadratic:
         rows: One vector for each term.
         hessians: One matrix for each term, or a vector where it is diagonal.
         activation: For each product term the variance of the kernel's activation rounding.
+        local: For each term what to round against instead of its Hessian; empty for none.
     """
 
     rows: tuple[torch.Tensor, ...]
     hessians: tuple[torch.Tensor, ...]
     activation: tuple[torch.Tensor | None, ...]
+    local: tuple[RowHessians | None, ...] = ()
 
     @classmethod
     def of(cls, unit: Unit, arrays: ArrayStore) -> Quadratic:
@@ -46,7 +50,36 @@ class Quadratic:
                 read(at, "activation") if unit.uses[at].kind == "product" else None
                 for at in terms
             ),
+            _read_local(unit, arrays),
         )
+
+    def against(self, found: Mapping[Key, RowHessians], unit: Unit) -> Quadratic:
+        """Returns the same losses, rounded against other Hessians where there are any."""
+        local = tuple(found.get((unit.name, at)) for at in range(len(self.rows)))
+        return replace(self, local=local) if any(local) else self
+
+    def parts(self) -> list[Part]:
+        """Returns the rows by the Hessian that they round against."""
+        rows = len(self.rows[0])
+        if not any(one is not None for one in self.local):
+            return [Part(torch.arange(rows), self.factor())]
+        nobody = torch.zeros(rows, dtype=torch.int64)
+        owners = [nobody if one is None else one.owners for one in self.local]
+        together = list(zip(*(one.tolist() for one in owners), strict=True))
+        kinds = {kind: at for at, kind in enumerate(dict.fromkeys(together))}
+        kind_of = torch.tensor([kinds[kind] for kind in together])
+        return [
+            Part((kind_of == at).nonzero()[:, 0], factorize(self._local(kind), DAMPING))
+            for kind, at in kinds.items()
+        ]
+
+    def _local(self, kind: tuple[int, ...]) -> torch.Tensor:
+        """Returns the local Hessians of some rows, terms weighted as in ``factor``."""
+        weights = [float(rows.mean()) for rows in self.rows]
+        if len(weights) == 1 or not sum(weights) > 0:
+            weights = [1.0] * len(weights)
+        terms = zip(weights, self.hessians, self.local, kind, strict=True)
+        return torch.stack([w * _scaled(h, local, at) for w, h, local, at in terms]).sum(0)
 
     def factor(self) -> Factor:
         """Returns the Hessian to round against: terms weighted by their mean importance."""
@@ -74,3 +107,27 @@ class Quadratic:
             if variance is not None:
                 total += float((0.5 * rows * (exact.square() @ variance)).sum())
         return total
+
+
+def _scaled(hessian: torch.Tensor, local: RowHessians | None, owner: int) -> torch.Tensor:
+    """Returns a term's local Hessian, as large on average as what calibration found."""
+    if local is None:
+        return torch.diag(hessian) if hessian.ndim == 1 else hessian
+    mean = local.trace()
+    wanted = float((hessian if hessian.ndim == 1 else hessian.diagonal()).mean())
+    return local.matrices[owner] * (wanted / mean if mean > 0 else 1.0)
+
+
+def _read_local(unit: Unit, arrays: ArrayStore) -> tuple[RowHessians | None, ...]:
+    """Returns what ``attention-hessians`` left for a unit."""
+    if note_of(unit.anchor, LocalHessian) is None:
+        return ()
+    return tuple(
+        RowHessians(
+            torch.from_numpy(read_moved(unit, arrays, at, "local")),
+            torch.from_numpy(read_moved(unit, arrays, at, "owners")).long(),
+        )
+        if f"{unit.name}/{at}/local" in arrays
+        else None
+        for at in range(len(unit.uses))
+    )

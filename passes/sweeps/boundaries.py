@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from ...ir import Feeds
+from ...ir.blocks import Block
 
 
 class Boundaries:
@@ -14,13 +18,14 @@ class Boundaries:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[tuple[str, str], Path] = {}
+        self._numbers = count()
 
     def put(self, kind: str, name: str, tensor: torch.Tensor) -> None:
         """Keeps a tensor under ``name``; ``kind`` is ``value`` or ``gradient``."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._files.setdefault(
-            (kind, name), self._folder / f"{len(self._files):06d}.npy"
-        )
+        if (kind, name) not in self._files:
+            self._files[kind, name] = self._folder / f"{next(self._numbers):06d}.npy"
+        path = self._files[kind, name]
         np.save(path, tensor.detach().numpy(), allow_pickle=False)
 
     def add(self, kind: str, name: str, tensor: torch.Tensor) -> None:
@@ -50,3 +55,25 @@ class Boundaries:
         for path in self._files.values():
             path.unlink()
         self._files.clear()
+
+
+class Sample:
+    """One sample on its way through the blocks."""
+
+    def __init__(self, feeds: Feeds, folder: Path, seed: int = 0) -> None:
+        arrays = ((name, np.ascontiguousarray(array)) for name, array in feeds.items())
+        self.feeds = {name: torch.from_numpy(array) for name, array in arrays}
+        self.boundaries = Boundaries(folder)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def given(self, block: Block) -> dict[str, torch.Tensor]:
+        """Returns what the block reads: graph inputs and values of earlier blocks."""
+        found = {}
+        for value in block.inputs:
+            name = str(value.name)
+            tensor = self.feeds.get(name)
+            if tensor is None:
+                tensor = self.boundaries.get("value", name)
+            assert tensor is not None, f"{name} was not kept"
+            found[name] = tensor
+        return found

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from ...ir import Unit
 from ...ir.array_file import ArrayFile
@@ -64,12 +65,17 @@ class MomentFile:
         self._names = sorted(shapes)
         self._counts: dict[str, int] = defaultdict(int)
         self._open: dict[str, torch.Tensor] = {}
+        self._tokens: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def add(self, name: str, array: torch.Tensor, count: int) -> None:
         """Adds a sum (``count`` 0) or the mean over ``count`` positions to an accumulator."""
         term = array * count if count else array
         self._open[name] = self._open[name] + term if name in self._open else term
         self._counts[name] += count
+
+    def keep(self, name: str, weights: torch.Tensor) -> None:
+        """Keeps ``c_t`` of one sample behind those of the samples before."""
+        self._tokens[name].append(weights.half())
 
     def flush(self) -> None:
         """Moves what is in memory to the file."""
@@ -83,18 +89,27 @@ class MomentFile:
             len(self._file.array(name)) * max(self._counts[name], 1)
         )
 
-    def finish(self, positions: float, metadata: Mapping[str, str]) -> None:
+    def finish(self, positions: float, metadata: Mapping[str, str], tokens: Path) -> None:
         """Turns sums into expectations and closes the file.
 
         Args:
             positions: At how many places the loss was taken: what plain sums are divided by.
             metadata: Text to keep in the file's header.
+            tokens: Where to write what was kept of single tokens, if anything was.
         """
         self.flush()
+        if self._tokens:
+            found = {name: torch.cat(parts).numpy() for name, parts in self._tokens.items()}
+            save_file(found, tokens)
         for name in self._names:
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
         self._file.close(metadata)
+
+
+def tokens_file(stats: Path) -> Path:
+    """Returns where the ``c_t`` of a stats file are: ``<unit>/<t>/tokens``, float16."""
+    return stats.with_suffix(".tokens.safetensors")
 
 
 def unseen_share(counts: torch.Tensor) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +17,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 from ...ir import Feeds, Unit, Use
 from ...ir.blocks import Block
 from ..machinery.base import PassContext, Runner
-from .boundaries import Boundaries
+from .boundaries import Sample
 from .moments import (
     UNSEEN,
     WEIGHT_RANGE,
@@ -144,31 +143,6 @@ def _stages(
     return [_Stage(block, taps[block.index], wanted[block.index]) for block in blocks]
 
 
-def _tensors(feeds: Feeds) -> dict[str, torch.Tensor]:
-    arrays = ((name, np.ascontiguousarray(array)) for name, array in feeds.items())
-    return {name: torch.from_numpy(array) for name, array in arrays}
-
-
-class _Sample:
-    """One sample on its way through the blocks."""
-
-    def __init__(self, feeds: Feeds, folder: Path, seed: int) -> None:
-        self.feeds = _tensors(feeds)
-        self.boundaries = Boundaries(folder)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def given(self, block: Block) -> dict[str, torch.Tensor]:
-        """Returns what the block reads: graph inputs and values of earlier blocks."""
-        found = {}
-        for value in block.inputs:
-            tensor = self.feeds.get(_name(value))
-            if tensor is None:
-                tensor = self.boundaries.get("value", _name(value))
-            assert tensor is not None, f"{value.name} was not kept"
-            found[_name(value)] = tensor
-        return found
-
-
 @dataclass
 class _Sweep:
     """The state that both sweeps share."""
@@ -180,7 +154,7 @@ class _Sweep:
     said: torch.Tensor | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def forward(self, sample: _Sample) -> None:
+    def forward(self, sample: Sample) -> None:
         """Runs all blocks but the last and keeps what crosses their boundaries."""
         for stage in self.stages[:-1]:
             with torch.no_grad():
@@ -188,7 +162,7 @@ class _Sweep:
             for value in stage.wanted:
                 sample.boundaries.put("value", _name(value), found[_name(value)])
 
-    def backward(self, sample: _Sample, stage: _Stage) -> None:
+    def backward(self, sample: Sample, stage: _Stage) -> None:
         """Runs one block again with gradients and adds to the moments of its units."""
         given = stage.prepare(sample.given(stage.block))
         leaves = {}
@@ -214,7 +188,7 @@ class _Sweep:
                 sample.boundaries.add("gradient", _name(value), gradient)
 
     def _ends(
-        self, sample: _Sample, stage: _Stage, found: dict[str, torch.Tensor]
+        self, sample: Sample, stage: _Stage, found: dict[str, torch.Tensor]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Pairs the block's outputs with the gradients that reach them."""
         ends = []
@@ -255,6 +229,7 @@ class _Sweep:
             rows, weights = own_error(_flat(found[_name(tap.output)])), torch.ones(len(inputs))
             positions = len(inputs)
         name = tap.moments.name
+        self.file.keep(name(tap.at, "tokens"), weights)
         self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
         variance = rounding_variance(inputs, weights)
@@ -315,9 +290,9 @@ def _gradients(
     return {k: g.detach() for k, g in zip(sources, found, strict=True) if g is not None}
 
 
-def _waves(samples: list[_Sample], run: Callable[[_Sample], None]) -> Iterator[list[_Sample]]:
+def _waves(samples: list[Sample], run: Callable[[Sample], None]) -> Iterator[list[Sample]]:
     """Runs samples until their boundaries fill ``WAVE_BYTES``, yields them, and goes on."""
-    wave: list[_Sample] = []
+    wave: list[Sample] = []
     for sample in samples:
         run(sample)
         wave.append(sample)
@@ -356,11 +331,11 @@ def sweep(
     total = len(feeds) * (1 + len(state.stages))
     steps = iter(context.progress.track(range(total), total, "calibrating"))
     samples = [
-        _Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at)
+        Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at)
         for at, feed in enumerate(feeds)
     ]
 
-    def forward(sample: _Sample) -> None:
+    def forward(sample: Sample) -> None:
         next(steps, None)
         state.forward(sample)
 

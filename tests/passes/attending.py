@@ -171,3 +171,33 @@ def grouped_query(*, rope: bool, kv_heads: int, joined: bool, tokens: int = 12) 
         joined=joined,
         extra=extra | ({"cos": cos, "sin": sin} if rope else {}),
     )
+
+
+_LANGUAGE = """<ir_version: 10, opset_import: ["" : 23]>
+    g (int64[1, n] ids) => (float[1, n, 80] logits) {
+      x = Gather(table, ids)
+"""
+_AFTER = """
+      z = Add(x, y)
+      a1 = MatMul(z, up)
+      a2 = Relu(a1)
+      a3 = MatMul(a2, down)
+      last = Add(z, a3)
+      logits = MatMul(last, head) }
+"""
+
+
+def language() -> ir.Model:
+    """``ids -> logits``: an attention with two heads of keys and values, and two products."""
+    text = _DECOMPOSED.replace("{turn}", _UNTURNED).replace("{repeat}", _REPEATED)
+    text = text.replace("{mask}", _CAUSAL).replace(" }\n", "\n")
+    more = {
+        "table": noise(80, WIDTH, seed=5),
+        "up": noise(WIDTH, 64, seed=6) / 10,
+        "down": noise(64, WIDTH, seed=7) / 8,
+        "head": noise(WIDTH, 80, seed=8) / 8,
+        "one": np.array(1, np.int64),
+        "two": np.array([2], np.int64),
+        "end": np.array([4], np.int64),
+    }
+    return parse(_LANGUAGE + text + _AFTER, weights(2) | more)

@@ -1,0 +1,229 @@
+"""The pass ``attention-hessians``: rounding that sees through the softmax."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..ir import (
+    Annotation,
+    AttentionUnits,
+    BlockId,
+    Calibrated,
+    LocalHessian,
+    NoAttention,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    drop_note,
+    need_note,
+    quantizable,
+)
+from ..ir.blocks import Block, blocks_of
+from .attention import Attention, Found, find_attention
+from .machinery.base import Pass, PassContext
+from .numerics.row_hessians import Key, RowHessians
+from .rewriting.moved import moves_key
+from .sweeps.local import LocalHessians
+from .sweeps.prefix import Prefix
+from .sweeps.sequence import check_can_run
+
+_FORMAT = "mpqc.local/1"
+_ROLES = ("queries", "keys", "values", "output")
+
+
+@dataclass(frozen=True)
+class AttentionHessians(Pass):
+    """Round every product against what its own layer gives; for attention, behind the softmax.
+
+    Where the graph holds an attention, fused or decomposed, the Hessians of its projections
+    are those of ``|dY|^2`` behind its output product, one for every head: exact for values and
+    output, ``sum_t |dY/dq_t|^2 x_t x_t^T`` for queries, and the same without the terms between
+    tokens for keys. Every other product gets ``E[x x^T]``. Nothing but rounding and
+    ``metric=trace`` looks at them: predicted divergences stay those of ``calibrate``.
+
+    An attention whose units are not found keeps ``E[x x^T]``; ``#no-attention`` says why.
+
+    Attributes:
+        probes: Random signs that the gradients of queries and keys are sampled with; 0 follows
+            every direction of a head, which is exact for queries.
+    """
+
+    name: ClassVar[str] = "attention-hessians"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, TensorStats, Calibrated)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (
+        LocalHessian,
+        AttentionUnits,
+        NoAttention,
+    )
+    costly: ClassVar[bool] = True
+    probes: int = 8
+
+    def __post_init__(self) -> None:
+        if self.probes < 0:
+            raise UsageError(f"attention-hessians cannot follow {self.probes} signs")
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses a model without an attention that can be bound."""
+        del context, before
+        _need_bound(find_attention(model))
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Annotates every unit that multiplies, and every attention."""
+        found = find_attention(model)
+        _need_bound(found)
+        check_can_run(model, context, self.name)
+        units = quantizable(model)
+        files = self._files(model, units, context)
+        if not all(_is_complete(path) for path in files.values()):
+            self._gather(model, units, found.bound, files, context)
+        refused = {one.node: one.why for one in found.unmatched}
+        by_name = {str(one.node.name): one.node for one in found.bound}
+        for path in files.values():
+            context.arrays.mount(path)
+            refused |= {by_name[name]: why for name, why in _refused(path).items()}
+        bound = [one for one in found.bound if one.node not in refused]
+        if not bound:
+            raise UsageError(f"{self.name} has nothing to act on: {_first(refused)}")
+        _annotate_attention(bound, refused)
+        _annotate_units(units, bound, self.probes, context)
+        context.report[self.name] = {
+            "attentions": len(bound),
+            "refused": {str(node.name): why for node, why in refused.items()},
+        }
+        return True
+
+    def _files(
+        self, model: ir.Model, units: Sequence[Unit], context: PassContext
+    ) -> dict[Block, Path]:
+        """Returns where the Hessians of each block are or belong."""
+        stats = need_note(model, Calibrated).stats
+        text = f"{_FORMAT} {stats} {self} {moves_key(units, context.arrays)}"
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        folder = context.cache or context.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        return {
+            block: folder / f"{key}-{block.index:04d}.safetensors"
+            for block in blocks_of(model)
+        }
+
+    def _gather(
+        self,
+        model: ir.Model,
+        units: Sequence[Unit],
+        bound: Sequence[Attention],
+        files: Mapping[Block, Path],
+        context: PassContext,
+    ) -> None:
+        """Runs all samples through the blocks, one block after the other."""
+        assert context.calibration is not None
+        gather = LocalHessians(units, bound, context.runner, self.probes, context.seed)
+        prefix = Prefix(list(files), context.calibration.training, context)
+        steps = context.progress.track(files.items(), len(files), "looking behind attention")
+        for block, path in steps:
+            wanted = gather.begin(block)
+            before = set(gather.refused)
+            for values in prefix.look(block, wanted, go_on=True):
+                gather.add(values)
+            new = {str(n.name): w for n, w in gather.refused.items() if n not in before}
+            _write(path, gather.end(), new)
+        prefix.clear()
+
+
+def _need_bound(found: Found) -> None:
+    if not found.bound:
+        why = {one.node: one.why for one in found.unmatched}
+        raise UsageError(
+            f"attention-hessians has nothing to act on: {_first(why)}",
+            hint="leave it out; mpqc inspect shows what is recognised",
+        )
+
+
+def _first(refused: Mapping[ir.Node, str]) -> str:
+    for node, why in refused.items():
+        return f"{node.op_type} {node.name!r} is no attention that can be bound: {why}"
+    return "the model has no softmax and no fused attention"
+
+
+def _write(path: Path, found: Mapping[Key, RowHessians], refused: Mapping[str, str]) -> None:
+    """Writes the Hessians of a block; the file appears complete or not at all."""
+    arrays = {}
+    for (name, at), one in found.items():
+        arrays[f"{name}/{at}/local"] = one.matrices.numpy()
+        arrays[f"{name}/{at}/owners"] = one.owners.numpy().astype(np.int32)
+        arrays[f"{name}/{at}/trace"] = np.array([one.trace()], np.float32)
+    facts = {"format": _FORMAT, "refused": json.dumps(dict(refused))}
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        save_file(arrays, partial, metadata=facts)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _facts(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return _facts(path).get("format") == _FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _refused(path: Path) -> dict[str, str]:
+    return {str(k): str(v) for k, v in json.loads(_facts(path)["refused"]).items()}
+
+
+def _annotate_attention(bound: Sequence[Attention], refused: Mapping[ir.Node, str]) -> None:
+    for node, why in refused.items():
+        annotate(node, NoAttention(why))
+        drop_note(node, AttentionUnits)
+    for one in bound:
+        drop_note(one.node, NoAttention)
+        queries, keys, values, output = (part.unit.name for part in one.projections)
+        note = AttentionUnits(
+            queries=queries,
+            keys=keys,
+            values=values,
+            output=output,
+            heads=one.heads,
+            kv_heads=one.kv_heads,
+            head_size=one.head_size,
+            causal=one.causal,
+            rope=one.rope,
+        )
+        annotate(one.node, note)
+
+
+def _annotate_units(
+    units: Sequence[Unit], bound: Sequence[Attention], probes: int, context: PassContext
+) -> None:
+    roles: dict[str, dict[str, None]] = {}
+    for one in bound:
+        for role, part in zip(_ROLES, one.projections, strict=True):
+            roles.setdefault(part.unit.name, {})[role] = None
+    for unit in units:
+        names = [f"{unit.name}/{at}" for at in range(len(unit.uses))]
+        names = [name for name in names if f"{name}/local" in context.arrays]
+        if names:
+            traces = [float(context.arrays.get(f"{name}/trace")[0]) for name in names]
+            owners = [int(context.arrays.get(f"{name}/owners").max()) + 1 for name in names]
+            found = tuple(roles.get(unit.name, {"product": None}))
+            annotate(
+                unit.anchor,
+                LocalHessian(unit.name, found, max(owners), sum(traces), probes),
+            )
