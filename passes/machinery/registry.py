@@ -18,6 +18,7 @@ PASSES: tuple[str, ...] = (
     "allocate_bits:AllocateBits",
     "fold_permutations:FoldPermutations",
     "quantize_weights:QuantizeWeights",
+    "tune_scales:TuneScales",
     "lower_matmul_nbits:LowerMatMulNBits",
     "verify_numerics:VerifyNumerics",
 )

@@ -1,0 +1,1 @@
+"""Tuning what stored weights leave free, by gradients of the whole model's divergence."""

@@ -1,0 +1,97 @@
+"""The scales of one rounded unit as parameters; its codes stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
+
+from ...ir import ArrayStore, Option, QuantSpec, Unit, need_note
+
+
+@dataclass(frozen=True)
+class _RowClass:
+    """The rows of a unit that share an option.
+
+    Attributes:
+        codes: Int8, rows x groups x group.
+        scales: Float32, rows x groups, as they were rounded.
+        change: Float32, rows x groups: the relative change, which is what is tuned.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    change: torch.Tensor
+
+    def tuned(self) -> torch.Tensor:
+        """Returns the scales as they are now; a scale of zero stays zero."""
+        return self.scales * (1 + self.change)
+
+    def rows(self, columns: int) -> torch.Tensor:
+        """Returns the values of the rows, rows x ``columns``."""
+        return (self.codes * self.tuned()[..., None]).flatten(1)[:, :columns]
+
+
+class TunedScales:
+    """A unit whose weight is a differentiable function of its scales.
+
+    Attributes:
+        unit: The unit.
+    """
+
+    def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
+        self.unit = unit
+        self._spec = need_note(unit.anchor, QuantSpec)
+        self._classes = [
+            self._read(at, Option.parse(text), arrays)
+            for at, text in enumerate(self._spec.options)
+        ]
+        self._inverse = _inverse_order(unit.name, arrays)
+        self._dtype = to_torch_dtype(unit.tensor.dtype)
+
+    def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
+        codes = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/codes/{at}")))
+        scales = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/scales/{at}")))
+        rows, groups = scales.shape
+        missing = groups * option.group - codes.shape[1]
+        codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
+        change = torch.zeros(rows, groups, requires_grad=True)
+        return _RowClass(codes, scales.float(), change)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Returns what is tuned."""
+        return [one.change for one in self._classes]
+
+    def weight(self) -> torch.Tensor:
+        """Returns the weight in its own layout and type, a function of the parameters."""
+        columns = self.unit.shape[1]
+        matrix = torch.cat([one.rows(columns) for one in self._classes])
+        if self._inverse is not None:
+            matrix = matrix[self._inverse]
+        dims, axis = list(self.unit.tensor.shape.numpy()), self.unit.row_axis
+        moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
+        return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
+
+    def store(self, arrays: ArrayStore) -> None:
+        """Writes the scales, as float16, and the weight that they now stand for."""
+        with torch.no_grad():
+            for at, one in enumerate(self._classes):
+                scales = one.tuned().half()
+                arrays.put(f"{self.unit.name}/scales/{at}", scales.numpy())
+                one.scales.copy_(scales)
+                one.change.zero_()
+            columns = self.unit.shape[1]
+            matrix = torch.cat([one.rows(columns) for one in self._classes])
+            self.unit.replace(
+                (matrix if self._inverse is None else matrix[self._inverse]).numpy()
+            )
+
+
+def _inverse_order(unit: str, arrays: ArrayStore) -> torch.Tensor | None:
+    """Returns the position of every row in stored order, or None when nothing moved."""
+    if f"{unit}/order" not in arrays:
+        return None
+    order = torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
+    return order.argsort()

@@ -1,0 +1,133 @@
+"""Scales move together, for the better, and nothing else moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from mpqc.ir import Calibration, QuantSpec, UsageError, need_note, quantizable, write_model
+from mpqc.ir.blocks import blocks_of
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.tuning.chain import Chain
+from mpqc.passes.tuning.divergence import divergence
+from mpqc.passes.tuning.scales import TunedScales
+
+from .swept import CALIBRATE, context, language, run, sentences, vector, vectors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ROUNDED = f"{CALIBRATE},annotate-sensitivity,allocate-bits{{budget=3.5}},quantize-weights"
+
+
+def with_held_out(samples: Calibration) -> Calibration:
+    return replace(samples, held_out=4)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> PassContext:
+    return rounding(tmp_path, language(), with_held_out(sentences(count=24)))
+
+
+def rounding(folder: Path, model: ir.Model, samples: Calibration) -> PassContext:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(model, folder / "original.onnx")
+    made = context(folder, samples)
+    made.original = folder / "original.onnx"
+    return made
+
+
+def codes_of(model: ir.Model, work: PassContext) -> dict[str, np.ndarray]:
+    return {
+        f"{unit.name}/{at}": np.array(work.arrays.get(f"{unit.name}/codes/{at}"))
+        for unit in quantizable(model)
+        for at in range(len(need_note(unit.anchor, QuantSpec).options))
+    }
+
+
+def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
+    return {unit.name: unit.matrix().copy() for unit in quantizable(model)}
+
+
+def test_divergence_falls_and_codes_stay(work: PassContext) -> None:
+    model = run(ROUNDED, language(), work)
+    codes, weights = codes_of(model, work), weights_of(model)
+    run("tune-scales{rate=0.01, samples=0}", model, work)
+    facts = work.report["tune-scales"]
+    assert facts["kept"]
+    assert facts["samples"] == 20
+    assert facts["after"] < 0.98 * facts["before"]
+    after = codes_of(model, work)
+    assert codes.keys() == after.keys()
+    assert all(np.array_equal(codes[name], after[name]) for name in codes)
+    changed = weights_of(model)
+    assert all(not np.array_equal(weights[name], changed[name]) for name in weights)
+
+
+def test_graph_holds_what_codes_and_scales_stand_for(work: PassContext) -> None:
+    model = run(f"{ROUNDED},tune-scales{{rate=0.01}}", language(), work)
+    for unit in quantizable(model):
+        stored = TunedScales(unit, work.arrays).weight().detach().numpy()
+        assert np.array_equal(unit.tensor.numpy(), stored)
+
+
+def test_result_that_is_no_better_is_dropped(work: PassContext) -> None:
+    model = run(ROUNDED, language(), work)
+    weights = weights_of(model)
+    run("tune-scales{rate=0.9}", model, work)
+    facts = work.report["tune-scales"]
+    assert not facts["kept"]
+    assert facts["after"] >= facts["before"]
+    changed = weights_of(model)
+    assert all(np.array_equal(weights[name], changed[name]) for name in weights)
+
+
+def test_other_outputs_than_logits_are_tuned_too(tmp_path: Path) -> None:
+    work = rounding(tmp_path, vector(), with_held_out(vectors()))
+    run(f"{ROUNDED},tune-scales{{rate=0.005}}", vector(), work)
+    facts = work.report["tune-scales"]
+    assert facts["after"] < facts["before"]
+
+
+def test_gradients_are_those_of_the_whole_model(work: PassContext) -> None:
+    model = run(ROUNDED, language(), work)
+    tuned = [TunedScales(unit, work.arrays) for unit in quantizable(model)]
+    chain = Chain(blocks_of(model), tuned, model.graph.outputs, work.runner)
+    assert len(blocks_of(model)) > 1
+    assert work.calibration is not None
+    feeds = work.calibration.feeds[0]
+    values = chain.forward(feeds)
+    exact = {"logits": np.random.default_rng(0).standard_normal(values["logits"].shape)}
+    _, gradients = divergence("logits", exact, chain.outputs(values))
+    chain.backward(values, gradients)
+    found = [one.grad for unit in tuned for one in unit.parameters()]
+
+    inputs = [*model.graph.inputs, *(unit.unit.weight for unit in tuned)]
+    whole = work.runner.segment(list(model.graph), inputs, model.graph.outputs)
+    fresh = [TunedScales(unit, work.arrays) for unit in quantizable(model)]
+    (logits,) = whole(torch.from_numpy(feeds["ids"]), *(unit.weight() for unit in fresh))
+    _, gradients = divergence("logits", exact, {"logits": logits})
+    logits.backward(gradients["logits"])
+    expected = [one.grad for unit in fresh for one in unit.parameters()]
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_refuses_what_cannot_be() -> None:
+    from mpqc.passes.machinery.spec import parse_passes
+
+    for text in ("tune-scales{rate=0.0}", "tune-scales{samples=-1}", "tune-scales{rate=2.0}"):
+        with pytest.raises(UsageError, match="tune-scales cannot take"):
+            parse_passes(text)
+
+
+def test_needs_the_original(tmp_path: Path) -> None:
+    work = context(tmp_path, sentences(count=4))
+    model = run(ROUNDED, language(), work)
+    with pytest.raises(UsageError, match="the original model"):
+        run("tune-scales", model, work)
