@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,26 @@ class _RowClass:
         """Returns the values of the rows, rows x ``columns``."""
         return (self.codes * self.tuned()[..., None]).flatten(1)[:, :columns]
 
+    def gradient(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of ``change``, given that of the rows."""
+        missing = self.codes[0].numel() - rows.shape[1]
+        rows = torch.nn.functional.pad(rows, (0, missing)).reshape(self.codes.shape)
+        return (rows * self.codes).sum(-1) * self.scales
+
+
+class _Stored(torch.autograd.Function):
+    """The matrix that codes and scales stand for; its derivative needs no copy of it."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: TunedScales, *changes: torch.Tensor) -> torch.Tensor:
+        del changes  # autograd must see them; the row classes hold them
+        ctx.unit = unit
+        return unit.matrix()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.unit.gradients(gradients[0])
+
 
 class TunedScales:
     """A unit whose weight is a differentiable function of its scales.
@@ -48,7 +69,8 @@ class TunedScales:
             self._read(at, Option.parse(text), arrays)
             for at, text in enumerate(self._spec.options)
         ]
-        self._inverse = _inverse_order(unit.name, arrays)
+        self._order = _order(unit.name, arrays)
+        self._inverse = None if self._order is None else self._order.argsort()
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
@@ -64,12 +86,22 @@ class TunedScales:
         """Returns what is tuned."""
         return [one.change for one in self._classes]
 
+    def matrix(self) -> torch.Tensor:
+        """Returns rows x columns."""
+        columns = self.unit.shape[1]
+        stored = torch.cat([one.rows(columns) for one in self._classes])
+        return stored if self._inverse is None else stored[self._inverse]
+
+    def gradients(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the gradient of each parameter, given that of the matrix."""
+        stored = matrix if self._order is None else matrix[self._order]
+        counts = [len(one.codes) for one in self._classes]
+        parts = torch.split(stored, counts)
+        return [one.gradient(part) for one, part in zip(self._classes, parts, strict=True)]
+
     def weight(self) -> torch.Tensor:
         """Returns the weight in its own layout and type, a function of the parameters."""
-        columns = self.unit.shape[1]
-        matrix = torch.cat([one.rows(columns) for one in self._classes])
-        if self._inverse is not None:
-            matrix = matrix[self._inverse]
+        matrix: torch.Tensor = _Stored.apply(self, *self.parameters())  # type: ignore[no-untyped-call]
         dims, axis = list(self.unit.tensor.shape.numpy()), self.unit.row_axis
         moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
         return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
@@ -82,16 +114,11 @@ class TunedScales:
                 arrays.put(f"{self.unit.name}/scales/{at}", scales.numpy())
                 one.scales.copy_(scales)
                 one.change.zero_()
-            columns = self.unit.shape[1]
-            matrix = torch.cat([one.rows(columns) for one in self._classes])
-            self.unit.replace(
-                (matrix if self._inverse is None else matrix[self._inverse]).numpy()
-            )
+            self.unit.replace(self.matrix().numpy())
 
 
-def _inverse_order(unit: str, arrays: ArrayStore) -> torch.Tensor | None:
-    """Returns the position of every row in stored order, or None when nothing moved."""
+def _order(unit: str, arrays: ArrayStore) -> torch.Tensor | None:
+    """Returns the rows in stored order, or None when nothing moved."""
     if f"{unit}/order" not in arrays:
         return None
-    order = torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
-    return order.argsort()
+    return torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
