@@ -21,7 +21,7 @@ def calibrate(objective: str) -> str:
 
 
 def default_pipeline(bits: float, objective: str = "auto") -> str:
-    """Fisher sensitivity by rows, exact allocation, shared row orders, GPTQ.
+    """Fisher sensitivity by rows, exact allocation, shared row orders, GPTQ, tuned scales.
 
     Args:
         bits: Stored bits per weight.
@@ -35,6 +35,7 @@ def default_pipeline(bits: float, objective: str = "auto") -> str:
             f"allocate-bits{{budget={print_value(bits)}, granularity=row, fold=true}}",
             "fold-permutations",
             "quantize-weights{rounding=gptq}",
+            "tune-scales",
             "lower-matmul-nbits",
             "verify-numerics",
         )
