@@ -70,6 +70,10 @@ class SampleMaker:
         return next((one for one in self.inputs if one.role == "tokens"), None)
 
     @property
+    def _mask(self) -> str | None:
+        return next((one.name for one in self.inputs if one.role == "mask"), None)
+
+    @property
     def reads_text(self) -> bool:
         """Whether text can be turned into samples."""
         return self.tokens is not None and has_tokenizer(self.source.companions())
@@ -149,7 +153,9 @@ class SampleMaker:
         width = feeds[0][tokens.name].shape[-1]
         fitted = max(1, len(feeds) - _HELD_OUT)
         source = f"{fitted} x {width} tokens of {name}"
-        return Calibration(feeds, source, feeds_key(feeds), tokens.name, held_out=_HELD_OUT)
+        return Calibration(
+            feeds, source, feeds_key(feeds), tokens.name, held_out=_HELD_OUT, mask=self._mask
+        )
 
     def _text_feeds(
         self,
@@ -191,7 +197,8 @@ class SampleMaker:
         named = ", ".join(path.name for path in files[:4]) + (", ..." if files[4:] else "")
         source = f"{len(feeds)} samples of {named}"
         tokens = self.tokens
-        return Calibration(feeds, source, feeds_key(feeds), tokens.name if tokens else None)
+        name = tokens.name if tokens else None
+        return Calibration(feeds, source, feeds_key(feeds), name, mask=self._mask)
 
     def _from_noise(self, samples: int, length: int, seed: int) -> Calibration:
         source = np.random.default_rng(seed)
@@ -201,7 +208,7 @@ class SampleMaker:
         self.say("calibrating on random noise: expect worse quality than on real samples")
         words = f"{samples} random samples (seed {seed})"
         name = tokens.name if tokens else None
-        return Calibration(feeds, words, feeds_key(feeds), name, random=True)
+        return Calibration(feeds, words, feeds_key(feeds), name, random=True, mask=self._mask)
 
 
 _ARRAYS = "give an .npz or .safetensors file of arrays named like the inputs"

@@ -208,7 +208,8 @@ def _merge(stream: _Stream, segments: list[list[int]]) -> list[list[int]]:
 def partition(model: ir.Model) -> dict[ir.Node, int]:
     """Gives every node of the main graph the index of its block, in execution order.
 
-    Every block reads a unit, if there are any. What depends on no unit is in block 0.
+    Every block reads a unit, if there are any. What depends on no unit is in block 0, but for
+    the views of weights: they stand with their first reader, whose weight they are.
     """
     stream = _stream(model)
     index = [0] * len(stream.load)
@@ -218,8 +219,21 @@ def partition(model: ir.Model) -> dict[ir.Node, int]:
     for at, needs in enumerate(stream.needs):
         # Shapes read from the stream can tie nodes together that float values do not.
         index[at] = max([index[at], *(index[need] for need in needs)])
+    _move_views(model, index)
     dense = {number: at for at, number in enumerate(sorted(set(index)))}
     return {node: dense[index[at]] for at, node in enumerate(model.graph)}
+
+
+def _move_views(model: ir.Model, index: list[int]) -> None:
+    nodes = list(model.graph)
+    order = {node: at for at, node in enumerate(nodes)}
+    views = (view for unit in find_units(model) for view in unit.views if view in order)
+    for at in sorted((order[view] for view in views), reverse=True):
+        node = nodes[at]
+        readers = [
+            order[usage.node] for usage in node.outputs[0].uses() if usage.node in order
+        ]
+        index[at] = min((index[one] for one in readers), default=index[at])
 
 
 def _members(model: ir.Model) -> dict[int, list[ir.Node]]:

@@ -19,6 +19,7 @@ class Calibration:
         source: What the data is, in words, for reports.
         key: Content hash of the samples.
         tokens: Name of the input that carries token ids, if the model reads tokens.
+        mask: Name of the input that tells tokens from padding (0), if there is one.
         random: True when the samples are noise, which marks the result.
         held_out: How many samples at the end nobody may fit to; they prove the result.
     """
@@ -29,6 +30,7 @@ class Calibration:
     tokens: str | None = None
     random: bool = False
     held_out: int = 2
+    mask: str | None = None
 
     @property
     def _fitted(self) -> int:

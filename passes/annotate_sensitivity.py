@@ -30,31 +30,55 @@ from ..ir import (
 )
 from .machinery.base import Pass, PassContext
 from .rewriting.moved import moves_key
-from .sensitivity.metric import Asked, check_metric, metric
+from .sensitivity.checks import check_settings
+from .sensitivity.metric import Asked, judge
 from .sensitivity.offered import DEFAULT_GROUPS, obstacle, offered_options
 
 
 @dataclass(frozen=True)
 class AnnotateSensitivity(Pass):
-    """Predict the divergence of storing each row of each unit with each option.
+    """Judge what storing each row of each unit with each option costs.
 
-    Every unit is rounded with GPTQ at every width that the target has a kernel for, and the
-    error of each row goes through the quadratic form of ``calibrate``:
-    ``dKL_n(option) = 1/2 g_n d^T H d``.
+    Metrics of units:
 
-    With ``metric=kl`` the prediction of a whole unit is replaced by the divergence measured in
-    the model when this unit alone is stored so; its rows keep their shares.
+    - ``fisher``: every unit is rounded with GPTQ at every width, and the error ``d`` of each
+      row goes through the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
+    - ``kl``: the prediction of a whole unit is replaced by the divergence measured in the
+      model when this unit alone is stored so; its rows keep their shares.
+    - ``trace``: ``1/2 g_n tr(H) / columns |d|^2``, the average Hessian trace of HAWQ-V2.
+    - ``activation-norm``: ``E[x^2] |d|^2``, the unit's own output error.
+    - ``weight-error``: ``|d|^2 / |W|^2``, whatever the weights are multiplied with.
 
-    Beside the losses every unit gets a score, one number for all options; of these metrics it
-    is what one of its weights loses under the smallest option.
+    Metrics of blocks, which CPTQuant allocates by; a row with the share ``a`` of the weights
+    of a block with score ``s`` loses ``s a 4^-bits``, and what is in no block, lookups and the
+    output head, counts as the first block:
+
+    - ``cca``: 1 - the mean canonical correlation of the block's output with those of others.
+    - ``pruning``: by how much the loss grows when the block's smallest weights are zero.
+    - ``taylor``: how strongly the loss answers to noise on the block's weights.
+
+    Beside the losses every unit gets a score, one number for all options: that of its block,
+    the root mean square of its inputs (``activation-norm``), its average trace (``trace``),
+    its error under the smallest option (``weight-error``), or what one of its weights loses
+    under the smallest option (``fisher``, ``kl``).
 
     Attributes:
-        metric: ``fisher`` or ``kl``.
+        metric: One of those above.
         groups: Group sizes to offer, where the target's kernels take them.
         bits: Widths to offer; all that the target has kernels for when it is left out. A unit
             that has none of them is offered all.
-        samples: Samples that ``kl`` measures on.
-        units: Measure only this many units, evenly spread; 0 measures all.
+        samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
+            ``pruning`` and ``taylor``, 2 for ``kl``.
+        units: Measure only this many units, evenly spread; 0 measures all (``kl``).
+        variant: ``plain`` (the first pair), ``pwcca`` or ``svcca`` (``cca``).
+        window: Tokens that are averaged into one point; 0 averages whole samples (``cca``).
+        sparsity: Share of the weights that is zeroed (``pruning``).
+        form: ``gradient`` (the first-order term, in expectation) or ``perturbation`` (the
+            change of the loss, averaged over draws) (``taylor``).
+        scale: Size of the noise over the root mean square of the weights (``taylor``).
+        seeds: Draws of the noise (``taylor`` with ``form=perturbation``).
+        labels: ``model`` (labels drawn by the model itself, so that the loss grows by the
+            divergence) or ``text`` (the next token) (``pruning``, ``taylor``).
     """
 
     name: ClassVar[str] = "annotate-sensitivity"
@@ -63,11 +87,18 @@ class AnnotateSensitivity(Pass):
     metric: str = "fisher"
     groups: tuple[int, ...] = DEFAULT_GROUPS
     bits: tuple[int, ...] = ()
-    samples: int = 2
+    samples: int = 0
     units: int = 0
+    variant: str = "pwcca"
+    window: int = 0
+    sparsity: float = 0.3
+    form: str = "gradient"
+    scale: float = 0.01
+    seeds: int = 3
+    labels: str = "model"
 
     def __post_init__(self) -> None:
-        check_metric(self.metric)
+        check_settings(self)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that the target has an option for."""
@@ -118,7 +149,7 @@ class AnnotateSensitivity(Pass):
         self, model: ir.Model, units: Sequence[Unit], path: Path, context: PassContext
     ) -> None:
         options = {unit.name: self.options(unit, context.capabilities) for unit in units}
-        judged = metric(self.metric)(Asked(model, units, options, self, context))
+        judged = judge(Asked(model, units, options, self, context))
         arrays = {f"{name}/loss": one.loss for name, one in judged.items()}
         for name, one in judged.items():
             arrays[f"{name}/score"] = np.array([one.score, one.block], dtype=np.float64)

@@ -73,6 +73,7 @@ def _save_calibration(calibration: Calibration, path: Path) -> None:
         "tokens": calibration.tokens,
         "random": calibration.random,
         "held_out": calibration.held_out,
+        "mask": calibration.mask,
     }
     arrays = {
         f"{at}/{name}": array

@@ -5,60 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import torch
 
-from ...ir import Calibrated, Feeds, Option, Unit, UsageError, need_note
-from ...ir.blocks import Block, blocks_of
+from ...ir import Feeds, Option, Unit
 from ..machinery.base import PassContext
-from ..numerics.divergence import kl_divergence
 from ..numerics.rounding import round_rows
 from . import fisher
+from .loss_change import LossChange
 from .metric import Asked, Judgement
 from .quadratic import Quadratic
+from .segments import Modules, Segments, Values
 
-
-class _Chain:
-    """The blocks of a model as modules; values at the boundaries of one sample."""
-
-    def __init__(self, model: ir.Model, context: PassContext) -> None:
-        self.blocks = blocks_of(model)
-        self.context = context
-        self.modules = [self._lower(block) for block in self.blocks]
-        self.place = {node: at for at, block in enumerate(self.blocks) for node in block.nodes}
-
-    def _lower(self, block: Block) -> torch.nn.Module:
-        return self.context.runner.segment(block.nodes, block.inputs, block.outputs)
-
-    def run(
-        self, values: dict[str, torch.Tensor], first: int, other: dict[int, torch.nn.Module]
-    ) -> None:
-        """Runs the blocks from ``first`` on, some as in ``other``; updates ``values``."""
-        for at in range(first, len(self.blocks)):
-            block, module = self.blocks[at], other.get(at, self.modules[at])
-            with torch.no_grad():
-                found = module(*(values[str(value.name)] for value in block.inputs))
-            values.update(
-                zip((str(value.name) for value in block.outputs), found, strict=True)
-            )
-
-    def swapped(self, unit: Unit, stored: np.ndarray) -> dict[int, torch.nn.Module]:
-        """Returns the blocks that read ``unit``, lowered with other values for it."""
-        kept = unit.weight.const_value
-        unit.replace(stored)
-        try:
-            places = {self.place[use.node] for use in unit.uses}
-            return {at: self._lower(self.blocks[at]) for at in places}
-        finally:
-            unit.weight.const_value = kept
-
-
-def _divergence(note: Calibrated, exact: torch.Tensor, other: torch.Tensor) -> float:
-    """Returns nats per place for logits, half the relative squared error otherwise."""
-    p, q = (x.reshape(-1, x.shape[-1]).numpy() for x in (exact, other))
-    if note.objective == "logits":
-        return float(kl_divergence(p, q).mean())
-    return float(0.5 * np.square(q - p).sum() / max(np.square(p).sum(), 1e-30))
+_SAMPLES = 2  # when nobody says how many
 
 
 def judge(asked: Asked) -> dict[str, Judgement]:
@@ -83,22 +41,17 @@ def _totals(asked: Asked) -> dict[str, np.ndarray]:
         UsageError: An operator of the model does not run in torch.
     """
     model, context = asked.model, asked.context
-    refused = context.runner.unsupported(model.graph)
-    if refused:
-        why = next(iter(refused.values()))
-        raise UsageError(f"metric=kl cannot run this model: {why}", hint="use metric=fisher")
-    assert context.calibration is not None
-    note = need_note(model, Calibrated)
-    chain = _Chain(model, context)
-    samples = context.calibration.training[: asked.settings.samples]
-    exact = [_exact(chain, feed) for feed in samples]
+    segments = Segments(model, context, "kl")
+    change = LossChange.of(asked)
+    samples = change.samples.training[: asked.settings.samples or _SAMPLES]
+    exact = [segments.exact(feed) for feed in samples]
     units = _spread(asked.units, asked.settings.units)
     totals = {}
     for unit in context.progress.track(units, len(units), "measuring units"):
-        found = [
-            _measure(chain, unit, one, exact, note, context)
-            for one in asked.options[unit.name]
-        ]
+        found = []
+        for option in asked.options[unit.name]:
+            other = segments.swapped([(unit, _rounded(unit, option, context))])
+            found.append(_mean_change(segments, change, samples, exact, other))
         totals[unit.name] = np.array(found)
     return totals
 
@@ -110,27 +63,23 @@ def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
     return [units[round(at)] for at in np.linspace(0, len(units) - 1, count)]
 
 
-def _exact(chain: _Chain, feed: Feeds) -> dict[str, torch.Tensor]:
-    values = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in feed.items()}
-    chain.run(values, 0, {})
-    return values
-
-
-def _measure(
-    chain: _Chain,
-    unit: Unit,
-    option: Option,
-    exact: Sequence[dict[str, torch.Tensor]],
-    note: Calibrated,
-    context: PassContext,
-) -> float:
+def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
     weight = torch.from_numpy(unit.matrix())
     factor = Quadratic.of(unit, context.arrays).factor()
     rounded = round_rows(weight, option.bits, option.group, factor)
-    other = chain.swapped(unit, rounded.dequantize(option.group).numpy())
-    found = []
-    for values in exact:
-        changed = dict(values)
-        chain.run(changed, min(other), other)
-        found.append(_divergence(note, values[note.output], changed[note.output]))
+    return rounded.dequantize(option.group).numpy()
+
+
+def _mean_change(
+    segments: Segments,
+    change: LossChange,
+    samples: Sequence[Feeds],
+    exact: Sequence[Values],
+    other: Modules,
+) -> float:
+    output = change.note.output
+    found = [
+        change(feed, values[output], segments.with_weights(values, other)[output])
+        for feed, values in zip(samples, exact, strict=True)
+    ]
     return float(np.mean(found))

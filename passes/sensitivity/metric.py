@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
@@ -10,17 +10,36 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ...ir import Option, Unit, UsageError
-from ...ir.text_form import did_you_mean
+from ...ir import Option, Unit
 from ..machinery.base import PassContext
+from ..machinery.parallel import for_each
 
 if TYPE_CHECKING:
     from ..annotate_sensitivity import AnnotateSensitivity
 
-# name -> module with a function `judge`, imported only when asked for.
-METRICS: dict[str, str] = {
-    "fisher": "fisher",
-    "kl": "measured",
+
+@dataclass(frozen=True)
+class Metric:
+    """Where a metric stands, and which options of the pass only some metrics look at.
+
+    Attributes:
+        module: The module with its function ``judge``, imported only when asked for.
+        takes: The options that it looks at.
+    """
+
+    module: str
+    takes: frozenset[str] = frozenset()
+
+
+METRICS: Mapping[str, Metric] = {
+    "fisher": Metric("fisher"),
+    "kl": Metric("measured", frozenset({"samples", "units"})),
+    "trace": Metric("trace"),
+    "activation-norm": Metric("activation_norm"),
+    "weight-error": Metric("weight_error"),
+    "cca": Metric("cca", frozenset({"samples", "variant", "window"})),
+    "pruning": Metric("pruning", frozenset({"samples", "sparsity", "labels"})),
+    "taylor": Metric("taylor", frozenset({"samples", "form", "scale", "seeds", "labels"})),
 }
 
 
@@ -79,19 +98,22 @@ class Judge(Protocol):
         ...
 
 
-def check_metric(name: str) -> None:
-    """Refuses a metric that does not exist.
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Judges every unit by the metric that the settings name."""
+    module = METRICS[asked.settings.metric].module
+    found: Judge = import_module(f".{module}", __package__).judge
+    return found(asked)
 
-    Raises:
-        UsageError: There is none of this name.
+
+def judge_each(
+    asked: Asked, of: Callable[[Unit], Judgement], what: str
+) -> dict[str, Judgement]:
+    """Judges units that do not depend on one another, on all cores.
+
+    Args:
+        asked: What the metric was asked.
+        of: Judges one unit.
+        what: What the user is told meanwhile.
     """
-    if name not in METRICS:
-        hint = did_you_mean(name, METRICS)
-        raise UsageError(f"annotate-sensitivity has no metric {name!r}", hint=hint)
-
-
-def metric(name: str) -> Judge:
-    """Returns the metric called ``name``."""
-    check_metric(name)
-    found: Judge = import_module(f".{METRICS[name]}", __package__).judge
-    return found
+    found = for_each(of, asked.units, asked.context.progress, what)
+    return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}

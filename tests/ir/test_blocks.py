@@ -174,3 +174,26 @@ def test_a_wrong_order_is_refused() -> None:
 def test_a_missing_note_is_named() -> None:
     with pytest.raises(InternalError, match="carries no #block"):
         blocks_of(transformer(1))
+
+
+def test_views_of_weights_stand_with_their_first_reader() -> None:
+    found = model(
+        """g (int64[N] ids) => (float[N, 64] y) {
+            x = Gather (table, ids)
+            a = MatMul (x, w)
+            b = Relu (a)
+            turned = Transpose (v)
+            c = MatMul (b, turned)
+            tied = Cast <to = 1> (table)
+            other = Transpose (tied)
+            d = MatMul (c, w)
+            y = MatMul (d, turned)
+        }""",
+        table=(80, 64),
+        w=(64, 64),
+        v=(64, 64),
+    )
+    blocks = cut(found)
+    place = {node.outputs[0].name: block.index for block in blocks for node in block.nodes}
+    assert place["turned"] == place["c"] > 0
+    assert not any(value.name == "turned" for value in blocks[1].inputs)

@@ -1,0 +1,37 @@
+"""Hessian trace: curvature without directions (HAWQ-V2, Dong et al. 2020, arXiv 1911.03852).
+
+The score is the mean of the Hessian's diagonal over a unit's weights, ``tr(H) / size``, where
+H is the Fisher information that ``calibrate`` gathers, ``g_n E[x x^T]`` for row n. A row loses
+``1/2 tr(H_n) / columns |w^ - w|^2``: HAWQ-V2's ``Omega``, by rows. Against ``fisher`` it lacks
+which columns matter and how they act together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ir import Unit
+from .metric import Asked, Judgement, judge_each
+from .quadratic import Quadratic
+from .weight_error import nearest_errors
+
+
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Scores every unit by the average trace of its Hessian."""
+
+    def of(unit: Unit) -> Judgement:
+        traces = mean_traces(unit, Quadratic.of(unit, asked.context.arrays))
+        errors = nearest_errors(unit, asked.options[unit.name])
+        loss = (0.5 * traces[:, None] * errors).astype(np.float32)
+        return Judgement(loss, float(traces.mean()))
+
+    return judge_each(asked, of, "rounding to nearest")
+
+
+def mean_traces(unit: Unit, quadratic: Quadratic) -> np.ndarray:
+    """Returns for every row the mean of the diagonal of its Hessian, summed over uses."""
+    total = np.zeros(unit.shape[0])
+    for rows, hessian in zip(quadratic.rows, quadratic.hessians, strict=True):
+        diagonal = hessian if hessian.ndim == 1 else hessian.diagonal()
+        total += rows.double().numpy() * float(diagonal.double().mean())
+    return total
