@@ -133,7 +133,9 @@ def _units(after: Storage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         facts, row = unit_facts(unit), decided.pop(unit.name, {})
         reason = facts.pop("reason") or row.get("reason", "")
         kept: dict[str, Any] = {
-            key: row[key] for key in ("uses", "options", "loss", "sensitivity") if key in row
+            key: row[key]
+            for key in ("uses", "options", "loss", "sensitivity", "score")
+            if key in row
         }
         if reason:
             kept["reason"] = reason

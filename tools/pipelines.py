@@ -73,12 +73,60 @@ def uniform_pipeline(bits: float, objective: str = "auto") -> str:
     )
 
 
+def _cptquant_pipeline(bits: float, objective: str, metric: str) -> str:
+    """A score for every block, whole units by the knapsack on it, GPTQ."""
+    return ",".join(
+        (
+            *_PREPARED,
+            calibrate(objective),
+            f"annotate-sensitivity{{metric={metric}}}",
+            f"allocate-bits{{budget={print_value(bits)}, granularity=unit}}",
+            "quantize-weights{rounding=gptq}",
+            "lower-matmul-nbits",
+            "verify-numerics",
+        )
+    )
+
+
+def cptquant_cmpq_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's CMPQ: bits for blocks by the canonical correlations of their outputs.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _cptquant_pipeline(bits, objective, "cca")
+
+
+def cptquant_pmpq_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's PMPQ: bits for blocks by what pruning them costs.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _cptquant_pipeline(bits, objective, "pruning")
+
+
+def cptquant_tdmpq_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's TDMPQ: bits for blocks by the first-order answer to noise on their weights.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _cptquant_pipeline(bits, objective, "taylor")
+
+
 # The first line of a function's docstring is what `mpqc presets` says about it.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "default": default_pipeline,
         "tuned": tuned_pipeline,
         "uniform": uniform_pipeline,
+        "cptquant-cmpq": cptquant_cmpq_pipeline,
+        "cptquant-pmpq": cptquant_pmpq_pipeline,
+        "cptquant-tdmpq": cptquant_tdmpq_pipeline,
     }
 )
 

@@ -68,6 +68,8 @@ def render_report(facts: dict[str, Any]) -> str:
         units=units,
         number=_number,
         loss_of=lambda unit: unit.get("loss"),
+        score_of=lambda unit: unit.get("score", {}).get("value"),
+        metric=next((unit["score"]["metric"] for unit in units if "score" in unit), ""),
     )
 
 

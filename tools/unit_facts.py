@@ -10,6 +10,7 @@ from ..ir import (
     BitAllocation,
     LeftInFloat,
     Option,
+    Score,
     Sensitivity,
     Unit,
     all_nodes,
@@ -41,19 +42,25 @@ def unit_rows(model: ir.Model) -> list[dict[str, Any]]:
     """Returns a row for each unit in execution order, then one for each that is no matrix."""
     allocations = {n.unit: n for n in _notes(model, BitAllocation)}
     losses = {n.unit: n for n in _notes(model, Sensitivity)}
+    scores = {n.unit: _score(n) for n in _notes(model, Score)}
     reasons = {n.unit: n.why for n in _notes(model, LeftInFloat)}
     rows, seen = [], set()
     for unit in find_units(model):
         seen.add(unit.name)
-        rows.append(
-            _row(
-                unit, allocations.get(unit.name), losses.get(unit.name), reasons.get(unit.name)
-            )
+        row = _row(
+            unit, allocations.get(unit.name), losses.get(unit.name), reasons.get(unit.name)
         )
+        rows.append(row | scores.get(unit.name, {}))
     rows += [
         {"name": name, "reason": why} for name, why in reasons.items() if name not in seen
     ]
     return rows
+
+
+def _score(note: Score) -> dict[str, Any]:
+    """Returns the score as it stands in a row; that of a block names the block."""
+    block = {"block": note.block} if note.block >= 0 else {}
+    return {"score": {"metric": note.metric, "value": note.value, **block}}
 
 
 def _notes(model: ir.Model, cls: type[Any]) -> list[Any]:

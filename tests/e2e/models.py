@@ -51,6 +51,19 @@ def bert() -> Any:
     return BertModel(BertConfig(vocab_size=VOCABULARY, intermediate_size=2 * WIDTH, **_SMALL))
 
 
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        intermediate_size=2 * WIDTH,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        **_SMALL,
+    )
+    return LlamaForCausalLM(config)
+
+
 def vit() -> Any:
     from transformers import ViTConfig, ViTModel
 

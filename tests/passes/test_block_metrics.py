@@ -227,7 +227,9 @@ def test_too_few_samples_for_correlations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs 6 points, and the samples give 4"):
         scores("metric=cca", language(), work)
     many = context(tmp_path, sentences(count=22, length=32))
-    assert scores("metric=cca, variant=plain, window=4", language(), many)["up"] > 0
+    # Blocks that look at single tokens of 40 kinds: all outputs are linear in their counts.
+    found = scores("metric=cca, variant=plain, window=4", language(), many)
+    assert found["up"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
