@@ -254,6 +254,7 @@ class Budgeted(Annotation):
     Attributes:
         asked: Stored bits per weight asked for.
         got: Stored bits per weight of the allocation.
+        resident: Its bits per weight in memory, once the runtime has loaded it (estimated).
         weights: Number of weights in all units.
         loss: Sum of predicted divergences, nats per token.
     """
@@ -261,5 +262,6 @@ class Budgeted(Annotation):
     key: ClassVar[str] = "budget"
     asked: float
     got: float
+    resident: float
     weights: int
     loss: float

@@ -31,7 +31,7 @@ from ..ir.text_form import did_you_mean
 from .allocation.decision import Candidate, Decision, total_bytes, total_loss
 from .allocation.method import Asked, check_settings, decide
 from .annotate_sensitivity import AnnotateSensitivity
-from .lowering.cost import overhead_bytes
+from .lowering.cost import expansion_bytes, overhead_bytes, resident_bytes
 from .machinery.base import Pass, PassContext
 from .numerics.knapsack import Choice, Item
 
@@ -120,16 +120,25 @@ class AllocateBits(Pass):
             )
         kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
         fixed = kept + sum(overhead_bytes(unit, 1) for unit in chosen)
-        left = None if self.budget is None else int(self.budget * weights / 8) - fixed
         candidates = [self._candidate(unit, context) for unit in chosen]
+        offered = expansion_bytes(option for one in candidates for option in one.options)
+        limit = None if self.budget is None else int(self.budget * weights / 8)
+        left = None if limit is None else limit - fixed - offered
         decisions = decide(Asked(model, candidates, left, self, context))
         used = fixed + total_bytes(decisions)
-        self._check(used, kept, weights)
+        self._check(used + offered, kept, weights)
         for decision in decisions:
             _annotate(decision, context)
-        got = used * 8 / weights
-        asked = self.budget if self.budget is not None else got
-        annotate(model, Budgeted(asked, got, weights, total_loss(decisions)))
+        taken = [(unit, _taken(unit)) for unit in chosen]
+        got = used + expansion_bytes(option for _, rows in taken for option, _ in rows)
+        resident = kept + sum(
+            resident_bytes(unit, rows, reordered=_is_reordered(unit, context))
+            for unit, rows in taken
+        )
+        bits, in_memory = got * 8 / weights, resident * 8 / weights
+        asked = self.budget if self.budget is not None else bits
+        loss = total_loss(decisions)
+        annotate(model, Budgeted(asked, bits, in_memory, weights, loss))
         return True
 
     def _candidate(self, unit: Unit, context: PassContext) -> Candidate:
@@ -162,6 +171,18 @@ class AllocateBits(Pass):
             f"the smallest{what} is {least:.3f}{why}",
             hint=f"ask for --budget {least:.3f} or more",
         )
+
+
+def _taken(unit: Unit) -> list[tuple[Option, int]]:
+    """Returns the options that the unit got, with the number of rows that have each."""
+    note = need_note(unit.anchor, BitAllocation)
+    return list(zip(map(Option.parse, note.options), note.counts, strict=True))
+
+
+def _is_reordered(unit: Unit, context: PassContext) -> bool:
+    """Tells whether the unit will store an order of its own."""
+    is_shared = note_of(unit.anchor, SharedRows) is not None
+    return f"{unit.name}/order" in context.arrays and not is_shared
 
 
 def _float_bytes(unit: Unit) -> int:

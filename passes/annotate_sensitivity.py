@@ -65,6 +65,8 @@ class AnnotateSensitivity(Pass):
     Attributes:
         metric: One of those above.
         groups: Group sizes to offer, where the target's kernels take them.
+        expand: Offer also widths that have no kernel of their own (3, 5, 6, 7 bits): the file
+            is smaller than the memory that the weights take once the model is loaded.
         bits: Widths to offer; all that the target has kernels for when it is left out. A unit
             that has none of them is offered all.
         samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
@@ -86,6 +88,7 @@ class AnnotateSensitivity(Pass):
     writes: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, Score)
     metric: str = "fisher"
     groups: tuple[int, ...] = DEFAULT_GROUPS
+    expand: bool = False
     bits: tuple[int, ...] = ()
     samples: int = 0
     units: int = 0
@@ -113,7 +116,7 @@ class AnnotateSensitivity(Pass):
 
     def options(self, unit: Unit, table: Capabilities) -> list[Option]:
         """Returns the options that ``unit`` is judged under, by growing size."""
-        offered = offered_options(unit, table, self.groups)
+        offered = offered_options(unit, table, self.groups, expand=self.expand)
         return [one for one in offered if one.bits in self.bits] or offered
 
     def _annotate(self, unit: Unit, context: PassContext) -> None:
@@ -139,7 +142,7 @@ class AnnotateSensitivity(Pass):
         table = context.capabilities
         text = f"mpqc.sensitivity/2 {stats} {self} {table.kernels} {table.lookup_bits}"
         text += moves_key(quantizable(model), context.arrays)
-        text += f" {table.convolution_bits}"
+        text += f" {table.convolution_bits} {table.expanding}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         folder = context.cache or context.scratch
         folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,8 @@ class CompileResult:
 def compile(
     model: Any,
     *,
-    budget: float | str,
+    budget: float | str | None = None,
+    file_budget: float | str | None = None,
     output: Path | str | None = None,
     target: str | None = None,
     calibration: Sequence[Path | str] | Path | str = (),
@@ -78,7 +79,10 @@ def compile(
     Args:
         model: An .onnx file, a folder with one, a Hugging Face folder, or a torch module or
             fx GraphModule (with ``example_inputs``).
-        budget: Stored bits per weight (``3.5``) or the size of all files (``"60MB"``).
+        budget: Stored bits per weight (``3.5``) or the size of all files (``"60MB"``), with
+            weights that take no more room in memory than in the file, apart from scales.
+        file_budget: The same for the file alone, instead of ``budget``: weights may be stored
+            at any width from 2 to 8 bits and grow to 2, 4 or 8 when the model is loaded.
         output: The folder to make; by default ``<model>-<budget>`` in the current folder.
         target: ``ort-cpu`` (default) or ``ort-cuda``.
         calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
@@ -109,6 +113,7 @@ def compile(
     files = [calibration] if isinstance(calibration, (str, Path)) else list(calibration)
     settings = make_settings(
         budget,
+        file_budget,
         recipe=Path(recipe) if recipe is not None else None,
         preset=preset,
         passes=passes,
@@ -128,7 +133,7 @@ def compile(
     )
     _check_module_options(model, example_inputs, dynamic_shapes)
     source = None if _is_module(model) else locate(Path(model))
-    chosen = Path(output) if output is not None else default_output(model, budget)
+    chosen = Path(output) if output is not None else default_output(model, budget, file_budget)
     _refuse_bad_places(chosen, source, settings, watch, recipe)
     shown = progress or SilentProgress()
     for line in (*settings.lines(), f"output: {chosen}"):
@@ -144,10 +149,13 @@ def compile(
     return _result(chosen, outcome)
 
 
-def default_output(model: Any, budget: float | str) -> Path:
-    """Returns ``<model>-3.5bit`` or ``<model>-60MB`` in the current folder."""
-    asked = str(budget).strip()
+def default_output(
+    model: Any, budget: float | str | None, file_budget: float | str | None = None
+) -> Path:
+    """Returns ``<model>-3.5bit``, ``<model>-60MB`` or, of a file budget, ``...-file``."""
+    asked = str(budget if budget is not None else file_budget).strip()
     label = f"{float(asked):g}bit" if asked.replace(".", "", 1).isdigit() else asked
+    label += "" if file_budget is None else "-file"
     return named_after(model, label)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir import UsageError
 
@@ -29,13 +29,34 @@ class Budget:
     Attributes:
         bits: Stored bits per weight.
         size: Bytes of all files.
+        expand: Whether weights may take more room in memory than in the file.
     """
 
     bits: float | None = None
     size: int | None = None
+    expand: bool = False
 
     def __str__(self) -> str:
-        return f"{self.size} bytes" if self.bits is None else f"{self.bits:g} bits per weight"
+        asked = f"{self.size} bytes" if self.bits is None else f"{self.bits:g} bits per weight"
+        return f"{asked} in the file" if self.expand else asked
+
+    @classmethod
+    def of(cls, budget: float | str | None, file_budget: float | str | None) -> Budget:
+        """Reads the one of the two that was given.
+
+        Raises:
+            UsageError: Neither or both were given, or it is no budget.
+        """
+        if budget is not None and file_budget is not None:
+            raise UsageError(
+                "a budget and a file budget say different things",
+                hint="a file budget bounds the file alone; a budget what stays in memory too",
+            )
+        if file_budget is not None:
+            return replace(cls.parse(file_budget), expand=True)
+        if budget is None:
+            raise UsageError("no budget was given", hint=_HINT)
+        return cls.parse(budget)
 
     @classmethod
     def parse(cls, asked: float | str) -> Budget:

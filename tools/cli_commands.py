@@ -29,6 +29,7 @@ def _compile(chosen: argparse.Namespace) -> int:
     result = compile(
         chosen.model,
         budget=chosen.budget,
+        file_budget=chosen.file_budget,
         output=chosen.output,
         target=chosen.target,
         calibration=chosen.calibration,

@@ -150,10 +150,15 @@ _SUMMARIES = {
 
 def _add_compile(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument(
         "--budget",
-        required=True,
         help="stored bits per weight, like 3.5, or the size of all files, like 60MB",
+    )
+    budget.add_argument(
+        "--file-budget",
+        metavar="BUDGET",
+        help="the same for the file alone: weights may take more room in memory",
     )
     _add_output(parser, "default: MODEL-BUDGET in the current folder")
     _add_calibration(parser)

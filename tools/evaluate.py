@@ -15,7 +15,7 @@ from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
 from ..passes.machinery.base import Progress, SilentProgress
 from ..passes.numerics.divergence import cosine, relative_error
-from .inspection import model_bytes, stored_bits
+from .inspection import bits_per_weight, model_bytes
 
 if TYPE_CHECKING:
     from ..backend.onnxruntime.runner import RuntimeSession
@@ -39,6 +39,7 @@ class Evaluation:
         cosine: Mean cosine similarity of outputs; sequences are mean-pooled first.
         lowest_cosine: The lowest cosine similarity of a sample.
         bits: Stored bits per weight of the result, recomputed from its graph.
+        resident_bits: Its bits per weight in memory after loading (estimated).
         original_bytes: Bytes of the original's model files.
         result_bytes: Bytes of the result's model files.
     """
@@ -53,6 +54,7 @@ class Evaluation:
     cosine: float | None
     lowest_cosine: float | None
     bits: float
+    resident_bits: float
     original_bytes: int
     result_bytes: int
 
@@ -158,9 +160,11 @@ def evaluate_on(
         _check_fit(first, second)
         tracked = progress.track(feeds, len(feeds), "evaluate")
         measured = _measure(first, second, tracked, held_out.tokens)
+    bits, resident_bits = bits_per_weight(before, after)
     return Evaluation(
         samples=len(feeds),
-        bits=stored_bits(before, after),
+        bits=bits,
+        resident_bits=resident_bits,
         original_bytes=model_bytes(before),
         result_bytes=model_bytes(after),
         **measured,

@@ -127,8 +127,8 @@ def _tensors(model: Any) -> list[Any]:
     return found
 
 
-def stored_bits(original: Path, result: Path) -> float:
-    """Returns the stored bits per weight of ``result``.
+def bits_per_weight(original: Path, result: Path) -> tuple[float, float]:
+    """Returns the stored and the resident bits per weight of ``result``.
 
     Weights are counted in the original; what the original stores beside them is no weight in
     the result either.
@@ -138,5 +138,6 @@ def stored_bits(original: Path, result: Path) -> float:
     """
     before, after = stored(read_model(original)), stored(read_model(result))
     if not before.weights:
-        return 0.0
-    return (after.bytes + after.rest - before.rest) * 8 / before.weights
+        return 0.0, 0.0
+    size = after.bytes + after.rest - before.rest
+    return size * 8 / before.weights, after.resident * 8 / before.weights

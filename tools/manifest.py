@@ -147,7 +147,8 @@ def _command(entry: dict[str, Any], kept: dict[str, Any], pipeline: str) -> str:
     """Returns the command that makes this result again, with file names only."""
     budget = kept.get("budget", {})
     asked = budget.get("bits") if budget.get("bits") is not None else f"{budget.get('bytes')}B"
-    words = ["mpqc", "compile", str(entry.get("name", "MODEL")), "--budget", str(asked)]
+    flag = "--file-budget" if budget.get("file") else "--budget"
+    words = ["mpqc", "compile", str(entry.get("name", "MODEL")), flag, str(asked)]
     for key in ("preset", "target", "samples", "sequence_length", "objective", "seed"):
         if kept.get(key) is not None:
             words += [f"--{key.replace('_', '-')}", str(kept[key])]

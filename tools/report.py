@@ -62,6 +62,7 @@ def render_report(facts: dict[str, Any]) -> str:
         facts=facts,
         pictures=pictures,
         colors=_COLORS,
+        of_file=" (a bound for the file alone)" if facts["asked"].get("file") else "",
         sizes=_sizes(facts),
         comparison=_comparison(facts),
         left=[unit for unit in facts["units"] if unit.get("reason")],

@@ -55,9 +55,13 @@ class CompileSettings:
     def pipeline(self, bits: float) -> str:
         """Returns the pipeline that meets ``bits`` stored bits per weight, as text."""
         if self.passes is not None:
-            return with_budget(self.passes, bits)
-        assert self.preset is not None
-        return find_preset(self.preset)(bits, self.objective)
+            text = with_option(self.passes, "allocate-bits", "budget", bits)
+        else:
+            assert self.preset is not None
+            text = find_preset(self.preset)(bits, self.objective)
+        if not self.budget.expand:
+            return text
+        return with_option(text, "annotate-sensitivity", "expand", True)
 
     def lines(self) -> list[str]:
         """Returns the effective settings in words, for the user to see before the start."""
@@ -72,7 +76,11 @@ class CompileSettings:
     def plain(self) -> dict[str, Any]:
         """Returns the settings as JSON, without paths of this machine."""
         return {
-            "budget": {"bits": self.budget.bits, "bytes": self.budget.size},
+            "budget": {
+                "bits": self.budget.bits,
+                "bytes": self.budget.size,
+                "file": self.budget.expand,
+            },
             "target": self.target,
             "samples": self.samples,
             "sequence_length": self.sequence_length,
@@ -85,7 +93,8 @@ class CompileSettings:
 
 
 def make_settings(
-    budget: float | str,
+    budget: float | str | None,
+    file_budget: float | str | None = None,
     *,
     recipe: Path | None = None,
     preset: str | None = None,
@@ -102,7 +111,7 @@ def make_settings(
         InputError: The recipe cannot be read.
         UsageError: A value is impossible, or there are two pipelines.
     """
-    parsed = Budget.parse(budget)
+    parsed = Budget.of(budget, file_budget)
     found = read_recipe(recipe) if recipe is not None else Recipe(None, None, {})
     named, pipeline = _only_pipeline(preset, passes, found)
     chosen = {
@@ -180,23 +189,32 @@ def _check_pipeline(settings: CompileSettings) -> None:
     from ..passes.machinery.pipeline import Pipeline
 
     load(settings.target)
-    Pipeline.parse(settings.pipeline(settings.budget.bits or 4.0))
+    text = settings.pipeline(settings.budget.bits or 4.0)
+    Pipeline.parse(text)
+    expands = any(options.get("expand") is True for _, options in parse_records(text))
+    if expands and not settings.budget.expand:
+        raise UsageError(
+            "a budget also bounds what stays in memory, but expand=true makes that larger",
+            hint="give the budget as a file budget, or leave out expand=true",
+        )
 
 
-def with_budget(passes: str, bits: float) -> str:
-    """Returns a pipeline in which ``allocate-bits`` has the budget ``bits``.
+def with_option(passes: str, changed: str, key: str, value: float | bool) -> str:
+    """Returns a pipeline in which an option of the pass ``changed`` has a value.
 
     Raises:
         UsageError: The text is no pipeline, or has no such pass.
     """
     records = parse_records(passes)
-    if not any(name == "allocate-bits" for name, _ in records):
+    if not any(name == changed for name, _ in records):
+        what = "a file budget" if key == "expand" else "a budget"
         raise UsageError(
-            "the pipeline has no allocate-bits, so a budget means nothing to it",
-            hint="add allocate-bits; run: mpqc passes",
+            f"the pipeline has no {changed}, so {what} means nothing to it",
+            hint=f"add {changed}; run: mpqc passes",
         )
-    changed = [
-        (name, {**options, "budget": bits} if name == "allocate-bits" else options)
-        for name, options in records
-    ]
-    return print_records(changed)
+    return print_records(
+        [
+            (name, {**options, key: value} if name == changed else options)
+            for name, options in records
+        ]
+    )

@@ -8,6 +8,7 @@ from ...ir import Option, Unit
 from ..numerics.dense_codes import dense_layout
 
 POSITIONS_IN_UINT16 = 1 << 16  # rows of a unit whose positions fit into uint16
+_RESIDENT_POSITION = 4  # int32
 _EXPANSION_BYTES = 6  # a float32 one, two zero points
 _WIDTH_BYTES = 1  # the zero point of a width
 _SIZE_BYTES = 24  # of a shape
@@ -32,6 +33,23 @@ def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
     order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     return order + lookups * classes * _LOOKUP_BYTES
+
+
+def resident_bytes(unit: Unit, rows: Iterable[tuple[Option, int]], *, reordered: bool) -> int:
+    """Returns about how many bytes the unit takes once a runtime has loaded it.
+
+    A kernel packs codes for itself, so those that a lookup reads too are there twice.
+
+    Args:
+        unit: The unit.
+        rows: Options with the number of rows that have them.
+        reordered: Whether rows change their order.
+    """
+    columns = unit.shape[1]
+    kinds = {use.kind for use in unit.uses}
+    row_order = unit.shape[0] * _RESIDENT_POSITION if reordered else 0
+    codes = sum(option.resident_row_bytes(columns) * count for option, count in rows)
+    return codes * len(kinds) + row_order
 
 
 def expansion_bytes(options: Iterable[Option]) -> int:

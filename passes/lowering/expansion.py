@@ -24,8 +24,8 @@ def emit_expansion(
         %bytes = QLinearConv(%fields, @weights, scales of one, zero point)
         %codes = Reshape(%bytes)
 
-    Runtimes keep every value on the way until all are computed: at the peak, a load takes
-    about ``1.5 kernel_bits / bits + 2`` times the bytes of the codes for the kernels.
+    ONNX Runtime keeps every value on the way until all constants are computed: at the peak, a
+    load holds four to five times the bytes of the codes that stay.
 
     Args:
         name: Name of the initializer and of the result.

@@ -105,7 +105,7 @@ def test_outputs(context: PassContext) -> None:
 def test_logits(context: PassContext) -> None:
     model = shifted(context, 1.1)
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
-    annotate(model, Budgeted(3.5, 3.5, 5120, 1.0))
+    annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 1.0))
     VerifyNumerics(samples=1).run(model, context)
     facts = context.report["verify-numerics"]
     assert facts["objective"] == "logits"
@@ -118,7 +118,7 @@ def test_logits(context: PassContext) -> None:
 def test_far_off_is_a_warning(context: PassContext) -> None:
     model = shifted(context, -1)
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
-    annotate(model, Budgeted(3.5, 3.5, 5120, 0.01))
+    annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 0.01))
     VerifyNumerics().run(model, context)
     assert "calibrate on more text" in context.report["verify-numerics"]["warning"]
 

@@ -33,6 +33,15 @@ def test_refuses_what_no_model_can_use(asked: float | str) -> None:
         Budget.parse(asked)
 
 
+def test_a_file_budget_lets_weights_grow_in_memory() -> None:
+    assert Budget.of(None, "3.5") == Budget(3.5, None, expand=True)
+    assert Budget.of(3.5, None) == Budget(3.5, None, expand=False)
+    assert str(Budget.of(None, "60MB")) == "60000000 bytes in the file"
+    for both in ((3.5, "3.5"), (None, None)):
+        with pytest.raises(UsageError):
+            Budget.of(*both)
+
+
 def test_a_comma_is_corrected() -> None:
     with pytest.raises(UsageError) as caught:
         Budget.parse("3,5")

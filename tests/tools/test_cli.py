@@ -132,6 +132,7 @@ def test_impossible_budgets(budget: str, model: Path, tmp_path: Path, capsys: Ca
         (["inspect", "a.onnx", "b.onnx"], "example: mpqc inspect"),
         (["compile", "m.onnx", "--budget", "3", "--target", "ort-cpo"], "ort-cpu"),
         (["compile", "m.onnx", "--budget", "3", "--samples", "0"], ""),
+        (["compile", "m.onnx", "--budget", "3", "--file-budget", "3"], ""),
         (["compile", "m.onnx", "--budget", "3", "-p", "allocate-bits,no-pass"], ""),
         (["compile", "m.onnx", "--budget", "3", "-p", "normalise,allocate-bits"], "normalize"),
         (["compile", "m.onnx", "--budget", "3", "-p", "normalize"], ""),

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import mpqc
+from mpqc.backend.onnxruntime import optimized_ops
 from mpqc.ir import InfeasibleBudget, UsageError
 from mpqc.tools.cli import main
 from mpqc.tools.evaluate import evaluate
@@ -90,6 +91,54 @@ def test_a_size_bounds_all_files(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_budget_bounds_the_file_alone(folder: Path, tmp_path: Path) -> None:
+    plain = mpqc.compile(folder, budget=3.5, output=tmp_path / "plain", **FEW)
+    result = mpqc.compile(folder, file_budget=3.5, output=tmp_path / "out", **FEW)
+    assert 3.4 < result.got <= 3.5
+    assert result.resident_bits > result.got + 0.5
+    assert result.predicted is not None
+    assert plain.predicted is not None
+    assert result.predicted < 0.9 * plain.predicted
+    facts = result.report
+    assert facts["asked"] == {"bits": 3.5, "bytes": None, "file": True}
+    assert "--file-budget 3.5" in facts["command"]
+    assert not plain.report["asked"]["file"]
+    widths = {bits for unit in facts["units"] for bits in unit["widths"]}
+    assert widths & {"3", "5", "6", "7"}
+    seen = inspect_file(result.model).storage
+    assert seen.bits_per_weight == pytest.approx(result.got)
+    assert seen.resident_bits_per_weight == pytest.approx(result.resident_bits)
+    assert "a bound for the file alone" in (result.output / "report.html").read_text()
+    left = optimized_ops(result.model)
+    assert not {"QLinearConv", "BitwiseAnd"} & left.keys()
+
+
+@pytest.mark.parametrize("preset", ["uniform"])
+def test_a_file_budget_opens_widths_to_any_preset(
+    preset: str, folder: Path, tmp_path: Path
+) -> None:
+    result = mpqc.compile(
+        folder, file_budget=3.5, output=tmp_path / "out", preset=preset, **FEW
+    )
+    widths = {bits for unit in result.report["units"] for bits in unit["widths"]}
+    assert widths == {"3"}
+
+
+def test_a_file_budget_in_bytes(folder: Path, tmp_path: Path) -> None:
+    result = mpqc.compile(folder, file_budget="55kB", output=tmp_path / "out", **FEW)
+    assert sum(map(len, read(result.output).values())) == result.size <= 55_000
+
+
+def test_a_plain_budget_refuses_to_grow_in_memory(folder: Path, tmp_path: Path) -> None:
+    passes = "normalize,calibrate,annotate-sensitivity{expand=true},allocate-bits"
+    with pytest.raises(UsageError, match="what stays in memory"):
+        mpqc.compile(folder, budget=3.5, output=tmp_path / "out", passes=passes, **FEW)
+    with pytest.raises(UsageError, match="no annotate-sensitivity"):
+        mpqc.compile(folder, file_budget=3.5, passes="normalize,allocate-bits", **FEW)
+    with pytest.raises(UsageError, match="different things"):
+        mpqc.compile(folder, budget=3.5, file_budget=3.5, **FEW)
+
+
 def test_an_infeasible_budget_names_the_smallest(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +161,7 @@ def test_evaluation(folder: Path, text: Path, tmp_path: Path) -> None:
     assert found.kl > 0
     assert found.tokens == 2 * 31
     assert found.bits == pytest.approx(result.got)
+    assert found.resident_bits == pytest.approx(result.resident_bits)
     assert found.original_perplexity == same.result_perplexity
 
 
