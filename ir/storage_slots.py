@@ -8,8 +8,10 @@ from math import prod
 
 import onnx_ir as ir
 
+from .annotation import note_of
 from .static_values import StaticValues
 from .units import FLOAT_TYPES, SMALLEST_UNIT
+from .vocabulary import StoredPart
 
 _FORWARD = {"Reshape", "BitShift", "BitwiseAnd", "Cast", "Sub", "Slice", "Unsqueeze"}
 _BACKWARD = {"Reshape", "Cast", "Unsqueeze"}
@@ -99,7 +101,7 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     packed = node.op_type in _PACKED or (
         node.op_type == "Gather" and _is_packed(value, tables, static)
     )
-    smallest = 1 if packed else SMALLEST_UNIT
+    smallest = 1 if packed or note_of(node, StoredPart) is not None else SMALLEST_UNIT
     return [
         one
         for one, tensor in tables.items()
@@ -127,8 +129,11 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
         columns = prod(dims[1:]) * 8 // bits
         width = _stored_width(value, codes, static, bits, dims[0] * columns)
         return Part(dims[0], cut or columns, width)
-    rows = max(dims[_row_axis(node, slot)], 1)
-    return Part(rows, prod(dims) // rows, dtype.bitwidth)
+    rows, size = max(dims[_row_axis(node, slot)], 1), prod(dims)
+    if node.op_type != "MatMulInteger":
+        return Part(rows, size // rows, dtype.bitwidth)
+    width = _stored_width(value, codes, static, dtype.bitwidth, max(size, 1))
+    return Part(rows, size // rows, width)
 
 
 def _packed_product(node: ir.Node, static: StaticValues, codes: list[ir.Value]) -> Part:

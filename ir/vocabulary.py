@@ -31,7 +31,9 @@ class TensorStats(Annotation):
 
     The predicted divergence of storing row ``n`` with error ``d`` is
     ``1/2 * sum_t rows_t[n] * d^T hessian_t d`` over the unit's terms ``t``, one for each use.
-    The arrays are ``<unit>/<t>/hessian`` (columns x columns) and ``<unit>/<t>/rows`` (rows).
+    The arrays are ``<unit>/<t>/hessian`` (columns x columns) and ``<unit>/<t>/rows`` (rows);
+    for products also ``activation``, ``low`` and ``high`` (columns): the variance of the
+    kernels' rounding of inputs, and the range of each input.
 
     Attributes:
         unit: Name of the unit, the prefix of its arrays.
@@ -186,6 +188,27 @@ class SharedRows(Annotation):
     key: ClassVar[str] = "shared"
     unit: str
     group: str
+
+
+@dataclass(frozen=True)
+class ColumnScales(Annotation):
+    """On a unit's anchor: its columns are multiplied by what its input is divided by.
+
+    The factor of a column is ``peak^(1 - alpha) * weight^-beta`` of its activation's largest
+    magnitude and its weights' (CrossQuant, eq. 5, and SmoothQuant), up to a common factor.
+
+    Attributes:
+        unit: Name of the unit.
+        site: Name of the activation that was divided.
+        alpha: Share that is left to the token's own scale.
+        beta: Power of the weights' largest magnitude.
+    """
+
+    key: ClassVar[str] = "columns"
+    unit: str
+    site: str
+    alpha: float
+    beta: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ OBJECTIVES = ("auto", "logits", "regression")
 
 # What every preset does before it decides about bits.
 _PREPARED = ("normalize", "partition-blocks")
+_BYTE_WIDE = 6.0  # bits per weight from which most rows are stored in 8 bits
 Preset = Callable[[float, str], str]
 
 
@@ -118,6 +119,19 @@ def cptquant_tdmpq_pipeline(bits: float, objective: str = "auto") -> str:
     return _cptquant_pipeline(bits, objective, "taylor")
 
 
+def crossquant_pipeline(bits: float, objective: str = "auto") -> str:
+    """CrossQuant: column scales searched and folded, then the default method.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    width = 4 if bits < _BYTE_WIDE else 8
+    fold = f"rewrite-crossquant{{alpha=search, beta=search, bits={width}}}"
+    prepared, rest = default_pipeline(bits, objective).split(",annotate-sensitivity", 1)
+    return f"{prepared},{fold},annotate-sensitivity{rest}"
+
+
 # The first line of a function's docstring is what `mpqc presets` says about it.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -127,6 +141,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cptquant-cmpq": cptquant_cmpq_pipeline,
         "cptquant-pmpq": cptquant_pmpq_pipeline,
         "cptquant-tdmpq": cptquant_tdmpq_pipeline,
+        "crossquant": crossquant_pipeline,
     }
 )
 

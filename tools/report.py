@@ -65,6 +65,8 @@ def render_report(facts: dict[str, Any]) -> str:
         of_file=" (a bound for the file alone)" if facts["asked"].get("file") else "",
         sizes=_sizes(facts),
         comparison=_comparison(facts),
+        kernels=_kernels(facts),
+        percent=lambda share: f"{100 * share:.2f} %",
         left=[unit for unit in facts["units"] if unit.get("reason")],
         units=units,
         number=_number,
@@ -151,6 +153,23 @@ def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:
         ("weights", before["weight_bytes"], after["weight_bytes"]),
         ("other constants", before["other_bytes"], after["other_bytes"]),
     ]
+
+
+def _kernels(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns what rounding does to every activation, then to all of them, if it is known.
+
+    The note is the share of the token in the step that was chosen, or why there is none.
+    """
+    report = facts["passes"].get("rewrite-crossquant", {})
+    kernels = report.get("kernels", {})
+    notes = {name: _number(one["alpha"]) for name, one in report.get("scaled", {}).items()}
+    notes |= dict.fromkeys(report.get("better_plain", ()), "better without")
+    notes |= report.get("closed", {})
+    rows = [
+        {**one, "note": notes.get(one["activation"], "")}
+        for one in kernels.get("activations", ())
+    ]
+    return [*rows, {**kernels, "activation": "all", "note": ""}] if rows else []
 
 
 def _comparison(facts: dict[str, Any]) -> list[tuple[str, str]]:

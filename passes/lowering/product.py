@@ -26,7 +26,7 @@ def emit_product(
         inputs = [result, stored.positions]
         result = emit.node("permutation", "rows", "Gather", inputs, {"axis": -1}, dtype=dtype)
     if use.node.op_type == "Gemm":
-        result = _affine(use.node, result, dtype, emit)
+        result = affine(use.node, result, dtype, emit)
     return result
 
 
@@ -58,7 +58,7 @@ def _kernel(
     )
 
 
-def _affine(gemm: ir.Node, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+def affine(gemm: ir.Node, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
     """Emits ``alpha * product + beta * C``, leaving out what is one or absent."""
     result = _scaled("alpha", gemm, product, dtype, emit)
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None

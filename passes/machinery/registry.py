@@ -14,6 +14,7 @@ PASSES: tuple[str, ...] = (
     "partition_blocks:PartitionBlocks",
     "calibrate:Calibrate",
     "attention_hessians:AttentionHessians",
+    "rewrite_crossquant:RewriteCrossquant",
     "annotate_sensitivity:AnnotateSensitivity",
     "allocate_bits:AllocateBits",
     "fold_permutations:FoldPermutations",

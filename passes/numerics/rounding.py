@@ -22,7 +22,7 @@ _FRACTIONS = {
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
 _LARGEST_SCALE = 65504.0
 _ROWS_AT_ONCE = 8192
-_LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
+LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def round_rows(
     weight: torch.Tensor, bits: int, group: int, factor: Factor, *, refinements: int = 0
 ) -> Rounded:
     """Rounds as well as is worth the time: ``gptq``, and ``nearest`` from 8 bits on."""
-    if bits >= _LOSSLESS_BITS:
+    if bits >= LOSSLESS_BITS:
         return nearest(weight, bits, group, factor.price)
     return gptq(weight, bits, group, factor, refinements=refinements)
 

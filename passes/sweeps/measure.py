@@ -24,7 +24,7 @@ _PROBE_BITS, _PROBE_GROUP = 4, 32
 _PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian
 
 
-def _exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
+def exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
     """Returns a copy of ``model`` that also outputs ``values``."""
     copy = model.clone()
     by_name = {str(out.name): out for node in copy.graph for out in node.outputs}
@@ -54,6 +54,7 @@ def _add_sample(units: Sequence[Unit], found: dict[str, np.ndarray], file: Momen
                 file.add(moments.name(at, "hessian"), gram, len(inputs))
                 variance = rounding_variance(inputs, even)
                 file.add(moments.name(at, "activation"), variance, len(inputs))
+                file.add_inputs(moments, at, inputs)
 
 
 def _seen(value: ir.Value, found: dict[str, np.ndarray]) -> np.ndarray:
@@ -127,7 +128,7 @@ def measure(
     """
     wanted = _activations(units)
     names = [str(value.name) for value in wanted]
-    with context.runner.session(_exposing(model, wanted)) as session:
+    with context.runner.session(exposing(model, wanted)) as session:
         for feed in context.progress.track(feeds, len(feeds), "calibrating"):
             _add_sample(units, {**feed, **session.run(feed, names)}, file)
     file.flush()

@@ -10,6 +10,8 @@ the logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the 
 
     hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
 
+The smallest and the largest input of every column are kept as well, as ``low`` and ``high``.
+
 For a convolution, whose positions share their gradient, it is the diagonal Fisher information,
 ``rows[n] = E[mean_k (dl/dw_nk)^2]`` with the identity for a Hessian, which is not kept.
 """
@@ -47,6 +49,9 @@ class UnitMoments:
             if use.kind != "conv":
                 yield self.name(at, "hessian"), (columns, columns)
                 yield self.name(at, "activation"), (columns,)
+            if use.kind == "product":
+                yield self.name(at, "low"), (columns,)
+                yield self.name(at, "high"), (columns,)
 
     def name(self, use: int, what: str) -> str:
         """Returns the name of an array of the ``use``-th term."""
@@ -66,6 +71,7 @@ class MomentFile:
         self._counts: dict[str, int] = defaultdict(int)
         self._open: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._extremes: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, array: torch.Tensor, count: int) -> None:
         """Adds a sum (``count`` 0) or the mean over ``count`` positions to an accumulator."""
@@ -77,8 +83,25 @@ class MomentFile:
         """Keeps ``c_t`` of one sample behind those of the samples before."""
         self._tokens[name].append(weights.half())
 
+    def add_inputs(self, moments: UnitMoments, use: int, inputs: torch.Tensor) -> None:
+        """Widens the range that was seen of what a product multiplies.
+
+        Args:
+            moments: Names the arrays.
+            use: Which product.
+            inputs: Tokens x columns.
+        """
+        if not len(inputs):
+            return
+        low, high = moments.name(use, "low"), moments.name(use, "high")
+        found = {low: inputs.amin(dim=0), high: inputs.amax(dim=0)}
+        if low in self._extremes:
+            found[low] = torch.minimum(found[low], self._extremes[low])
+            found[high] = torch.maximum(found[high], self._extremes[high])
+        self._extremes.update(found)
+
     def flush(self) -> None:
-        """Moves what is in memory to the file."""
+        """Moves sums from memory to the file; ranges, one vector each, stay until the end."""
         for name, array in self._open.items():
             self._file.array(name)[...] += array.numpy()
         self._open.clear()
@@ -101,7 +124,9 @@ class MomentFile:
         if self._tokens:
             found = {name: torch.cat(parts).numpy() for name, parts in self._tokens.items()}
             save_file(found, tokens)
-        for name in self._names:
+        for name, extreme in self._extremes.items():
+            self._file.array(name)[...] = extreme.numpy()
+        for name in sorted(set(self._names) - set(self._extremes)):
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
         self._file.close(metadata)

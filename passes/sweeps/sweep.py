@@ -234,6 +234,7 @@ class _Sweep:
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
         variance = rounding_variance(inputs, weights)
         self.file.add(name(tap.at, "activation"), variance, len(inputs))
+        self.file.add_inputs(tap.moments, tap.at, inputs)
 
     def _add_convolution(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
         if gradient is None:
