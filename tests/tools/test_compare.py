@@ -332,7 +332,7 @@ def test_charts_are_svg_whatever_they_show(log_x: bool) -> None:
 
 
 def test_names_of_lines_do_not_overlap_and_keep_their_order() -> None:
-    names = [f"m{at}" for at in range(8)]
+    names = [f"{at}, and what is changed in it" for at in range(8)]
     points = [
         {"status": "measured", "method": name, "bits": bits, "kl": 0.1 + 1e-4 * at + 1 / bits}
         for at, name in enumerate(names)
@@ -343,7 +343,9 @@ def test_names_of_lines_do_not_overlap_and_keep_their_order() -> None:
     rows = sorted((places[name], name) for name in names)
     assert [name for _, name in rows] == names[::-1]  # the largest KL is at the top
     assert min(b - a for (a, _), (b, _) in pairwise(rows)) >= 15
-    assert rows[-1][0] < chart._HEIGHT
+    width, height = map(float, str(root.get("viewBox")).split()[2:])
+    assert rows[-1][0] < height
+    assert max(float(one.get("x", 0)) for one in root.iter(f"{SVG}text")) + 150 < width
 
 
 def test_colors_differ_enough_from_the_paper() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Point = tuple[float, float]
 
-_WIDTH, _HEIGHT = 720, 430
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 150, 16, 48
+_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 430, 64, 570, 16, 382  # of the plot, without texts
+_LABELS = _RIGHT + 18  # where the names of the series stand
+_LETTER = 6.8  # typical width of a letter in a name
 _LABEL_GAP = 16.0  # between the base lines of two labels
 # Told apart with every kind of color vision (after Okabe and Ito), on white and on black.
 _LIGHT = (
@@ -70,8 +71,8 @@ class Chart:
         points = [point for some in shown.values() for point in some]
         if not points:
             return ""
-        x = _axis([p[0] for p in points], self.log_x, _LEFT, _WIDTH - _RIGHT)
-        y = _axis([p[1] for p in points], True, _HEIGHT - _BOTTOM, _TOP)
+        x = _axis([p[0] for p in points], self.log_x, _LEFT, _RIGHT)
+        y = _axis([p[1] for p in points], True, _BOTTOM, _TOP)
         parts = [*self._frame(), *x.ticks(False), *y.ticks(True)]
         if self.diagonal:
             low, high = max(x.low, y.low), min(x.high, y.high)
@@ -84,23 +85,24 @@ class Chart:
         for at, name in reversed(list(enumerate(places))):
             parts += self._series(name, places[name], shown[name], at)
         parts += self._labels(places)
-        return "\n".join([*self._head(), *parts, "</svg>"]) + "\n"
+        return "\n".join([*self._head(series), *parts, "</svg>"]) + "\n"
 
     def _fits(self, point: Point) -> bool:
         x, y = point
         return math.isfinite(x) and math.isfinite(y) and y > 0 and (x > 0 or not self.log_x)
 
-    def _head(self) -> Iterator[str]:
+    def _head(self, names: Iterable[str]) -> Iterator[str]:
+        width = _LABELS + 16 + _LETTER * max(map(len, names))
         yield (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {_HEIGHT}"'
             ' role="img">'
         )
         yield f"<title>{_escaped(self.y_title)} against {_escaped(self.x_title)}</title>"
         yield _style()
 
     def _frame(self) -> Iterator[str]:
-        middle = (_TOP + _HEIGHT - _BOTTOM) / 2
-        yield _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, self.x_title)
+        middle = (_TOP + _BOTTOM) / 2
+        yield _text((_LEFT + _RIGHT) / 2, _HEIGHT - 10, self.x_title)
         yield _text(16, middle, self.y_title, more=f' transform="rotate(-90 16 {middle:g})"')
 
     def _series(
@@ -114,17 +116,16 @@ class Chart:
 
     def _labels(self, places: Mapping[str, list[Point]]) -> Iterator[str]:
         """Names the series where their lines end; those without lines from the top."""
-        left = _WIDTH - _RIGHT + 18
         ends = {
             name: some[-1][1] if some and name in self.joined else float(_TOP)
             for name, some in places.items()
         }
-        rows = _spread(list(ends.values()), _TOP + 6, _HEIGHT - _BOTTOM)
+        rows = _spread(list(ends.values()), _TOP + 6, _BOTTOM)
         for at, (name, row) in enumerate(zip(places, rows, strict=True)):
             if name in self.joined and places[name]:
-                yield _line([places[name][-1], (left - 6, row)], f"{_kind(at)} leader")
-            yield _marker((left, row), at)
-            yield _text(left + 9, row + 4, name, "start", f' class="{_kind(at)} name"')
+                yield _line([places[name][-1], (_LABELS - 6, row)], f"{_kind(at)} leader")
+            yield _marker((_LABELS, row), at)
+            yield _text(_LABELS + 9, row + 4, name, "start", f' class="{_kind(at)} name"')
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ class _Axis:
         for value in _round_values(self.low, self.high, self.scale is math.log):
             place = self.at(value)
             if vertical:
-                yield _line([(_LEFT, place), (_WIDTH - _RIGHT, place)], "grid")
+                yield _line([(_LEFT, place), (_RIGHT, place)], "grid")
                 yield _text(_LEFT - 7, place + 4, f"{value:g}", "end")
             else:
-                yield _line([(place, _TOP), (place, _HEIGHT - _BOTTOM)], "grid")
-                yield _text(place, _HEIGHT - _BOTTOM + 17, f"{value:g}")
+                yield _line([(place, _TOP), (place, _BOTTOM)], "grid")
+                yield _text(place, _BOTTOM + 17, f"{value:g}")
 
 
 def _axis(values: Sequence[float], logarithmic: bool, start: float, end: float) -> _Axis:

@@ -15,7 +15,7 @@ from ..recipe import read_toml
 from ..settings import CompileSettings, make_settings
 
 _BUDGET = "{budget}"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+=()-]{0,39}")  # of a folder too
 _CHANGED = re.compile(r"\s*([\w-]+)\s*\+\s*(.*)", re.DOTALL)
 _EXAMPLE = '[methods]\nname = "default + quantize-weights{rounding=nearest}"'
 
@@ -111,7 +111,7 @@ def _named(word: str) -> Iterator[Method]:
         if not isinstance(text, str) or not _NAME.fullmatch(name):
             raise UsageError(
                 f"{word}: {name!r} is no method",
-                hint="a name of letters, digits, dots and dashes, and a pipeline as text",
+                hint="write a short name without slashes, and a pipeline as text",
             )
         if name in PRESETS:
             raise UsageError(f"{word}: {name!r} is a preset", hint="choose another name")
