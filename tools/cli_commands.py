@@ -208,14 +208,15 @@ def _eval(chosen: argparse.Namespace) -> int:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
-    from .comparison import BUDGETS, compare, split_list
+    from .comparison import compare, split_list
 
     found = compare(
         chosen.model,
         chosen.text,
         output=chosen.output,
         methods=chosen.methods,
-        budgets=split_list(chosen.budgets) or BUDGETS,
+        budgets=split_list(chosen.budgets),
+        file_budgets=split_list(chosen.file_budgets),
         eval_samples=chosen.eval_samples,
         calibration=chosen.calibration,
         random_calibration=chosen.random_calibration,

@@ -282,6 +282,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="stored bits per weight (2.5,3,3.5,4,4.5)",
     )
+    parser.add_argument(
+        "--file-budgets",
+        metavar="LIST",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="the same for the file alone, as compile --file-budget",
+    )
     _add_text(parser)
     parser.add_argument(
         "--eval-samples", metavar="N", type=int, default=8, help="to measure on (8)"

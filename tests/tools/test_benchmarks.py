@@ -40,7 +40,8 @@ def test_prediction_goes_on_and_reads_a_comparison(
     assert "mpqc compare" in shown
     ET.parse(tmp_path / "out" / "prediction.svg")
     point = {"method": "default", "budget": 5.0, "status": "measured"}
-    facts = {"a": {**point, "predicted": 0.1, "kl": 0.2}, "b": {**point, "status": "failed"}}
+    measured = {**point, "predicted": 0.1, "kl": 0.2}
+    facts = {"default at 5": measured, "b": {**point, "status": "failed"}}
     content = {"given": {}, "measured": facts}
     (tmp_path / "out" / "compare.json").write_text(json.dumps(content))
     assert main(prediction) == 0

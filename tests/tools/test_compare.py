@@ -76,12 +76,13 @@ def recipe(path: Path, **methods: str) -> str:
 def test_table_json_and_picture_agree(
     words: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
-    output, asked = tmp_path / "out", ["--budgets", "1.5,3", "4", "--methods", "default"]
-    assert main([*words, *asked, "--keep"]) == 0
+    output, asked = tmp_path / "out", ["--budgets", "1.5,3", "4", "--file-budgets", "3"]
+    assert main([*words, *asked, "--methods", "default", "--keep"]) == 0
     seen = capsys.readouterr()
     facts, shown = stored(output), rows(seen.out)
     assert (output / "compare.md").read_text() == seen.out
-    assert list(facts) == list(shown) == ["default at 1.5", "default at 3", "default at 4"]
+    names = [f"default at {one}" for one in ("1.5", "3", "4", "file 3")]
+    assert list(facts) == list(shown) == names
     for name, row in shown.items():
         point = facts[name]
         if point["status"] == "measured":
@@ -94,15 +95,17 @@ def test_table_json_and_picture_agree(
     assert facts["default at 1.5"]["status"] == shown["default at 1.5"]["KL"] == "infeasible"
     assert "the smallest is 2." in facts["default at 1.5"]["reason"]
     assert "default at 1.5: infeasible: 1.5 stored bits" in seen.out
+    plain, dense = facts["default at 3"], facts["default at file 3"]
+    assert dense["bits"] <= 3 < plain["resident_bits"] < dense["resident_bits"]
     # The sweep ran once, and every point knows what it took.
     assert seen.err.count("calibrating: done") == 1
     assert len({point["sweep_seconds"] for point in facts.values() if "kl" in point}) == 1
 
     points = ET.parse(output / "compare.svg").getroot().findall(f"{SVG}path/{SVG}title")
-    wanted = [f"default: {facts[f'default at {b}']['bits']:.4g}, " for b in (3, 4)]
-    assert [str(one.text).startswith(two) for one, two in zip(points, wanted, strict=True)]
+    wanted = ["default, file budget: 2.9", "default: 2.9", "default: 3.9"]
+    assert all(str(one.text).startswith(two) for one, two in zip(points, wanted, strict=True))
 
-    original, compiled = words[1], str(output / "compiled" / "default-3")
+    original, compiled = words[1], str(output / "compiled" / "default-at-3")
     same = ["--sequence-length", "24", "--samples", "1", "--json"]
     assert main(["eval", original, compiled, *words[2:4], *same]) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -241,6 +244,7 @@ def test_models_without_tokens_have_other_figures(tmp_path: Path, capsys: Captur
         (["--methods", "defualt"], 2, "did you mean 'default'?"),
         (["--budgets", "3,many"], 2, "'many' is no number"),
         (["--budgets", "3", "60MB"], 2, "equal stored bits"),
+        (["--file-budgets", "60MB"], 2, "equal stored bits"),
         (["--budgets", "77"], 2, "not between"),
         (["--methods", "no-such-file.toml"], 3, "no-such-file.toml"),
         (["--objective", "nonsense"], 2, "unknown objective"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...ir import UsageError
 from ...ir.text_form import did_you_mean
-from ..comparison import BUDGETS, Compared, compare
+from ..comparison import Compared, compare
 from ..comparison.files import write_whole
 from ..comparison.folder import PICTURE
 from ..comparison.methods import split_list
@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--methods", metavar="LIST", nargs="*", default=[])
     parser.add_argument("--budgets", metavar="LIST", nargs="*", default=[])
+    parser.add_argument("--file-budgets", metavar="LIST", nargs="*", default=[])
     parser.add_argument(
         "--calibration",
         metavar="PATH",
@@ -66,7 +67,8 @@ def run(chosen: argparse.Namespace) -> None:
             texts,
             output=chosen.output / name,
             methods=chosen.methods,
-            budgets=split_list(chosen.budgets) or BUDGETS,
+            budgets=split_list(chosen.budgets),
+            file_budgets=split_list(chosen.file_budgets),
             calibration=calibration,
             samples=chosen.samples,
             eval_samples=chosen.eval_samples,

@@ -59,7 +59,7 @@ def run(chosen: argparse.Namespace) -> None:
             kept.put(name, {"pairs": pairs(work, chosen.units, chosen.kl_samples)})
     found = kept.facts[name]["pairs"]
     _draw(found, chosen.output / "prediction.svg")
-    points = list(Kept(chosen.output / RESULTS).facts.values())
+    points = Kept(chosen.output / RESULTS).facts
     show(chosen.output, "prediction", units_table(found) + "\n" + budgets_table(points))
 
 
@@ -120,16 +120,16 @@ def _agreement(name: str, some: list[dict[str, Any]]) -> list[str]:
     return [name, str(len(some)), f"{rank:.3f}", f"{np.median(ratio):.2f}", f"{near:.0%}"]
 
 
-def budgets_table(points: list[dict[str, Any]]) -> str:
+def budgets_table(points: dict[str, Any]) -> str:
     """Returns predicted and measured divergence of the points of `mpqc compare`."""
     rows = [
         [
-            f"{one['method']} at {one['budget']:g}",
+            name,
             f"{one['predicted']:.4f}",
             f"{one['kl']:.4f}",
             f"{one['predicted'] / max(one['kl'], 1e-30):.2f}",
         ]
-        for one in sorted(points, key=lambda point: point["budget"])
+        for name, one in sorted(points.items(), key=lambda item: item[1]["budget"])
         if one["status"] == MEASURED and one.get("predicted") is not None and "kl" in one
     ]
     if not rows:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...ir import UsageError
 from ...ir.text_form import did_you_mean, parse_records, print_records, print_value
+from ..budget import Budget
 from ..pipelines import PRESETS, find_preset
 from ..recipe import read_toml
 from ..settings import CompileSettings, make_settings
@@ -34,31 +35,45 @@ class Method:
     name: str
     text: str | None = None
 
-    def settings(self, bits: float, given: dict[str, Any]) -> CompileSettings:
-        """Returns what decides the compilation to ``bits`` stored bits per weight.
+    def settings(self, budget: Budget, given: dict[str, Any]) -> CompileSettings:
+        """Returns what decides the compilation.
 
         Args:
-            bits: The budget.
+            budget: Stored bits per weight.
             given: The other arguments of ``make_settings``.
 
         Raises:
             UsageError: The method is no pipeline that could run.
         """
         if self.text is None:
-            return make_settings(bits, preset=self.name, **given)
+            return settings_for(budget, given, preset=self.name)
+        bits = budget.bits
         try:
-            return self._of_text(self.text.replace(_BUDGET, print_value(bits)), bits, given)
+            return self._of_text(self.text.replace(_BUDGET, print_value(bits)), budget, given)
         except UsageError as error:
             message = f"method {self.name!r}: {error.message}"
             raise UsageError(message, hint=error.hint) from error
 
-    def _of_text(self, text: str, bits: float, given: dict[str, Any]) -> CompileSettings:
+    def _of_text(self, text: str, budget: Budget, given: dict[str, Any]) -> CompileSettings:
         found = _CHANGED.fullmatch(text)
         if found is None:
-            return make_settings(bits, passes=text, **given)
+            return settings_for(budget, given, passes=text)
         objective = given.get("objective") or "auto"
-        changed = _changed(find_preset(found[1])(bits, objective), found[2])
-        return make_settings(bits, passes=changed, **{**given, "objective": None})
+        assert budget.bits is not None
+        changed = _changed(find_preset(found[1])(budget.bits, objective), found[2])
+        return settings_for(budget, {**given, "objective": None}, passes=changed)
+
+
+def settings_for(
+    budget: Budget,
+    given: dict[str, Any],
+    *,
+    preset: str | None = None,
+    passes: str | None = None,
+) -> CompileSettings:
+    """Returns settings of one of two kinds of budget; the rest is as for ``make_settings``."""
+    bounds = (None, budget.bits) if budget.expand else (budget.bits, None)
+    return make_settings(*bounds, preset=preset, passes=passes, **given)
 
 
 def _changed(pipeline: str, changes: str) -> str:

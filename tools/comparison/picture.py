@@ -17,5 +17,6 @@ def draw(points: Sequence[dict[str, Any]]) -> str:
     key, title = damage(measured)
     series: dict[str, list[Place]] = {}
     for one in measured:
-        series.setdefault(one["method"], []).append((one["bits"], one.get(key, 0.0)))
+        name = f"{one['method']}, file budget" if one.get("file") else one["method"]
+        series.setdefault(name, []).append((one["bits"], one.get(key, 0.0)))
     return Chart("stored bits per weight", title, joined=tuple(series)).draw(series)

@@ -12,7 +12,6 @@ from ...ir import InfeasibleBudget, staged_folder
 from ..compilation import Compilation
 from ..evaluate import HeldOut, evaluate_on
 from ..failures import account
-from ..inspection import inspect_file
 from ..settings import CompileSettings
 
 MEASURED = "measured"
@@ -27,27 +26,32 @@ class Point:
 
     Attributes:
         method: Name of the method.
-        budget: Stored bits per weight asked for.
-        settings: What decides the compilation.
+        settings: What decides the compilation, the budget in bits per weight included.
     """
 
     method: str
-    budget: float
     settings: CompileSettings
 
     @property
     def name(self) -> str:
         """What it is called in files and messages."""
-        return f"{self.method} at {self.budget:g}"
-
-    @property
-    def pipeline(self) -> str:
-        """The passes as text."""
-        return self.settings.pipeline(self.budget)
+        return f"{self.method} at {asked(self.facts())}"
 
     def facts(self) -> dict[str, Any]:
         """Returns what identifies the point."""
-        return {"method": self.method, "budget": self.budget, "pipeline": self.pipeline}
+        budget = self.settings.budget
+        assert budget.bits is not None
+        return {
+            "method": self.method,
+            "budget": budget.bits,
+            "file": budget.expand,
+            "pipeline": self.settings.pipeline(budget.bits),
+        }
+
+
+def asked(facts: dict[str, Any]) -> str:
+    """Returns the budget of a point as it is shown: ``3.5``, or ``file 3.5``."""
+    return f"{'file ' if facts.get('file') else ''}{facts['budget']:g}"
 
 
 def measure(
@@ -83,15 +87,13 @@ def _run(
     with TemporaryDirectory(dir=job.scratch, prefix="point-") as name:
         scratch = Path(name)
         work = replace(job, settings=point.settings, scratch=scratch)
-        folder = keep / f"{point.method}-{point.budget:g}" if keep else scratch / "compiled"
+        folder = keep / point.name.replace(" ", "-") if keep else scratch / "compiled"
         with staged_folder(folder, overwrite=True) as stage:
             outcome = work.run(stage)
         model, target = folder / "model.onnx", point.settings.target
         found = evaluate_on(work.original, model, held_out, target, job.progress)
-        storage = inspect_file(model).storage
     return {
         **found.facts(),
-        "resident_bits": storage.resident_bits_per_weight,
         "files_bytes": outcome.size,
         "predicted": outcome.facts["predicted"],
         **_timings(outcome.facts["timings"]),

@@ -16,15 +16,14 @@ from ..budget import Budget
 from ..compilation import Compilation, prepare
 from ..evaluate import HeldOut
 from ..manifest import versions
-from ..settings import make_settings
 from ..stats_cache import stats_folder
 from ..watch import Watch
 from .files import write_whole
 from .folder import COMPILED, PICTURE, RESULTS, TABLE, opened
 from .kept import Kept
-from .methods import Method, read_methods
+from .methods import Method, read_methods, settings_for
 from .picture import draw
-from .point import FAILED, MEASURED, Point, measure
+from .point import FAILED, MEASURED, Point, asked, measure
 from .table import report
 
 SCHEMA = "mpqc.comparison/1"
@@ -56,7 +55,7 @@ class Compared:
         if not bad:
             return None
         worst = max(bad, key=lambda one: int(one["exit_code"]))
-        what = f"{worst['method']} at {worst['budget']:g}: {worst['reason']}"
+        what = f"{worst['method']} at {asked(worst)}: {worst['reason']}"
         message = f"{len(bad)} of {len(self.points)} points failed: {what}"
         return {"code": worst["code"], "message": message, "hint": worst["hint"]}
 
@@ -77,7 +76,8 @@ def compare(
     *,
     output: Path | str | None = None,
     methods: Sequence[str] = (),
-    budgets: Sequence[float | str] = BUDGETS,
+    budgets: Sequence[float | str] = (),
+    file_budgets: Sequence[float | str] = (),
     eval_samples: int = 8,
     calibration: Sequence[Path | str] = (),
     random_calibration: bool = False,
@@ -102,7 +102,8 @@ def compare(
         output: The folder for table, picture and JSON; by default ``<model>-compared`` in the
             current folder.
         methods: Names of presets, or ``.toml`` files of pipelines; nothing means all presets.
-        budgets: Stored bits per weight.
+        budgets: Stored bits per weight; without any of either kind, ``BUDGETS``.
+        file_budgets: Stored bits per weight of the file alone (see ``compile``).
         eval_samples: Samples to measure on.
         calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
         random_calibration: Calibrate on noise.
@@ -130,9 +131,9 @@ def compare(
         "objective": objective,
         "seed": seed,
     }
-    bits = read_budgets(budgets)
-    settings = make_settings(bits[0], **given)
-    points = list(points_of(read_methods(methods), bits, given))
+    bounds = read_budgets(budgets, file_budgets)
+    settings = settings_for(bounds[0], given)
+    points = list(points_of(read_methods(methods), bounds, given))
     source, shown = locate(Path(model)), progress or SilentProgress()
     folder = Path(output) if output is not None else named_after(model, "compared")
     refuse_overlap(folder, _read_by(source, [*calibration, *texts]))
@@ -155,33 +156,36 @@ def compare(
     return Compared(folder, kept.given, [kept.facts[point.name] for point in points])
 
 
-def read_budgets(budgets: Sequence[float | str]) -> list[float]:
-    """Returns stored bits per weight, each once, ascending.
+def read_budgets(
+    budgets: Sequence[float | str], file_budgets: Sequence[float | str] = ()
+) -> list[Budget]:
+    """Returns stored bits per weight, each once, ascending; those of the file alone last.
 
     Raises:
         UsageError: Something is no budget, or a size of files.
     """
-    found = [Budget.parse(one).bits for one in budgets]
-    bits = sorted({one for one in found if one is not None})
-    if not bits or None in found:
+    both = budgets if budgets or file_budgets else BUDGETS
+    found = {Budget.of(one, None) for one in both}
+    found |= {Budget.of(None, one) for one in file_budgets}
+    if any(one.bits is None for one in found):
         raise UsageError(
             "methods are compared at equal stored bits per weight",
             hint="write numbers, like --budgets 2.5,3,3.5",
         )
-    return bits
+    return sorted(found, key=lambda one: (one.expand, one.bits))
 
 
 def points_of(
-    methods: Sequence[Method], budgets: Sequence[float], given: dict[str, Any]
+    methods: Sequence[Method], budgets: Sequence[Budget], given: dict[str, Any]
 ) -> Iterator[Point]:
     """Yields every method at every budget; by budget, so that rows can soon be compared.
 
     Raises:
         UsageError: A method is no pipeline that could run, or an option is impossible.
     """
-    for bits in budgets:
+    for budget in budgets:
         for method in methods:
-            yield Point(method.name, bits, method.settings(bits, given))
+            yield Point(method.name, method.settings(budget, given))
 
 
 def _read_by(source: Source, files: Sequence[Path | str]) -> list[Path]:
@@ -233,7 +237,7 @@ def _measure_all(
 
 
 def _is_stale(found: dict[str, Any], point: Point) -> bool:
-    return bool(found["status"] == FAILED or found["pipeline"] != point.pipeline)
+    return bool(found["status"] == FAILED or found["pipeline"] != point.facts()["pipeline"])
 
 
 def _why(found: dict[str, Any]) -> str:

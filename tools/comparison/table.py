@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .markdown import markdown, number
-from .point import MEASURED, SWEEP
+from .point import MEASURED, SWEEP, asked
 
 Facts = dict[str, Any]
 _COLUMNS = (
@@ -45,9 +45,9 @@ def report(points: Sequence[Facts], given: Facts) -> str:
 def overview(points: Sequence[Facts]) -> str:
     """Returns what was lost, methods against budgets; empty for a single method."""
     key, title = damage(points)
-    lost = {(one["method"], one["budget"]): one.get(key) for one in points}
+    lost = {(one["method"], asked(one)): one.get(key) for one in points}
     methods = list(dict.fromkeys(name for name, _ in lost))
-    budgets = sorted({bits for _, bits in lost})
+    budgets = list(dict.fromkeys(asked(one) for one in sorted(points, key=_order)))
     if len(methods) < 2:
         return ""
     cells = {name: ["-"] * len(budgets) for name in methods}
@@ -56,8 +56,12 @@ def overview(points: Sequence[Facts]) -> str:
         for name, value in found.items():
             text = number(value, ".4f")
             cells[name][at] = f"**{text}**" if value == min(found.values()) else text
-    header = [title, *(f"{bits:g} bits" for bits in budgets)]
+    header = [title, *(f"{bits} bits" for bits in budgets)]
     return markdown(header, [[name, *row] for name, row in cells.items()])
+
+
+def _order(point: Facts) -> tuple[bool, float]:
+    return bool(point.get("file")), point["budget"]
 
 
 def damage(points: Sequence[Facts]) -> tuple[str, str]:
@@ -71,12 +75,12 @@ def results(points: Sequence[Facts]) -> str:
     """Returns a line for every point, by budget; a failure takes the place of the figures."""
     columns = [one for one in _COLUMNS if any(one[1] in point for point in points)]
     columns = columns or [("result", "status", "s")]
-    rows = [_row(point, columns) for point in sorted(points, key=lambda one: one["budget"])]
+    rows = [_row(point, columns) for point in sorted(points, key=_order)]
     return markdown(["method", "budget", *(title for title, _, _ in columns)], rows)
 
 
 def _row(point: Facts, columns: Sequence[tuple[str, str, str]]) -> list[str]:
-    start = [point["method"], f"{point['budget']:g}"]
+    start = [point["method"], asked(point)]
     if point["status"] != MEASURED:
         return [*start, point["status"], *("-" for _ in columns[1:])]
     return [*start, *(number(point.get(key), form) for _, key, form in columns)]
@@ -108,7 +112,7 @@ def _reasons(points: Sequence[Facts]) -> str:
     for point in points:
         if point["status"] != MEASURED:
             cause = point["method"], point["status"], point["reason"]
-            causes.setdefault(cause, []).append(f"{point['budget']:g}")
+            causes.setdefault(cause, []).append(asked(point))
     return "".join(
         f"- {method} at {', '.join(budgets)}: {status}: {' '.join(reason.split())}\n"
         for (method, status, reason), budgets in causes.items()
