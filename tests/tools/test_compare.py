@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mpqc.ir import InputError
+from mpqc.tools import pipelines
 from mpqc.tools.cli import main
 from mpqc.tools.comparison import chart
 from mpqc.tools.comparison.chart import Chart
@@ -218,7 +219,9 @@ def test_interruption_says_how_to_go_on(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_models_without_tokens_have_other_figures(tmp_path: Path, capsys: Capture) -> None:
+def test_models_without_tokens_have_other_figures(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
 
     model = vector_model(tmp_path / "vector.onnx")
@@ -236,6 +239,16 @@ def test_models_without_tokens_have_other_figures(tmp_path: Path, capsys: Captur
     assert main([*words, "-o", f"{output}2", "--methods", "uniform", "--budgets", "1"]) == 5
     assert rows(capsys.readouterr().out)["uniform at 1"]["result"] == "infeasible"
     assert not (tmp_path / "out2" / "compare.svg").exists()
+
+    # A preset that knows no file budget is a row, and the others go on.
+    presets = {**pipelines.PRESETS, "bare": lambda bits, objective: "normalize,allocate-bits"}
+    monkeypatch.setattr(pipelines, "PRESETS", presets)
+    asked = ["--methods", "bare,uniform", "--file-budgets", "5"]
+    assert main([*words, "-o", output, *asked]) == 0
+    seen = capsys.readouterr()
+    assert rows(seen.out)["bare at file 5"]["relative error"] == "infeasible"
+    assert float(rows(seen.out)["uniform at file 5"]["relative error"]) > 0
+    assert "- bare at file 5: infeasible: the pipeline has no annotate-sensitivity" in seen.out
 
 
 @pytest.mark.parametrize(

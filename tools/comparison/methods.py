@@ -35,18 +35,21 @@ class Method:
     name: str
     text: str | None = None
 
-    def settings(self, budget: Budget, given: dict[str, Any]) -> CompileSettings:
-        """Returns what decides the compilation.
+    def settings(self, budget: Budget, given: dict[str, Any]) -> CompileSettings | UsageError:
+        """Returns what decides the compilation, or why a preset knows no such budget.
 
         Args:
             budget: Stored bits per weight.
             given: The other arguments of ``make_settings``.
 
         Raises:
-            UsageError: The method is no pipeline that could run.
+            UsageError: The text is no pipeline that could run.
         """
         if self.text is None:
-            return settings_for(budget, given, preset=self.name)
+            try:
+                return settings_for(budget, given, preset=self.name)
+            except UsageError as error:
+                return error
         bits = budget.bits
         try:
             return self._of_text(self.text.replace(_BUDGET, print_value(bits)), budget, given)

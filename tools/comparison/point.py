@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...ir import InfeasibleBudget, staged_folder
+from ...ir import InfeasibleBudget, UsageError, staged_folder
+from ..budget import Budget
 from ..compilation import Compilation
 from ..evaluate import HeldOut, evaluate_on
 from ..failures import account
@@ -26,11 +27,13 @@ class Point:
 
     Attributes:
         method: Name of the method.
-        settings: What decides the compilation, the budget in bits per weight included.
+        budget: Stored bits per weight.
+        settings: What decides the compilation, or why the method knows no such budget.
     """
 
     method: str
-    settings: CompileSettings
+    budget: Budget
+    settings: CompileSettings | UsageError
 
     @property
     def name(self) -> str:
@@ -39,13 +42,13 @@ class Point:
 
     def facts(self) -> dict[str, Any]:
         """Returns what identifies the point."""
-        budget = self.settings.budget
-        assert budget.bits is not None
+        bits, settings = self.budget.bits, self.settings
+        assert bits is not None
         return {
             "method": self.method,
-            "budget": budget.bits,
-            "file": budget.expand,
-            "pipeline": self.settings.pipeline(budget.bits),
+            "budget": bits,
+            "file": self.budget.expand,
+            "pipeline": None if isinstance(settings, UsageError) else settings.pipeline(bits),
         }
 
 
@@ -65,6 +68,8 @@ def measure(
         held_out: What to measure on.
         keep: Folder for what is compiled; None throws it away.
     """
+    if isinstance(point.settings, UsageError):
+        return {**point.facts(), "status": INFEASIBLE, **_reason(point.settings)}
     try:
         return {**point.facts(), "status": MEASURED, **_run(point, job, held_out, keep)}
     except InfeasibleBudget as error:
@@ -84,6 +89,7 @@ def _reason(error: Exception) -> dict[str, Any]:
 def _run(
     point: Point, job: Compilation, held_out: HeldOut, keep: Path | None
 ) -> dict[str, Any]:
+    assert isinstance(point.settings, CompileSettings)
     with TemporaryDirectory(dir=job.scratch, prefix="point-") as name:
         scratch = Path(name)
         work = replace(job, settings=point.settings, scratch=scratch)

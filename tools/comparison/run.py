@@ -185,7 +185,7 @@ def points_of(
     """
     for budget in budgets:
         for method in methods:
-            yield Point(method.name, method.settings(budget, given))
+            yield Point(method.name, budget, method.settings(budget, given))
 
 
 def _read_by(source: Source, files: Sequence[Path | str]) -> list[Path]:
