@@ -21,7 +21,7 @@ from mpqc.ir import (
     need_note,
     quantizable,
 )
-from mpqc.passes.lowering.cost import overhead_bytes
+from mpqc.passes.lowering.cost import expansion_bytes, overhead_bytes
 from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.machinery.spec import parse_passes
 
@@ -69,6 +69,20 @@ def test_budget_is_honoured_and_used(
     assert note.got > min(budget, 8.5) - (0.25 if granularity == "row" else 1.0)
     losses = [need_note(unit.anchor, BitAllocation).loss for unit in units]
     assert note.loss == pytest.approx(sum(losses))
+
+
+def test_expanding_widths_cost_memory_not_file(work: PassContext) -> None:
+    ready = READY.replace("groups=[32, 64]", "groups=[64], expand=true")
+    model = run(f"{ready},allocate-bits{{budget=3.5}}", language(), work)
+    units = quantizable(model)
+    taken = [need_note(unit.anchor, BitAllocation) for unit in units]
+    options = {Option.parse(text) for note in taken for text in note.options}
+    assert any(option.expands for option in options)
+    note = need_note(model, Budgeted)
+    used = sum(stored_bytes(unit) for unit in units) + expansion_bytes(options)
+    assert used * 8 / note.weights == pytest.approx(note.got)
+    assert note.got <= 3.5
+    assert note.resident > note.got + 0.5
 
 
 def test_rows_of_a_class_stand_together(model: ir.Model, work: PassContext) -> None:

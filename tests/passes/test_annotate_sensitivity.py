@@ -55,6 +55,15 @@ def test_rows_sum_to_the_total_and_wider_is_better(tmp_path: Path) -> None:
         assert note.total[0] > note.total[1] > note.total[2]
 
 
+def test_expanding_widths_are_offered_when_asked_for(tmp_path: Path) -> None:
+    for note in annotated(tmp_path, "{expand=true}").values():
+        assert [Option.parse(text).bits for text in note.options] == [2, 3, 4, 5, 6, 7, 8]
+        gptq = list(
+            note.total[:-1]
+        )  # 8 bits are rounded to nearest, which can be worse than 7
+        assert gptq == sorted(gptq, reverse=True)
+
+
 def test_kl_measures_evenly_spread_units_only(tmp_path: Path) -> None:
     predicted = annotated(tmp_path)
     some = annotated(tmp_path, "{metric=kl, units=2}")
