@@ -128,11 +128,11 @@ class AttentionHessians(Pass):
     ) -> None:
         """Runs all samples through the blocks, one block after the other."""
         assert context.calibration is not None
-        gather = LocalHessians(units, bound, context.runner, self.probes, context.seed)
+        gather = LocalHessians(bound, context.runner, self.probes, context.seed)
         prefix = Prefix(list(files), context.calibration.training, context)
         steps = context.progress.track(files.items(), len(files), "looking behind attention")
         for block, path in steps:
-            wanted = gather.begin(block)
+            wanted = gather.begin(block, units)
             before = set(gather.refused)
             for values in prefix.look(block, wanted, go_on=True):
                 gather.add(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -41,6 +41,7 @@ from .sweeps.reweighted import WeightedHessians
 from .sweeps.sequence import Hessians, check_can_run, in_sequence
 
 ROUNDINGS = ("gptq", "nearest")
+SEQUENCES = ("no", "block", "layer")
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ class QuantizeWeights(Pass):
     Attributes:
         rounding: ``gptq`` compensates errors against the Hessian; ``nearest`` does not.
         refinements: After GPTQ, rounds of least-squares scales and coordinate descent.
-        sequential: Gather the Hessians anew, block by block, on what the blocks that are
-            rounded already give. Tokens keep the weights of ``calibrate``; after
-            ``attention-hessians`` what stands behind the attention is gathered anew too.
+        sequential: ``block`` gathers the Hessians anew, block by block, on what the blocks
+            that are rounded already give; ``layer`` lets the units of a block wait for those
+            that they depend on, too; ``no`` takes the Hessians as they are. Tokens keep the
+            weights of ``calibrate``; after ``attention-hessians`` what stands behind the
+            attention is looked at anew.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -63,16 +66,23 @@ class QuantizeWeights(Pass):
     writes: ClassVar[tuple[type[Annotation], ...]] = (QuantSpec,)
     rounding: str = "gptq"
     refinements: int = 3
-    sequential: bool = False
+    sequential: str = "no"
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:
             hint = did_you_mean(self.rounding, ROUNDINGS)
             raise UsageError(f"no rounding {self.rounding!r}", hint=hint)
+        if self.sequential not in SEQUENCES:
+            hint = did_you_mean(self.sequential, SEQUENCES)
+            raise UsageError(f"no sequence {self.sequential!r}", hint=hint)
+        if self.rounding == "nearest" and self.sequential != "no":
+            raise UsageError(
+                "rounding=nearest looks at no other unit", hint="leave out sequential"
+            )
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses an allocation that counts on a fold that does not come."""
-        if self.sequential:
+        if self.sequential != "no":
             check_can_run(model, context, str(self))
         folds = False
         for one in before:
@@ -90,11 +100,12 @@ class QuantizeWeights(Pass):
         def work(unit: Unit, found: Hessians) -> tuple[float, float]:
             return self._quantize(unit, found, context)
 
-        if self.sequential:
-            check_can_run(model, context, str(self))
-            losses = in_sequence(model, units, _gatherer(model, context), work, context)
-        else:
+        if self.sequential == "no":
             losses = for_each(lambda one: work(one, {}), units, context.progress, "rounding")
+        else:
+            check_can_run(model, context, str(self))
+            gather, by_layer = _gatherer(model, context), self.sequential == "layer"
+            losses = in_sequence(model, units, gather, work, context, by_layer=by_layer)
         weights, kernels = (sum(column) for column in zip(*losses, strict=True))
         context.report[self.name] = {"loss": weights, "activation_loss": kernels}
         budget = note_of(model, Budgeted)
@@ -138,16 +149,14 @@ class QuantizeWeights(Pass):
         return round_rows(weight, bits, group, factor, refinements=self.refinements)
 
 
-def _gatherer(
-    model: ir.Model, context: PassContext
-) -> Callable[[Sequence[Unit]], LocalHessians | WeightedHessians]:
+def _gatherer(model: ir.Model, context: PassContext) -> LocalHessians | WeightedHessians:
     """Returns what gathers the kind of Hessians that the graph was annotated with."""
     notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
     local = next((note for note in notes if note is not None), None)
     if local is None:
-        return lambda units: WeightedHessians(units, context.arrays)
-    bound, runner = find_attention(model).bound, context.runner
-    return lambda units: LocalHessians(units, bound, runner, local.probes, context.seed)
+        return WeightedHessians(context.arrays)
+    bound = find_attention(model).bound
+    return LocalHessians(bound, context.runner, local.probes, context.seed)
 
 
 def _refuse_unfolded() -> None:

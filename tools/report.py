@@ -67,6 +67,7 @@ def render_report(facts: dict[str, Any]) -> str:
         comparison=_comparison(facts),
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
+        unbound=facts.get("passes", {}).get("attention-hessians", {}).get("refused", {}),
         left=[unit for unit in facts["units"] if unit.get("reason")],
         units=units,
         number=_number,

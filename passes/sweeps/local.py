@@ -44,7 +44,6 @@ class LocalHessians:
     """Gathers block by block; what it holds is that of one block.
 
     Attributes:
-        units: The units to gather for.
         attentions: What was recognised.
         runner: Lowers the attentions.
         probes: See ``HeadHessians``.
@@ -52,7 +51,6 @@ class LocalHessians:
         refused: By node: why a recognised attention counts as plain products after all.
     """
 
-    units: Sequence[Unit]
     attentions: Sequence[Attention]
     runner: Runner
     probes: int
@@ -61,16 +59,17 @@ class LocalHessians:
     _plain: list[_Plain] = field(default_factory=list)
     _bound: list[HeadHessians] = field(default_factory=list)
 
-    def begin(self, block: Block) -> list[ir.Value]:
-        """Makes ready for a block; returns the values that ``add`` needs."""
-        inside = set(block.nodes)
+    def begin(self, block: Block, units: Sequence[Unit]) -> list[ir.Value]:
+        """Makes ready for units of a block; returns the values that ``add`` needs."""
+        inside, names = set(block.nodes), {unit.name for unit in units}
         self._bound = []
         for one in self.attentions:
-            if one.node in inside and one.node not in self.refused:
+            asked = any(part.unit.name in names for part in one.projections[:3])
+            if asked and one.node in inside and one.node not in self.refused:
                 self._bind(one, block)
         parts = [
             Projection(unit, at)
-            for unit in self.units
+            for unit in units
             for at, use in enumerate(unit.uses)
             if use.kind == "product" and use.node in inside
         ]
@@ -99,7 +98,7 @@ class LocalHessians:
                 self._bound.remove(bound)
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the block's units round against, and forgets it."""
+        """Returns what the units round against, and forgets it."""
         found = {(one.part.unit.name, one.part.at): one.result() for one in self._plain}
         for bound in self._bound:
             found |= bound.result()

@@ -36,20 +36,18 @@ class WeightedHessians:
     """Gathers block by block; what it holds is that of one block.
 
     Attributes:
-        units: The units to gather for.
         arrays: Supplies the weights of the tokens, sample after sample.
     """
 
-    units: Sequence[Unit]
     arrays: ArrayStore
     _parts: list[_Weighted] = field(default_factory=list)
 
-    def begin(self, block: Block) -> list[ir.Value]:
-        """Makes ready for a block; returns the values that ``add`` needs."""
+    def begin(self, block: Block, units: Sequence[Unit]) -> list[ir.Value]:
+        """Makes ready for units of a block; returns the values that ``add`` needs."""
         inside = set(block.nodes)
         self._parts = [
             self._weighted(Projection(unit, at))
-            for unit in self.units
+            for unit in units
             for at, use in enumerate(unit.uses)
             if use.kind == "product" and use.node in inside
         ]
@@ -68,7 +66,7 @@ class WeightedHessians:
             one.add(values)
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the block's units round against, and forgets it."""
+        """Returns what the units round against, and forgets it."""
         found = {
             (one.part.unit.name, one.part.at): RowHessians.single(
                 one.sum / max(one.tokens, 1), one.part.unit.shape[0]

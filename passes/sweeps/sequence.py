@@ -1,8 +1,9 @@
 """Rounding in the order of execution, on inputs that the rounded blocks before give.
 
 Samples run through a block as it is, to gather Hessians; its units are rounded; and the
-samples run through what it has become. Only what crosses the border to the next block is kept,
-on disk.
+samples run through what it has become. By layer, this is done for the units of a block that
+wait for no other, then for those that read what these make, and so on. Only what crosses the
+border to the next block is kept, on disk.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol, TypeVar
 import onnx_ir as ir
 import torch
 
-from ...ir import Unit, UsageError
+from ...ir import Unit, UsageError, operands
 from ...ir.blocks import Block, blocks_of
 from ..machinery.base import PassContext, SilentProgress
 from ..machinery.parallel import for_each
@@ -26,10 +27,10 @@ Hessians = Mapping[Key, RowHessians]
 
 
 class Gatherer(Protocol):
-    """Sums Hessians of one block at a time."""
+    """Sums Hessians of some units of one block at a time."""
 
-    def begin(self, block: Block) -> list[ir.Value]:
-        """Makes ready for a block; returns the values that ``add`` needs."""
+    def begin(self, block: Block, units: Sequence[Unit]) -> list[ir.Value]:
+        """Makes ready for units of a block; returns the values that ``add`` needs."""
         ...
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -37,7 +38,7 @@ class Gatherer(Protocol):
         ...
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the block's units round against."""
+        """Returns what the units round against."""
         ...
 
 
@@ -58,9 +59,11 @@ def check_can_run(model: ir.Model, context: PassContext, who: str) -> None:
 def in_sequence(
     model: ir.Model,
     units: Sequence[Unit],
-    gatherer: Callable[[Sequence[Unit]], Gatherer],
+    gather: Gatherer,
     work: Callable[[Unit, Hessians], T],
     context: PassContext,
+    *,
+    by_layer: bool,
 ) -> list[T]:
     """Calls ``work`` on every unit, block by block, with Hessians of the changed model.
 
@@ -69,9 +72,10 @@ def in_sequence(
     Args:
         model: The graph, in blocks.
         units: What to work on.
-        gatherer: Makes what sums Hessians for units.
+        gather: Sums their Hessians.
         work: Changes a unit.
         context: Samples, the runner and the progress.
+        by_layer: Whether units wait for those of their own block that they depend on.
 
     Returns:
         What ``work`` returned, in the order of ``units``.
@@ -81,12 +85,11 @@ def in_sequence(
     by_block = _by_block(units, blocks)
     early = by_block.pop(-1, [])
     done = dict(zip((u.name for u in early), _each(work, early, {}), strict=True))
-    gather = gatherer([unit for unit in units if unit.name not in done])
     prefix = Prefix(blocks, context.calibration.training, context)
     for block in context.progress.track(blocks, len(blocks), "rounding block by block"):
-        here = by_block.get(block.index, [])
-        if here:
-            wanted = gather.begin(block)
+        waiting = by_block.get(block.index, [])
+        for here in _layers(waiting, block) if by_layer else [waiting] if waiting else []:
+            wanted = gather.begin(block, here)
             for values in prefix.look(block, wanted, go_on=False):
                 gather.add(values)
             found = _each(work, here, gather.end())
@@ -112,3 +115,18 @@ def _by_block(units: Sequence[Unit], blocks: Sequence[Block]) -> dict[int, list[
         multiplied = any(use.kind == "product" for use in unit.uses)
         found[readers.pop() if multiplied and len(readers) == 1 else -1].append(unit)
     return found
+
+
+def _layers(units: Sequence[Unit], block: Block) -> list[list[Unit]]:
+    """Returns the units of a block by how many others they wait for, one after the other."""
+    products = {use.node for unit in units for use in unit.uses}
+    depth: dict[ir.Node, int] = {}
+    for node in block.nodes:
+        makers = [value.producer() for value in operands(node)]
+        depth[node] = max(
+            (depth[m] + (m in products) for m in makers if m in depth), default=0
+        )
+    layers: dict[int, list[Unit]] = defaultdict(list)
+    for unit in units:
+        layers[max(depth[use.node] for use in unit.uses)].append(unit)
+    return [layer for _, layer in sorted(layers.items())]

@@ -112,11 +112,11 @@ def test_unchanged_blocks_give_what_calibration_gave(tmp_path: Path) -> None:
     run(CALIBRATE, model, work)
     assert work.calibration is not None
     blocks = blocks_of(model)
-    gather = WeightedHessians(quantizable(model), work.arrays)
+    gather = WeightedHessians(work.arrays)
     prefix = Prefix(blocks, work.calibration.training, work)
     seen = 0
     for block in blocks:
-        wanted = gather.begin(block)
+        wanted = gather.begin(block, quantizable(model))
         for values in prefix.look(block, wanted, go_on=True):
             gather.add(values)
         for (name, at), found in gather.end().items():
@@ -147,11 +147,16 @@ def error_of(passes: str, folder: Path) -> float:
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
-@pytest.mark.parametrize("before", ["", ",attention-hessians"])
-def test_sequential_rounding_makes_up_for_earlier_blocks(before: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "sequence"),
+    [("", "block"), ("", "layer"), (",attention-hessians{probes=2}", "layer")],
+)
+def test_sequential_rounding_makes_up_for_earlier_blocks(
+    before: str, sequence: str, tmp_path: Path
+) -> None:
     at_once = error_of(f"{CALIBRATE}{before},{ROUND}{{refinements=0}}", tmp_path / "a")
     in_turn = error_of(
-        f"{CALIBRATE}{before},{ROUND}{{refinements=0, sequential=true}}", tmp_path / "b"
+        f"{CALIBRATE}{before},{ROUND}{{refinements=0, sequential={sequence}}}", tmp_path / "b"
     )
     assert in_turn != at_once
     assert in_turn < 1.1 * at_once
