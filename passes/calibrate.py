@@ -73,7 +73,7 @@ class Calibrate(Pass):
         _annotate(model, units, facts, context.calibration, objective, path.stem)
         forget_moves(good, context.arrays)
         context.arrays.mount(path)
-        if tokens_file(path).exists():
+        if facts["weighted"]:
             context.arrays.mount(tokens_file(path))
         context.report[self.name] = {
             "reused": reused,
@@ -103,7 +103,18 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
         facts = json.loads(text)
     except (SafetensorError, OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.get("format") == _FORMAT else None
+    whole = isinstance(facts, dict) and facts.get("format") == _FORMAT
+    if not whole or (facts["weighted"] and not _is_readable(tokens_file(path))):
+        return None
+    return dict(facts)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def _gather(
@@ -132,6 +143,7 @@ def _gather(
             "samples": len(samples),
             "seconds": round(time.perf_counter() - begun, 3),
             "sweep": f"runtime ({why})" if refused else "torch",
+            "weighted": file.is_weighted,
         }
         file.finish(positions, {"facts": json.dumps(facts)}, tokens_file(path))
         os.replace(partial, path)

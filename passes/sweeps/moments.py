@@ -79,6 +79,11 @@ class MomentFile:
         self._open[name] = self._open[name] + term if name in self._open else term
         self._counts[name] += count
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether weights of tokens were kept."""
+        return bool(self._tokens)
+
     def keep(self, name: str, weights: torch.Tensor) -> None:
         """Keeps ``c_t`` of one sample behind those of the samples before."""
         self._tokens[name].append(weights.half())
@@ -134,7 +139,7 @@ class MomentFile:
 
 def tokens_file(stats: Path) -> Path:
     """Returns where the ``c_t`` of a stats file are: ``<unit>/<t>/tokens``, float16."""
-    return stats.with_suffix(".tokens.safetensors")
+    return stats.with_suffix(".tokens")
 
 
 def unseen_share(counts: torch.Tensor) -> float:

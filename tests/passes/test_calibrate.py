@@ -251,12 +251,25 @@ def test_a_broken_stats_file_is_made_again(
 ) -> None:
     sweeps, samples = Sweeps(monkeypatch), sentences()
     good = moments(calibrated(tmp_path, language(), samples))
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:keep])
     work = calibrated(tmp_path, language(), samples)
     assert sweeps.count == 2
     for name, array in moments(work).items():
         torch.testing.assert_close(array, good[name], rtol=0, atol=0)
+
+
+def test_stats_without_the_weights_of_tokens_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps, samples = Sweeps(monkeypatch), sentences()
+    good = moments(calibrated(tmp_path, language(), samples))
+    (file,) = (tmp_path / "cache").glob("*.tokens")
+    file.unlink()
+    work = calibrated(tmp_path, language(), samples)
+    assert sweeps.count == 2
+    assert good["up/0/tokens"].shape == (sum(len(one["ids"][0]) for one in samples.training),)
+    torch.testing.assert_close(moments(work)["up/0/tokens"], good["up/0/tokens"])
 
 
 def test_an_interrupted_sweep_leaves_nothing(
