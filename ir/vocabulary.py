@@ -59,7 +59,7 @@ class LocalHessian(Annotation):
     Attributes:
         unit: Name of the unit.
         roles: What its rows are: ``queries``, ``keys``, ``values``, ``output`` of an
-            attention, or ``product``.
+            attention, ``product`` or ``lookup``.
         count: Number of Hessians.
         trace: Mean of their diagonals over all rows and columns: of ``|dY|^2`` for one token.
         probes: Random signs behind each gradient; 0 for all directions.

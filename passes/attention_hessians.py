@@ -217,13 +217,15 @@ def _annotate_units(
         for role, part in zip(_ROLES, one.projections, strict=True):
             roles.setdefault(part.unit.name, {})[role] = None
     for unit in units:
+        if any(use.kind == "conv" for use in unit.uses):
+            continue
+        lookups = [use for use in unit.uses if use.kind == "lookup"]
         names = [f"{unit.name}/{at}" for at in range(len(unit.uses))]
         names = [name for name in names if f"{name}/local" in context.arrays]
-        if names:
-            traces = [float(context.arrays.get(f"{name}/trace")[0]) for name in names]
-            owners = [int(context.arrays.get(f"{name}/owners").max()) + 1 for name in names]
-            found = tuple(roles.get(unit.name, {"product": None}))
-            annotate(
-                unit.anchor,
-                LocalHessian(unit.name, found, max(owners), sum(traces), probes),
-            )
+        traces = [float(context.arrays.get(f"{name}/trace")[0]) for name in names]
+        owners = [int(context.arrays.get(f"{name}/owners").max()) + 1 for name in names]
+        found = tuple(roles.get(unit.name, {"product": None} if names else {"lookup": None}))
+        trace = sum(traces) + len(lookups) / unit.shape[0]
+        annotate(
+            unit.anchor, LocalHessian(unit.name, found, max(owners, default=0), trace, probes)
+        )

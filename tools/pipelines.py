@@ -132,12 +132,34 @@ def crossquant_pipeline(bits: float, objective: str = "auto") -> str:
     return f"{prepared},{fold},annotate-sensitivity{rest}"
 
 
+def aptq_pipeline(bits: float, objective: str = "auto") -> str:
+    """APTQ: 4 and 2 bits by the trace of Hessians behind attention, rounding in sequence.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return ",".join(
+        (
+            *_PREPARED,
+            calibrate(objective),
+            "attention-hessians",
+            "annotate-sensitivity{metric=trace}",
+            f"allocate-bits{{budget={print_value(bits)}, method=ratio, bits=[4, 2]}}",
+            "quantize-weights{rounding=gptq, sequential=layer}",
+            "lower-matmul-nbits",
+            "verify-numerics",
+        )
+    )
+
+
 # The first line of a function's docstring is what `mpqc presets` says about it.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "default": default_pipeline,
         "tuned": tuned_pipeline,
         "uniform": uniform_pipeline,
+        "aptq": aptq_pipeline,
         "cptquant-cmpq": cptquant_cmpq_pipeline,
         "cptquant-pmpq": cptquant_pmpq_pipeline,
         "cptquant-tdmpq": cptquant_tdmpq_pipeline,

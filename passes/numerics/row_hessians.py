@@ -29,10 +29,13 @@ class RowHessians:
         """Returns one Hessian for all rows."""
         return cls(matrix[None], torch.zeros(rows, dtype=torch.int64))
 
+    def traces(self) -> torch.Tensor:
+        """Returns for every row the mean of its Hessian's diagonal."""
+        return self.matrices.diagonal(dim1=1, dim2=2).mean(1)[self.owners]
+
     def trace(self) -> float:
         """Returns the mean of the whole Hessian's diagonal, over rows and columns."""
-        means = self.matrices.diagonal(dim1=1, dim2=2).mean(1)
-        return float(means[self.owners].mean())
+        return float(self.traces().mean())
 
 
 @dataclass(frozen=True)
