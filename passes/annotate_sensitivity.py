@@ -24,6 +24,7 @@ from ..ir import (
     Sensitivity,
     TensorStats,
     Unit,
+    UsageError,
     annotate,
     need_note,
     quantizable,
@@ -32,7 +33,12 @@ from .machinery.base import Pass, PassContext
 from .rewriting.moved import moves_key
 from .sensitivity.checks import check_settings
 from .sensitivity.metric import Asked, judge
-from .sensitivity.offered import DEFAULT_GROUPS, obstacle, offered_options
+from .sensitivity.offered import (
+    DEFAULT_GROUPS,
+    expansion_obstacle,
+    obstacle,
+    offered_options,
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,17 @@ class AnnotateSensitivity(Pass):
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses to offer expanding widths to a model that has no use for any."""
+        del before
+        self._not_expanding(quantizable(model), context.capabilities)
+
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that the target has an option for."""
         units = [unit for unit in quantizable(model) if self._is_offered(unit, context)]
+        left = self._not_expanding(units, context.capabilities)
+        if left:
+            context.report[self.name] = {"not_expanding": left}
         path = self._file(model, context)
         if not _is_complete(path, units):
             self._compute(model, units, path, context)
@@ -118,6 +132,24 @@ class AnnotateSensitivity(Pass):
         """Returns the options that ``unit`` is judged under, by growing size."""
         offered = offered_options(unit, table, self.groups, expand=self.expand)
         return [one for one in offered if one.bits in self.bits] or offered
+
+    def _not_expanding(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
+        """Returns why units are offered no expanding width, where those are asked for.
+
+        Raises:
+            UsageError: No unit is offered any.
+        """
+        if not self.expand:
+            return {}
+        reasons = {unit.name: expansion_obstacle(unit, table) for unit in units}
+        left = {name: why for name, why in reasons.items() if why}
+        if units and len(left) == len(units):
+            why = next(iter(left.values()))
+            raise UsageError(
+                f"no weight can be stored at a width that expands at load: {why}",
+                hint="give --budget instead of --file-budget",
+            )
+        return left
 
     def _annotate(self, unit: Unit, context: PassContext) -> None:
         options = tuple(str(one) for one in self.options(unit, context.capabilities))

@@ -74,7 +74,8 @@ def _obstacle(unit: Unit, spec: QuantSpec, table: Capabilities) -> str:
     """Returns why the target cannot run the unit's options; empty when it can."""
     options = [Option.parse(text) for text in spec.options]
     columns = unit.shape[1]
-    if any(option.expands for option in options) and (why := expansion_obstacle(unit)):
+    expands = any(option.expands for option in options)
+    if expands and (why := expansion_obstacle(unit, table)):
         return why
     found = {
         "lookup": lambda: _lookup_obstacle(options, table),

@@ -32,7 +32,7 @@ def offered_options(
     if obstacle(unit):
         return []
     columns = unit.shape[1]
-    expand = expand and not expansion_obstacle(unit)
+    expand = expand and not expansion_obstacle(unit, table)
     common = set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
     # A group wider than the row would store padding.
     fitting = {one for one in common if one.group in groups and one.group <= columns}
@@ -64,10 +64,14 @@ def obstacle(unit: Unit) -> str:
     return ""
 
 
-def expansion_obstacle(unit: Unit) -> str:
+def expansion_obstacle(unit: Unit, table: Capabilities) -> str:
     """Returns why the unit's codes cannot expand at load; empty when they can."""
     opset = _opset(unit)
-    return "" if opset >= 11 else f"opset {opset} has no BitShift; opset 11 has"
+    if opset < 11:
+        return f"opset {opset} has no BitShift; opset 11 has"
+    if any(use.kind == "conv" for use in unit.uses):
+        return "the codes of a convolution stay as they are stored"
+    return "" if table.expanding else f"{table.target} has no widths that expand at load"
 
 
 def _opset(unit: Unit) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,13 @@ def test_expanding_widths_are_offered_when_asked_for(tmp_path: Path) -> None:
             note.total[:-1]
         )  # 8 bits are rounded to nearest, which can be worse than 7
         assert gptq == sorted(gptq, reverse=True)
+
+
+def test_expanding_widths_that_nothing_can_use_are_refused(tmp_path: Path) -> None:
+    work = context(tmp_path, sentences(count=10, length=64))
+    work.capabilities = dataclasses.replace(work.capabilities, expanding=())
+    with pytest.raises(UsageError, match="no widths that expand at load"):
+        annotated(tmp_path, "{expand=true}", work)
 
 
 def test_kl_measures_evenly_spread_units_only(tmp_path: Path) -> None:
