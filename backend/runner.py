@@ -24,15 +24,18 @@ class Runner:
     Attributes:
         provider: The execution provider for whole models.
         threads: Threads inside an operator; None lets the runtime choose.
+        exact: Whether the runtime computes what the graph says, and rounds nothing by itself.
     """
 
     provider: str = "CPUExecutionProvider"
     threads: int | None = None
+    exact: bool = False
 
     @classmethod
     def of(cls, table: Capabilities, threads: int | None = None) -> Runner:
         """Returns the runner of a target."""
-        return cls(table.provider, threads)
+        exact = not any(kernel.accuracy_level for kernel in table.kernels)
+        return cls(table.provider, threads, exact)
 
     def segment(
         self, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
@@ -50,4 +53,4 @@ class Runner:
 
     def session(self, model: ir.Model | Path) -> AbstractContextManager[RuntimeSession]:
         """Opens ``model`` in ONNX Runtime; closing it frees everything."""
-        return open_session(model, self.provider, threads=self.threads)
+        return open_session(model, self.provider, threads=self.threads, exact=self.exact)

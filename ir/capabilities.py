@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .option import Option
@@ -19,6 +19,7 @@ class Kernel:
         column_multiple: The number of input channels must be a multiple of this.
         accuracy_level: Value of the ``accuracy_level`` attribute that selects the fast kernel.
         time: Time of one token relative to the float matmul, for reports.
+        per_row: Whether it also takes a single scale for each output channel.
     """
 
     bits: int
@@ -27,6 +28,7 @@ class Kernel:
     column_multiple: int
     accuracy_level: int
     time: float
+    per_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,14 @@ class Capabilities:
         runtime: Name and oldest version of the runtime that the table holds for.
         kernels: Widths for matrix products, ascending.
         lookup_bits: Widths at which rows of a table can be looked up.
-        lookup: ``unpack`` (standard nodes on looked-up rows) or ``gather-block-quantized``.
+        lookup: ``unpack`` (standard nodes on looked-up rows), ``gather-block-quantized`` or
+            ``dequantize`` (codes and scales are looked up, then multiplied).
         convolution_bits: Widths at which convolutions can be stored, with one scale a row.
         row_tile: Rows are given their option in tiles of this many.
         expanding: Widths without a kernel that can be stored all the same, because the
             runtime computes on constants when it loads a model.
+        lowering: Name of the pass that writes graphs for the target.
+        whole_groups: Whether groups have to divide the row, because codes cannot be padded.
     """
 
     target: str
@@ -55,6 +60,8 @@ class Capabilities:
     convolution_bits: tuple[int, ...]
     row_tile: int
     expanding: tuple[int, ...] = ()
+    lowering: str = "lower-matmul-nbits"
+    whole_groups: bool = False
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""
@@ -87,20 +94,29 @@ class Capabilities:
             Option(kernel.bits, group)
             for kernel in self.kernels
             if rows % kernel.row_multiple == 0 and columns % kernel.column_multiple == 0
-            for group in kernel.groups
+            for group in self._groups(kernel.groups, kernel, columns)
         )
         return self._stored(found, expand)
 
     def lookup_options(self, columns: int, *, expand: bool = False) -> tuple[Option, ...]:
         """Returns every option that a table with ``columns`` columns may take in a lookup."""
-        groups = {group for kernel in self.kernels for group in kernel.groups}
+        groups = sorted({group for kernel in self.kernels for group in kernel.groups})
         found = (
             Option(bits, group)
             for bits in self.lookup_bits
-            for group in sorted(groups)
+            for group in self._groups(groups, self.kernel(bits), columns)
             if group <= max(columns, 32)
         )
         return self._stored(found, expand)
+
+    def _groups(
+        self, groups: Sequence[int], kernel: Kernel | None, columns: int
+    ) -> tuple[int, ...]:
+        """Returns which of ``groups`` fit a row, and the row itself where that is a group."""
+        fitting = (one for one in groups if not self.whole_groups or columns % one == 0)
+        if kernel is not None and kernel.per_row:
+            return (*(one for one in fitting if one in kernel.groups), columns)
+        return tuple(fitting)
 
     def convolution_options(self, columns: int) -> tuple[Option, ...]:
         """Returns every option that a convolution's weight may take: a row is one group."""

@@ -23,6 +23,7 @@ from .lowering.convolution import emit_convolution
 from .lowering.emitter import CONTRIB, Emitter, Names
 from .lowering.lookup import emit_lookup
 from .lowering.product import emit_product
+from .lowering.replacing import forget_weight, replace_node, replace_weight
 from .lowering.stored import StoredUnit
 from .machinery.base import Pass, PassContext
 from .sensitivity.offered import expansion_obstacle, obstacle, result_type
@@ -123,7 +124,10 @@ def _lower(
     table = context.capabilities
     shared = Emitter(model.graph, names, unit.name, unit.anchor)
     if unit.uses[0].kind == "conv":
-        _lower_convolution(model, unit, context, shared)
+        replace_weight(
+            model.graph, unit, emit_convolution(unit, context.arrays, shared), shared
+        )
+        context.arrays.discard(f"{unit.name}/codes/")
         return
     stored = StoredUnit(unit, spec, context.arrays, shared)
     results = []
@@ -138,40 +142,7 @@ def _lower(
         results.append((use.node, emit, result))
     model.graph.insert_before(unit.anchor, shared.nodes)
     for node, emit, result in results:
-        _replace(model.graph, node, emit.nodes, result)
-    _forget_weight(model.graph, unit)
+        replace_node(model.graph, node, emit.nodes, result)
+    forget_weight(model.graph, unit)
     context.arrays.discard(f"{unit.name}/codes/")  # the graph holds them now
     model.opset_imports.setdefault(CONTRIB, 1)
-
-
-def _lower_convolution(
-    model: ir.Model, unit: Unit, context: PassContext, emit: Emitter
-) -> None:
-    """Lets everything that reads the weight, also through views, read its codes."""
-    weight = emit_convolution(unit, context.arrays, emit)
-    readers = {usage.node for usage in unit.weight.uses()}
-    first = next(node for node in model.graph if node in readers)
-    model.graph.insert_before(first, emit.nodes)
-    unit.weight.replace_all_uses_with(weight)
-    _forget_weight(model.graph, unit)
-    context.arrays.discard(f"{unit.name}/codes/")
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node], result: ir.Value) -> None:
-    """Puts ``new`` where ``old`` stood; notes and the output's name move along."""
-    new[0].metadata_props.update(
-        {
-            key: text
-            for key, text in old.metadata_props.items()
-            if key not in new[0].metadata_props
-        }
-    )
-    ir.convenience.replace_nodes_and_values(graph, old, [old], new, old.outputs, [result])
-
-
-def _forget_weight(graph: ir.Graph, unit: Unit) -> None:
-    for view in reversed(unit.views):
-        if not view.outputs[0].uses():
-            graph.remove(view, safe=True)
-    if not unit.weight.uses():
-        graph.initializers.pop(unit.name, None)

@@ -64,6 +64,7 @@ def compile(
     overwrite: bool = False,
     random_calibration: bool = False,
     objective: str | None = None,
+    activations: str | None = None,
     seed: int | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -84,7 +85,7 @@ def compile(
         file_budget: The same for the file alone, instead of ``budget``: weights may be stored
             at any width from 2 to 8 bits and grow to 2, 4 or 8 when the model is loaded.
         output: The folder to make; by default ``<model>-<budget>`` in the current folder.
-        target: ``ort-cpu`` (default) or ``ort-cuda``.
+        target: ``ort-cpu`` (default), ``ort-cuda`` or ``qdq`` (standard ONNX).
         calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
         samples: Calibration samples (64).
         sequence_length: Tokens in a sample (512).
@@ -94,6 +95,7 @@ def compile(
         overwrite: Whether an existing output may be replaced.
         random_calibration: Calibrate on noise; the result is marked.
         objective: ``auto`` (default), ``logits`` or ``regression``.
+        activations: For target ``qdq``: ``none`` (default), ``int8`` or ``uint8``.
         seed: Seed of every random choice (0).
         example_inputs: For a torch module: one set of positional inputs.
         dynamic_shapes: For a torch module: as ``torch.export.export`` takes it.
@@ -123,6 +125,7 @@ def compile(
         samples=samples,
         sequence_length=sequence_length,
         objective=objective,
+        activations=activations,
         seed=seed,
     )
     watch = Watch(

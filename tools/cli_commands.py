@@ -41,6 +41,7 @@ def _compile(chosen: argparse.Namespace) -> int:
         overwrite=chosen.overwrite,
         random_calibration=chosen.random_calibration,
         objective=chosen.objective,
+        activations=chosen.activations,
         seed=chosen.seed,
         dump_after_each=chosen.dump_after_each,
         stop_after=chosen.stop_after,
@@ -188,6 +189,7 @@ def _print_attention(found: Found) -> None:
 
 def _eval(chosen: argparse.Namespace) -> int:
     from .evaluate import evaluate
+    from .runtimes import Runtime
 
     found = evaluate(
         chosen.original,
@@ -195,7 +197,7 @@ def _eval(chosen: argparse.Namespace) -> int:
         chosen.text,
         samples=chosen.samples,
         sequence_length=chosen.sequence_length,
-        target=chosen.target,
+        runtime=Runtime(chosen.runtime, chosen.target, chosen.exact),
         progress=choose_progress(),
     )
     if chosen.json:
@@ -289,10 +291,12 @@ def _doctor(chosen: argparse.Namespace) -> int:
     from .manifest import versions
 
     problems = {target: _problem(target) for target in targets()}
+    runtimes = {"openvino": _openvino_problem()}
     if chosen.json:
-        _print_json({"targets": problems, "versions": versions()})
+        _print_json({"targets": problems, "runtimes": runtimes, "versions": versions()})
     else:
-        _print_table([(name, problem or "ready") for name, problem in problems.items()])
+        lines = {**problems, **runtimes}
+        _print_table([(name, problem or "ready") for name, problem in lines.items()])
         print()
         _print_table(list(versions().items()))
     return 0 if None in problems.values() else _MACHINE
@@ -316,6 +320,29 @@ def _problem(target: str) -> str | None:
         return error.message
 
 
+def _openvino_problem() -> str | None:
+    """Returns why this machine cannot run a model in OpenVINO."""
+    import onnx_ir as ir
+
+    from ..backend.openvino import installation_problem, open_openvino
+    from ..ir import MpqcError
+
+    problem = installation_problem()
+    if problem is not None:
+        return problem
+    try:
+        with open_openvino(ir.from_onnx_text(_TINY_STANDARD)):
+            return None
+    except MpqcError as error:
+        return error.message
+
+
+_TINY_STANDARD = """<ir_version: 10, opset_import: ["" : 21]>
+tiny (float[4] x) => (float[4] y) <float scale = {1}, int8 zero = {0}>
+{
+    codes = QuantizeLinear(x, scale, zero)
+    y = DequantizeLinear(codes, scale, zero)
+}"""
 # What results are made of beside their kernels: constants that are computed at load.
 _TINY = """<ir_version: 8, opset_import: ["" : 17]>
 tiny (float[1, 1, 1, 1] x) => (float[1, 1, 1, 1] y)

@@ -163,6 +163,11 @@ def _add_compile(parser: argparse.ArgumentParser) -> None:
     _add_output(parser, "default: MODEL-BUDGET in the current folder")
     _add_calibration(parser)
     parser.add_argument(
+        "--activations",
+        metavar="TYPE",
+        help="for target qdq: none (default), int8 or uint8",
+    )
+    parser.add_argument(
         "--recipe", metavar="FILE", type=Path, help="a TOML file with a pipeline"
     )
     parser.add_argument(
@@ -184,7 +189,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", metavar="NAME", help="ort-cpu (default) or ort-cuda")
+    parser.add_argument("--target", metavar="NAME", help="ort-cpu (default), ort-cuda or qdq")
     parser.add_argument(
         "--calibration",
         metavar="PATH",
@@ -249,6 +254,17 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target", metavar="NAME", default="ort-cpu", help="what to run both on"
+    )
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        default="onnxruntime",
+        help="onnxruntime (default), openvino, or torch for what the standard says",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="forbid the runtime to round activations where the graph does not",
     )
 
 

@@ -68,7 +68,7 @@ def run(output: Path) -> None:
         overwrite=True,
         progress=progress,
     )
-    measured = evaluate(exported, result.output, [held_out], target=_TARGET, progress=progress)
+    measured = evaluate(exported, result.output, [held_out], progress=progress)
     print_table(result, measured)
 
 

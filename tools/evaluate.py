@@ -1,11 +1,11 @@
-"""mpqc eval: how far a result is from its original, both run in ONNX Runtime."""
+"""mpqc eval: how far a result is from its original, both run in the same runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,7 @@ from ..ir import Feeds, InputError, UsageError, read_model
 from ..passes.machinery.base import Progress, SilentProgress
 from ..passes.numerics.divergence import cosine, relative_error
 from .inspection import bits_per_weight, model_bytes
-
-if TYPE_CHECKING:
-    from ..backend.onnxruntime.runner import RuntimeSession
-
+from .runtimes import LoadedModel, Runtime
 
 _ROWS = 64  # positions looked at together, which bounds memory
 
@@ -112,7 +109,7 @@ def evaluate(
     *,
     samples: int = 8,
     sequence_length: int = 512,
-    target: str = "ort-cpu",
+    runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Runs two models on the same samples and compares what they say.
@@ -123,7 +120,7 @@ def evaluate(
         texts: Text files, or ``.npz``/``.safetensors`` files of arrays named like the inputs.
         samples: How many samples to run at most.
         sequence_length: Tokens in a sample.
-        target: What to run both on.
+        runtime: What to run both in; ONNX Runtime on the CPU by default.
         progress: Where to show progress.
 
     Raises:
@@ -141,22 +138,19 @@ def evaluate(
     )
     assert before.onnx is not None
     assert after.onnx is not None
-    return evaluate_on(before.onnx, after.onnx, held_out, target, shown)
+    return evaluate_on(before.onnx, after.onnx, held_out, runtime or Runtime(), shown)
 
 
 def evaluate_on(
-    before: Path, after: Path, held_out: HeldOut, target: str, progress: Progress
+    before: Path, after: Path, held_out: HeldOut, runtime: Runtime, progress: Progress
 ) -> Evaluation:
     """Runs the ONNX files ``before`` and ``after`` on samples and compares what they say.
 
     Raises:
         InputError: A file is broken, or the models do not fit each other.
     """
-    from ..backend.onnxruntime.capabilities import load
-    from ..backend.onnxruntime.runner import open_session
-
-    provider, feeds = load(target).provider, held_out.feeds
-    with open_session(before, provider) as first, open_session(after, provider) as second:
+    feeds = held_out.feeds
+    with runtime.session(before) as first, runtime.session(after) as second:
         _check_fit(first, second)
         tracked = progress.track(feeds, len(feeds), "evaluate")
         measured = _measure(first, second, tracked, held_out.tokens)
@@ -183,7 +177,7 @@ def _with_companions(before: Source, after: Source) -> Source:
     return Source(before.named, before.onnx, (*before.folders, *after.folders))
 
 
-def _check_fit(first: RuntimeSession, second: RuntimeSession) -> None:
+def _check_fit(first: LoadedModel, second: LoadedModel) -> None:
     ours, theirs = ({one.name for one in session.inputs} for session in (first, second))
     if ours != theirs:
         odd = ", ".join(sorted(ours ^ theirs)[:4])
@@ -194,8 +188,8 @@ def _check_fit(first: RuntimeSession, second: RuntimeSession) -> None:
 
 
 def _measure(
-    first: RuntimeSession,
-    second: RuntimeSession,
+    first: LoadedModel,
+    second: LoadedModel,
     feeds: Iterable[Feeds],
     tokens: ModelInput | None,
 ) -> dict[str, Any]:

@@ -28,7 +28,26 @@ MANIFEST = "mpqc.json"
 REPORT = "report.html"
 VERIFIED = "verify-numerics"
 _PASSING = ("reused", "seconds")
-_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "scipy", "torch")
+_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "openvino",
+    "scipy",
+    "torch",
+)
+_OPTIONS = (
+    "preset",
+    "target",
+    "samples",
+    "sequence_length",
+    "objective",
+    "activations",
+    "seed",
+)
 
 
 def input_facts(source: Source, model: ir.Model) -> dict[str, Any]:
@@ -149,7 +168,7 @@ def _command(entry: dict[str, Any], kept: dict[str, Any], pipeline: str) -> str:
     asked = budget.get("bits") if budget.get("bits") is not None else f"{budget.get('bytes')}B"
     flag = "--file-budget" if budget.get("file") else "--budget"
     words = ["mpqc", "compile", str(entry.get("name", "MODEL")), flag, str(asked)]
-    for key in ("preset", "target", "samples", "sequence_length", "objective", "seed"):
+    for key in _OPTIONS:
         if kept.get(key) is not None:
             words += [f"--{key.replace('_', '-')}", str(kept[key])]
     if kept.get("calibration"):

@@ -21,6 +21,7 @@ _KINDS: dict[str, type] = {
     "preset": str,
     "target": str,
     "objective": str,
+    "activations": str,
     "samples": int,
     "sequence-length": int,
     "seed": int,

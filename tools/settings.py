@@ -18,9 +18,13 @@ DEFAULTS: dict[str, Any] = {
     "samples": 64,
     "sequence_length": 512,
     "objective": "auto",
+    "activations": "none",
     "seed": 0,
 }
 DEFAULT_PRESET = "default"
+ACTIVATIONS = ("none", "int8", "uint8")
+STANDARD_LOWERING = "insert-qdq"
+_PACKED_LOWERING = "lower-matmul-nbits"
 _MOST = {"samples": 100_000, "sequence_length": 1 << 20, "seed": 1 << 62}
 
 
@@ -34,6 +38,8 @@ class CompileSettings:
         samples: Calibration samples.
         sequence_length: Tokens in a sample.
         objective: What the sweeps differentiate: ``auto``, ``logits`` or ``regression``.
+        activations: What products of INT8 weights read: ``none`` (floats), ``int8`` or
+            ``uint8``.
         seed: Seed of every random choice.
         random_calibration: Whether noise may stand in for samples.
         calibration: Text or array files, or folders of them.
@@ -46,6 +52,7 @@ class CompileSettings:
     samples: int
     sequence_length: int
     objective: str
+    activations: str
     seed: int
     random_calibration: bool
     calibration: tuple[Path, ...]
@@ -58,10 +65,28 @@ class CompileSettings:
             text = with_option(self.passes, "allocate-bits", "budget", bits)
         else:
             assert self.preset is not None
-            text = find_preset(self.preset)(bits, self.objective)
+            text = self._for_target(find_preset(self.preset)(bits, self.objective))
         if not self.budget.expand:
             return text
         return with_option(text, "annotate-sensitivity", "expand", True)
+
+    def _for_target(self, passes: str) -> str:
+        """Returns a preset's pipeline with the lowering of the target."""
+        from ..backend.onnxruntime.capabilities import load
+
+        table = load(self.target)
+        lowering = table.lowering
+        if self.budget.expand and not table.expanding:
+            raise UsageError(
+                f"{self.target} has no widths that expand at load, so files have none to gain",
+                hint="give --budget instead of --file-budget",
+            )
+        if self.activations != "none" and lowering != STANDARD_LOWERING:
+            raise UsageError(
+                f"{self.target} takes no quantized activations",
+                hint="compile with --target qdq",
+            )
+        return with_lowering(passes, lowering, self.activations)
 
     def lines(self) -> list[str]:
         """Returns the effective settings in words, for the user to see before the start."""
@@ -85,6 +110,7 @@ class CompileSettings:
             "samples": self.samples,
             "sequence_length": self.sequence_length,
             "objective": self.objective,
+            "activations": self.activations,
             "preset": self.preset,
             "seed": self.seed,
             "random_calibration": self.random_calibration,
@@ -129,6 +155,11 @@ def make_settings(
         raise UsageError(
             "the objective is an option of calibrate when the pipeline is given",
             hint=f"write calibrate{{objective={chosen['objective']}}}",
+        )
+    if pipeline is not None and chosen["activations"] != "none":
+        raise UsageError(
+            "quantized activations are an option of insert-qdq when the pipeline is given",
+            hint=f"write insert-qdq{{activations={chosen['activations']}}}",
         )
     settings = CompileSettings(
         budget=parsed,
@@ -176,11 +207,12 @@ def _check_values(chosen: dict[str, Any]) -> None:
             raise UsageError(
                 f"{shown} must be a whole number from {least} to {most}, not {value}"
             )
-    if chosen["objective"] not in OBJECTIVES:
-        raise UsageError(
-            f"unknown objective {chosen['objective']!r}",
-            hint=did_you_mean(str(chosen["objective"]), OBJECTIVES),
-        )
+    for name, known in (("objective", OBJECTIVES), ("activations", ACTIVATIONS)):
+        if chosen[name] not in known:
+            raise UsageError(
+                f"unknown {name} {chosen[name]!r}",
+                hint=did_you_mean(str(chosen[name]), known),
+            )
 
 
 def _check_pipeline(settings: CompileSettings) -> None:
@@ -218,3 +250,25 @@ def with_option(passes: str, changed: str, key: str, value: float | bool) -> str
             for name, options in records
         ]
     )
+
+
+def with_lowering(passes: str, lowering: str, activations: str) -> str:
+    """Returns a preset's pipeline for a target that wants another pass for its graphs.
+
+    Args:
+        passes: A pipeline that ends in ``lower-matmul-nbits``.
+        lowering: The pass that shall stand there.
+        activations: What ``insert-qdq`` does with activations.
+    """
+    if lowering == _PACKED_LOWERING:
+        return passes
+    changed: list[tuple[str, dict[str, Any]]] = []
+    for name, options in parse_records(passes):
+        if name == _PACKED_LOWERING:
+            chosen = {} if activations == "none" else {"activations": activations}
+            changed.append((lowering, chosen))
+        else:
+            changed.append((name, options))
+        if name == "normalize":
+            changed.append(("raise-opset", {}))
+    return print_records(changed)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from .capabilities import installed_runtime_problem, load, targets
 from .probing import Probe, probe
-from .runner import Endpoint, RuntimeSession, open_session, optimized_ops
+from .runner import RuntimeSession, open_session, optimized_ops
 
 __all__ = [
-    "Endpoint",
     "Probe",
     "RuntimeSession",
     "installed_runtime_problem",

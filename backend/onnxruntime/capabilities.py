@@ -43,6 +43,8 @@ def load(target: str) -> Capabilities:
         convolution_bits=tuple(table["convolution_bits"]),
         row_tile=table["row_tile"],
         expanding=tuple(table["expanding"]),
+        lowering=table.get("lowering", "lower-matmul-nbits"),
+        whole_groups=table.get("whole_groups", False),
     )
 
 

@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, write_model
+from ..endpoint import Endpoint
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,22 +24,8 @@ if TYPE_CHECKING:
 _STRAY_SETTINGS = ("ORT_", "ORTMODULE_", "OMP_")
 _OWN_SETTINGS = ("ORT_LOGGING_LEVEL",)
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
 _ERRORS_OF_THE_MACHINE = ("alloc", "memory", "CUDA", "cuDNN", "cuBLAS")
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An input or output of a loaded model.
-
-    Attributes:
-        name: Its name.
-        type: The runtime's name of its type, such as ``tensor(float)``.
-        shape: Dimensions; a text or None where the size is free.
-    """
-
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...]
 
 
 class RuntimeSession:
@@ -70,7 +56,7 @@ class RuntimeSession:
         try:
             results = self._session.run(names, dict(feeds))
         except Exception as error:  # the runtime's classes share no base but Exception
-            raise _refusal("the model fails in ONNX Runtime", error) from error
+            raise refusal("the model fails in ONNX Runtime", error) from error
         return dict(zip(names, results, strict=True))
 
     def end_profiling(self) -> Path:
@@ -82,7 +68,8 @@ def _endpoint(one: onnxruntime.NodeArg) -> Endpoint:
     return Endpoint(one.name, one.type, tuple(one.shape))
 
 
-def _refusal(what: str, error: Exception) -> InputError | MachineError:
+def refusal(what: str, error: Exception) -> InputError | MachineError:
+    """Returns a runtime's exception as one of ours: the machine's fault, or the model's."""
     text = " ".join(str(error).split())
     if any(word in text for word in _ERRORS_OF_THE_MACHINE):
         return MachineError(f"{what}: {text}")
@@ -96,6 +83,7 @@ def open_session(
     *,
     threads: int | None = None,
     profile: bool = False,
+    exact: bool = False,
 ) -> Iterator[RuntimeSession]:
     """Loads ``model`` in ONNX Runtime; leaving the context frees everything.
 
@@ -104,6 +92,8 @@ def open_session(
         provider: The execution provider that must run it.
         threads: Threads inside an operator; None lets the runtime choose.
         profile: Keep the runtime's own timings (see ``end_profiling``).
+        exact: Compute what the graph says. Otherwise the runtime rounds the activations of
+            products that read DequantizeLinear to int8.
 
     Raises:
         InputError: The runtime refuses the model.
@@ -116,6 +106,8 @@ def open_session(
         if profile:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(folder / "profile")
+        if exact:
+            settings.add_session_config_entry(*_EXACT)
         opened = [_load(path, provider, settings)]
         stack.callback(_free, opened)
         yield opened[0]
@@ -155,7 +147,7 @@ def _load(path: Path, provider: str, settings: onnxruntime.SessionOptions) -> Ru
         try:
             session = onnxruntime.InferenceSession(path, settings, providers=wanted)
         except Exception as error:  # the runtime's classes share no base but Exception
-            raise _refusal("ONNX Runtime cannot load the model", error) from error
+            raise refusal("ONNX Runtime cannot load the model", error) from error
     if session.get_providers()[0] != provider:
         raise MachineError(
             f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}",

@@ -34,6 +34,19 @@ class Names:
         return name
 
 
+def store(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Stores ``array`` as the initializer ``name``, which must be free."""
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
 class Emitter:
     """Collects the nodes that stand for a part of a unit, to be placed in the graph.
 
@@ -52,25 +65,14 @@ class Emitter:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """Stores ``array`` as the initializer ``<unit>/<name>`` of the graph."""
-        return self._store(self._names.free(f"{self.unit}/{name}"), array)
+        return store(self._graph, self._names.free(f"{self.unit}/{name}"), array)
 
     def shared(self, name: str, array: np.ndarray) -> ir.Value:
         """Stores ``array`` as the initializer ``name``, once for all units of the graph."""
         known = self._names.shared
         if name not in known:
-            known[name] = self._store(self._names.free(name), array)
+            known[name] = store(self._graph, self._names.free(name), array)
         return known[name]
-
-    def _store(self, full: str, array: np.ndarray) -> ir.Value:
-        tensor = ir.Tensor(np.ascontiguousarray(array), name=full)
-        value = ir.Value(
-            name=full,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
 
     def node(
         self,

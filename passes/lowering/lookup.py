@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir import Use
 from ..numerics.packing import code_of_zero
+from .dequantized import DequantizedUnit
 from .emitter import CONTRIB, Emitter
 from .stored import RowClass, StoredUnit
 
@@ -31,7 +32,7 @@ def emit_lookup(
         stored: The table.
         use: The Gather.
         dtype: Type of the looked-up rows.
-        form: ``unpack`` or ``gather-block-quantized``.
+        form: ``unpack``, ``gather-block-quantized`` or ``dequantize``.
         emit: Where the nodes go.
     """
     ids = use.activation
@@ -64,7 +65,12 @@ class _Lookup:
 
     def rows(self, ids: ir.Value, form: str) -> ir.Value:
         """Emits the rows that ``ids`` name."""
-        return self._select(ids, self.unpacked if form == "unpack" else self.block_quantized)
+        forms: dict[str, Rows] = {
+            "unpack": self.unpacked,
+            "gather-block-quantized": self.block_quantized,
+            "dequantize": self.dequantized,
+        }
+        return self._select(ids, forms[form])
 
     def node(
         self,
@@ -160,8 +166,6 @@ class _Lookup:
         groups = one.option.groups(self.stored.columns)
         codes = self.node(f"packed/{index}", "Gather", [one.codes, ids], UINT8)
         scales = self.node(f"scale/{index}", "Gather", [one.scales, ids], ir.DataType.FLOAT16)
-        wide = self.cast(f"scale/{index}/wide", scales, self.dtype)
-        steps = self.reshape(f"step/{index}", wide, [*self._lead, groups, 1])
         fields = self.reshape(
             f"code/{index}", self._fields(one, codes, groups), [*self._lead, groups, group]
         )
@@ -170,9 +174,27 @@ class _Lookup:
             f"zero_code/{index}", code_of_zero(one.option.kernel_bits), self.dtype
         )
         signed = self.node(f"signed/{index}", "Sub", [stored, zero], self.dtype)
-        values = self.node(f"value/{index}", "Mul", [signed, steps], self.dtype)
-        flat = self.reshape(f"row/{index}", values, [*self._lead, groups * group])
-        return self._trimmed(one, flat)
+        return self._trimmed(one, self._scaled(one, signed, scales))
+
+    def _scaled(self, one: RowClass, codes: ir.Value, scales: ir.Value) -> ir.Value:
+        """Emits the product of codes, ids x groups x group, and their scales, ids x groups."""
+        index, groups = one.index, one.option.groups(self.stored.columns)
+        wide = self.cast(f"scale/{index}/wide", scales, self.dtype)
+        steps = self.reshape(f"step/{index}", wide, [*self._lead, groups, 1])
+        values = self.node(f"value/{index}", "Mul", [codes, steps], self.dtype)
+        return self.reshape(f"row/{index}", values, [*self._lead, groups * one.option.group])
+
+    def dequantized(self, one: RowClass, ids: ir.Value) -> ir.Value:
+        """Emits the lookup of int8 codes, which a DequantizeLinear makes numbers of."""
+        assert isinstance(self.stored, DequantizedUnit)
+        index, group = one.index, one.option.group
+        table, steps = self.stored.table(one)
+        codes = self.node(f"codes/{index}/found", "Gather", [table, ids], ir.DataType.INT8)
+        scales = self.node(f"scale/{index}", "Gather", [steps, ids], ir.DataType.FLOAT16)
+        unit = self.number(f"unit/{index}", 1, self.dtype)
+        signed = self.node(f"signed/{index}", "DequantizeLinear", [codes, unit], self.dtype)
+        shape = [*self._lead, self.stored.columns // group, group]
+        return self._scaled(one, self.reshape(f"code/{index}", signed, shape), scales)
 
     def _fields(self, one: RowClass, codes: ir.Value, groups: int) -> ir.Value:
         """Emits the codes of every byte, lowest first.

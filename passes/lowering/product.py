@@ -18,6 +18,13 @@ def emit_product(
         _kernel(stored, row_class, use.activation, dtype, table, emit)
         for row_class in stored.classes
     ]
+    return joined(stored, use, parts, dtype, emit)
+
+
+def joined(
+    stored: StoredUnit, use: Use, parts: list[ir.Value], dtype: ir.DataType, emit: Emitter
+) -> ir.Value:
+    """Emits what makes one output of those of the row classes, a Gemm's bias included."""
     result = parts[0]
     if len(parts) > 1:
         axis = {"axis": -1}

@@ -11,6 +11,7 @@ from .base import Pass
 # module:class, imported only when asked for. Users type the module's name, with dashes.
 PASSES: tuple[str, ...] = (
     "normalize:Normalize",
+    "raise_opset:RaiseOpset",
     "partition_blocks:PartitionBlocks",
     "calibrate:Calibrate",
     "attention_hessians:AttentionHessians",
@@ -21,6 +22,7 @@ PASSES: tuple[str, ...] = (
     "quantize_weights:QuantizeWeights",
     "tune_scales:TuneScales",
     "lower_matmul_nbits:LowerMatMulNBits",
+    "insert_qdq:InsertQdq",
     "verify_numerics:VerifyNumerics",
 )
 

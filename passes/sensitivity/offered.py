@@ -34,12 +34,20 @@ def offered_options(
     columns = unit.shape[1]
     expand = expand and not expansion_obstacle(unit, table)
     common = set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
+    by_row = {one for one in common if _takes_rows(one, columns, table)}
+    grouped = common - by_row
     # A group wider than the row would store padding.
-    fitting = {one for one in common if one.group in groups and one.group <= columns}
+    fitting = {one for one in grouped if one.group in groups and one.group <= columns}
     if not fitting:
-        smallest = min((one.group for one in common), default=0)
-        fitting = {one for one in common if one.group == smallest}
-    return sorted(fitting, key=lambda option: (option.row_bytes(columns), option))
+        smallest = min((one.group for one in grouped), default=0)
+        fitting = {one for one in grouped if one.group == smallest}
+    return sorted(fitting | by_row, key=lambda option: (option.row_bytes(columns), option))
+
+
+def _takes_rows(option: Option, columns: int, table: Capabilities) -> bool:
+    """Tells whether a row is one group because the kernel has it so, whatever was asked."""
+    kernel = table.kernel(option.kernel_bits)
+    return kernel is not None and kernel.per_row and option.group == columns
 
 
 def _options_of(use: Use, unit: Unit, table: Capabilities, expand: bool) -> set[Option]:

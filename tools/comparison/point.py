@@ -13,6 +13,7 @@ from ..budget import Budget
 from ..compilation import Compilation
 from ..evaluate import HeldOut, evaluate_on
 from ..failures import account
+from ..runtimes import Runtime
 from ..settings import CompileSettings
 
 MEASURED = "measured"
@@ -96,8 +97,8 @@ def _run(
         folder = keep / point.name.replace(" ", "-") if keep else scratch / "compiled"
         with staged_folder(folder, overwrite=True) as stage:
             outcome = work.run(stage)
-        model, target = folder / "model.onnx", point.settings.target
-        found = evaluate_on(work.original, model, held_out, target, job.progress)
+        model, runtime = folder / "model.onnx", Runtime(target=point.settings.target)
+        found = evaluate_on(work.original, model, held_out, runtime, job.progress)
     return {
         **found.facts(),
         "files_bytes": outcome.size,
