@@ -31,7 +31,7 @@ from ..ir.text_form import did_you_mean
 from .allocation.decision import Candidate, Decision, total_bytes, total_loss
 from .allocation.method import Asked, check_settings, decide
 from .annotate_sensitivity import AnnotateSensitivity
-from .lowering.cost import expansion_bytes, overhead_bytes, resident_bytes
+from .lowering.cost import expansion_bytes, input_bytes, overhead_bytes, resident_bytes
 from .machinery.base import Pass, PassContext
 from .numerics.knapsack import Choice, Item
 
@@ -104,7 +104,7 @@ class AllocateBits(Pass):
             options = [] if unit.reason else judge.options(unit, context.capabilities)
             if options:
                 smallest += options[0].row_bytes(unit.shape[1]) * unit.shape[0]
-                fixed += overhead_bytes(unit, 1)
+                fixed += overhead_bytes(unit, 1) + input_bytes(unit, context.capabilities)
             else:
                 kept += _float_bytes(unit)
         self._check(smallest + fixed + kept, kept, weights)
@@ -119,7 +119,9 @@ class AllocateBits(Pass):
                 "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
             )
         kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
-        fixed = kept + sum(overhead_bytes(unit, 1) for unit in chosen)
+        table = context.capabilities
+        added = (overhead_bytes(unit, 1) + input_bytes(unit, table) for unit in chosen)
+        fixed = kept + sum(added)
         candidates = [self._candidate(unit, context) for unit in chosen]
         offered = expansion_bytes(option for one in candidates for option in one.options)
         limit = None if self.budget is None else int(self.budget * weights / 8)

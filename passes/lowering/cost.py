@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...ir import Option, Unit
+from ...ir import Capabilities, Option, Unit
 from ..numerics.dense_codes import dense_layout
 
 POSITIONS_IN_UINT16 = 1 << 16  # rows of a unit whose positions fit into uint16
@@ -12,6 +12,7 @@ _RESIDENT_POSITION = 4  # int32
 _EXPANSION_BYTES = 6  # a float32 one, two zero points
 _WIDTH_BYTES = 1  # the zero point of a width
 _SIZE_BYTES = 24  # of a shape
+_GRID_BYTES = 5  # a float32 scale and a zero point
 _LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
 
 
@@ -33,6 +34,13 @@ def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
     order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     return order + lookups * classes * _LOOKUP_BYTES
+
+
+def input_bytes(unit: Unit, table: Capabilities) -> int:
+    """Returns the bytes that ``insert-qdq`` may add for the unit's activations, at most."""
+    if table.lowering != "insert-qdq":
+        return 0
+    return _GRID_BYTES * sum(use.kind != "lookup" for use in unit.uses)
 
 
 def resident_bytes(unit: Unit, rows: Iterable[tuple[Option, int]], *, reordered: bool) -> int:
