@@ -267,6 +267,9 @@ def with_lowering(passes: str, lowering: str, activations: str) -> str:
         if name == _PACKED_LOWERING:
             chosen = {} if activations == "none" else {"activations": activations}
             changed.append((lowering, chosen))
+        elif name == "rewrite-crossquant" and activations != "none":
+            # The search assumes what insert-qdq will do: one scale for a whole activation.
+            changed.append((name, {**options, "activations": "tensor"}))
         else:
             changed.append((name, options))
         if name == "normalize":

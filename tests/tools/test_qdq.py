@@ -10,6 +10,7 @@ import pytest
 
 from mpqc.backend.openvino import runner
 from mpqc.ir import UsageError
+from mpqc.passes.machinery.pipeline import Pipeline
 from mpqc.tools.cli import main
 from mpqc.tools.inspection import inspect_file
 from mpqc.tools.runtimes import Runtime
@@ -94,6 +95,11 @@ def test_presets_end_in_what_the_target_wants() -> None:
     assert text.startswith("normalize,raise-opset,")
     assert "insert-qdq{activations=uint8},verify-numerics" in text
     assert "lower-matmul-nbits" not in text
+    assert Pipeline.parse(text)
+    for activations, assumed in (("uint8", True), ("none", False)):
+        found = make_settings(8, preset="crossquant", target="qdq", activations=activations)
+        assert Pipeline.parse(found.pipeline(8.0))
+        assert ("activations=tensor" in found.pipeline(8.0)) == assumed
     with pytest.raises(UsageError, match="no widths that expand"):
         make_settings(None, "3.5", target="qdq")
 
