@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from .explicit import remove_unused, with_factors
 from .folding import by_class, consumed, fold
 from .kernels import Kernel, kernel_facts, kernel_of
 from .observation import Widths, observe
-from .search import ALPHAS, BETAS, Deployed, Scales, candidate, peaks_of, search
+from .search import ALPHAS, BETAS, Deployed, Magnitudes, Scales, peaks_of, search
 from .sites import Closed, Site, find_sites
 
 if TYPE_CHECKING:
@@ -119,9 +120,8 @@ class _Folding:
         if self.searched:
             next(observe(self.model, [], 1, self.context), None)  # says what is missing
         for site in sites:
-            factors = candidate(
-                site, self.context.arrays, self.alphas[0], self.betas[0], self.deployed.exact
-            )
+            magnitudes = Magnitudes.of(site, self.context.arrays)
+            factors = magnitudes.factors(self.alphas[0], self.betas[0], self.deployed.exact)
             self._fold(site, Scales(factors, self.alphas[0], self.betas[0], 0.0, 0.0), found)
 
     def seen(self, sites: Sequence[Site], closed: Sequence[Closed], found: _Found) -> None:
@@ -130,19 +130,15 @@ class _Folding:
         wanted += [_widths(one) for one in closed if one.units]
         for part in observe(self.model, wanted, self.settings.samples, self.context):
             here = [site for site in sites if site.activations[0][0] in part]
-            scales = for_each(
-                lambda site, part=part: self._choose(site, part),  # type: ignore[misc]
-                here,
-                self.context.progress,
-                "choosing column scales",
-            )
+            choose = partial(self._choose, part)
+            scales = for_each(choose, here, self.context.progress, "choosing column scales")
             for site, chosen in zip(here, scales, strict=True):
                 self._count(site, chosen, part, found)
                 self._fold_seen(site, chosen, part, found)
             rest = [one for one in closed if one.activation in part]
             found.kernels += [self._count_closed(one, part) for one in rest]
 
-    def _choose(self, site: Site, part: Seen) -> Scales:
+    def _choose(self, part: Seen, site: Site) -> Scales:
         return search(
             site,
             part,

@@ -92,21 +92,36 @@ class Scales:
         return bool(np.all(self.factors == 1))
 
 
-def candidate(
-    site: Site, arrays: ArrayStore, alpha: float, beta: float, exact: bool
-) -> np.ndarray:
-    """Returns the factors of one candidate, from the largest magnitudes of all consumers."""
-    peaks, weights = torch.zeros(site.classes), torch.zeros(site.classes)
-    for part in site.consumers:
-        assert part.unit is not None
-        seen = peaks_of(part.unit, arrays)
-        sizes = np.abs(part.unit.matrix()).max(axis=0)
-        inside = part.classes >= 0
-        places = torch.from_numpy(part.classes[inside])
-        peaks.scatter_reduce_(0, places, torch.from_numpy(seen[inside]), "amax")
-        weights.scatter_reduce_(0, places, torch.from_numpy(sizes[inside]), "amax")
-    factors = column_factors(peaks, weights, alpha, beta)
-    return (powers_of_two(factors) if exact else factors).numpy()
+@dataclass(frozen=True)
+class Magnitudes:
+    """What the factors of a site are made from, by class, over all of its consumers.
+
+    Attributes:
+        peaks: Largest magnitude of the activation.
+        weights: Largest magnitude of the weights that read it.
+    """
+
+    peaks: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def of(cls, site: Site, arrays: ArrayStore) -> Magnitudes:
+        """Reads every consumer once."""
+        peaks, weights = torch.zeros(site.classes), torch.zeros(site.classes)
+        for part in site.consumers:
+            assert part.unit is not None
+            inside = part.classes >= 0
+            places = torch.from_numpy(part.classes[inside])
+            seen = peaks_of(part.unit, arrays)[inside]
+            sizes = np.abs(part.unit.matrix()).max(axis=0)[inside]
+            peaks.scatter_reduce_(0, places, torch.from_numpy(seen), "amax")
+            weights.scatter_reduce_(0, places, torch.from_numpy(sizes), "amax")
+        return cls(peaks, weights)
+
+    def factors(self, alpha: float, beta: float, exact: bool) -> np.ndarray:
+        """Returns one candidate: a factor for each class."""
+        found = column_factors(self.peaks, self.weights, alpha, beta)
+        return (powers_of_two(found) if exact else found).numpy()
 
 
 def peaks_of(unit: Unit, arrays: ArrayStore) -> np.ndarray:
@@ -140,7 +155,10 @@ def search(
         betas: Candidates.
         identity: Whether no scales at all are a candidate.
     """
-    products = [one for unit in consumed(site) for one in _products(unit, seen, arrays)]
+    products = [
+        one for unit in consumed(site) for one in _products(unit, seen, arrays, deployed)
+    ]
+    magnitudes = Magnitudes.of(site, arrays)
     classes = {
         part.unit.name: part.classes for part in site.consumers if part.unit is not None
     }
@@ -155,7 +173,7 @@ def search(
     plain = cost(none)
     tried = [Scales(none, 1.0, 0.0, plain, plain)] if identity else []
     for alpha, beta in product(alphas, betas):
-        factors = candidate(site, arrays, alpha, beta, deployed.exact)
+        factors = magnitudes.factors(alpha, beta, deployed.exact)
         tried.append(Scales(factors, alpha, beta, cost(factors), plain))
     return min(tried, key=lambda scales: scales.cost)
 
@@ -168,23 +186,20 @@ class _Product:
         name: Name of the unit.
         weight: Rows x columns.
         rows: Importance of each of them; they stand for all rows.
-        compensated: Price of each column under GPTQ.
-        diagonal: Price of each column under plain rounding.
+        price: What a squared error costs in each column.
         tokens: Tokens x columns.
     """
 
     name: str
     weight: torch.Tensor
     rows: torch.Tensor
-    compensated: torch.Tensor
-    diagonal: torch.Tensor
+    price: torch.Tensor
     tokens: torch.Tensor
 
     def cost(self, factors: torch.Tensor, deployed: Deployed) -> float:
         """Returns what rounding weights and activations costs under ``factors``."""
         group = deployed.group or len(factors)
-        price = self.compensated if deployed.bits < LOSSLESS_BITS else self.diagonal
-        price = price / factors.square()
+        price = self.price / factors.square()
         wide = self.weight * factors
         stored = nearest(wide, deployed.bits, group, price).dequantize(group)
         weights = (stored - wide).square() @ price
@@ -197,17 +212,17 @@ class _Product:
 
 
 def _products(
-    unit: Unit, seen: Mapping[ir.Value, torch.Tensor], arrays: ArrayStore
+    unit: Unit, seen: Mapping[ir.Value, torch.Tensor], arrays: ArrayStore, deployed: Deployed
 ) -> list[_Product]:
     quadratic = Quadratic.of(unit, arrays)
-    price = quadratic.factor().price
+    compensates = deployed.bits < LOSSLESS_BITS
+    shared = quadratic.factor().price if compensates else None
     step = max(1, unit.shape[0] // _ROWS)
     weight = torch.from_numpy(unit.matrix()[::step])
     found = []
     for use, rows, hessian in zip(unit.uses, quadratic.rows, quadratic.hessians, strict=True):
         if use.activation in seen:
             few = rows[::step] * (float(rows.sum()) / max(float(rows[::step].sum()), 1e-30))
-            tokens = seen[use.activation]
-            diagonal = hessian.diagonal().clone()
-            found.append(_Product(unit.name, weight, few, price, diagonal, tokens))
+            price = hessian.diagonal().clone() if shared is None else shared
+            found.append(_Product(unit.name, weight, few, price, seen[use.activation]))
     return found
