@@ -1,0 +1,75 @@
+"""The preset crossquant, and int8 products, on a small OPT as users would compile it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import mpqc
+from mpqc.ir import find_units, read_model
+from mpqc.tools.export import export_folder
+
+from . import models
+from .compiled import compiled
+
+pytest.importorskip("transformers")
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.ort,
+    pytest.mark.slow,
+    pytest.mark.ci_sample,
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("opt")
+    torch.manual_seed(0)
+    saved = models.hugging_face_folder(models.opt(), folder / "saved")
+    return export_folder(saved, folder / "exported").model.parent
+
+
+def test_the_preset(exported: Path, tmp_path: Path) -> None:
+    found = compiled(exported, 4.5, tmp_path, preset="crossquant")
+    plain = compiled(exported, 4.5, tmp_path / "plain", cache=tmp_path / "cache")
+    assert found.evaluation.kl is not None
+    assert plain.evaluation.kl is not None
+    assert found.evaluation.kl < 1.2 * plain.evaluation.kl
+    report = found.result.report["passes"]["rewrite-crossquant"]
+    assert len(report["scaled"]) + len(report["better_plain"]) == 8
+    assert "looked up as well" in " ".join(report["closed"].values())
+    page = (found.result.output / "report.html").read_text()
+    assert "entries that 8 bits round to zero" in page
+    assert all(name in page for name in report["closed"])
+
+
+def test_int8_products(exported: Path, tmp_path: Path) -> None:
+    result = mpqc.compile(
+        exported,
+        budget=32,
+        output=tmp_path / "out",
+        passes="normalize,partition-blocks,calibrate,"
+        "rewrite-crossquant{mode=dynamic, alpha=search},verify-numerics",
+        samples=4,
+        sequence_length=16,
+        random_calibration=True,
+        cache=tmp_path / "cache",
+    )
+    assert result.measured["kl"] < 5e-3
+    (left,) = find_units(read_model(result.model))
+    rows = {row["name"]: row for row in result.report["units"]}
+    assert "looked up" in rows[left.name]["reason"]
+    assert all(
+        row["widths"] == {"8": row["rows"]} for n, row in rows.items() if n != left.name
+    )
+    session = onnxruntime.InferenceSession(
+        str(result.model), providers=["CPUExecutionProvider"]
+    )
+    feed = {one.name: np.ones((1, 5), np.int64) for one in session.get_inputs()}
+    assert np.isfinite(session.run(None, feed)[0]).all()
