@@ -271,6 +271,20 @@ class Calibrated(Annotation):
 
 
 @dataclass(frozen=True)
+class Settled(Annotation):
+    """On the model: what a pass has stored for good before bits are allocated.
+
+    Attributes:
+        bytes: Of constants that the model did not have, codes of stored units among them.
+        weights: Weights that are in codes already, and no part of any unit any more.
+    """
+
+    key: ClassVar[str] = "settled"
+    bytes: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class Budgeted(Annotation):
     """On the model: what was asked and what was got.
 

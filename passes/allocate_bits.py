@@ -17,6 +17,7 @@ from ..ir import (
     Option,
     Score,
     Sensitivity,
+    Settled,
     SharedRows,
     TensorStats,
     Unit,
@@ -113,7 +114,8 @@ class AllocateBits(Pass):
         """Annotates every unit with its options and the order of its rows."""
         units = find_units(model)
         chosen = [unit for unit in units if note_of(unit.anchor, Sensitivity) is not None]
-        weights = sum(unit.size for unit in units)
+        settled = note_of(model, Settled) or Settled(0, 0)
+        weights = settled.weights + sum(unit.size for unit in units)
         if not chosen:
             raise InfeasibleBudget(
                 "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
@@ -121,7 +123,7 @@ class AllocateBits(Pass):
         kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
         table = context.capabilities
         added = (overhead_bytes(unit, 1) + input_bytes(unit, table) for unit in chosen)
-        fixed = kept + sum(added)
+        fixed = settled.bytes + kept + sum(added)
         candidates = [self._candidate(unit, context) for unit in chosen]
         offered = expansion_bytes(option for one in candidates for option in one.options)
         limit = None if self.budget is None else int(self.budget * weights / 8)
@@ -133,9 +135,13 @@ class AllocateBits(Pass):
             _annotate(decision, context)
         taken = [(unit, _taken(unit)) for unit in chosen]
         got = used + expansion_bytes(option for _, rows in taken for option, _ in rows)
-        resident = kept + sum(
-            resident_bytes(unit, rows, reordered=_is_reordered(unit, context))
-            for unit, rows in taken
+        resident = (
+            settled.bytes
+            + kept
+            + sum(
+                resident_bytes(unit, rows, reordered=_is_reordered(unit, context))
+                for unit, rows in taken
+            )
         )
         bits, in_memory = got * 8 / weights, resident * 8 / weights
         asked = self.budget if self.budget is not None else bits

@@ -14,8 +14,12 @@ from ..ir import (
     ColumnScales,
     QuantSpec,
     Sensitivity,
+    Settled,
     TensorStats,
     UsageError,
+    annotate,
+    find_units,
+    note_of,
 )
 from ..ir.text_form import did_you_mean
 from .crossquant.search import Deployed
@@ -83,7 +87,7 @@ class RewriteCrossquant(Pass):
 
     name: ClassVar[str] = "rewrite-crossquant"
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated)
-    writes: ClassVar[tuple[type[Annotation], ...]] = (ColumnScales,)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (ColumnScales, Settled)
     drops: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, BitAllocation, QuantSpec)
     mode: str = "fold"
     alpha: float | str = 0.15
@@ -127,11 +131,21 @@ class RewriteCrossquant(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rewrites ``model``; puts what it did, and the kernels, into the report."""
+        before = _sizes(model)
+        changed = self._rewrite(model, context)
+        bytes_, weights = (now - old for now, old in zip(_sizes(model), before, strict=True))
+        if bytes_ or weights:
+            earlier = note_of(model, Settled) or Settled(0, 0)
+            annotate(model, Settled(earlier.bytes + bytes_, earlier.weights - weights))
+        return changed
+
+    def _rewrite(self, model: ir.Model, context: PassContext) -> bool:
         from .crossquant.rewriting import emulate_all, fold_all
 
         if self.mode == "emulate":
-            assert isinstance(self.alpha, float)
-            return emulate_all(model, self.alpha, self.activation_bits, self.samples, context)
+            return emulate_all(
+                model, float(self.alpha), self.activation_bits, self.samples, context
+            )
         changed = fold_all(model, self, self._deployed(context), context)
         if self.mode == "dynamic":
             from .crossquant.dynamic import lower_all
@@ -150,6 +164,15 @@ class RewriteCrossquant(Pass):
             level = kernel.accuracy_level if kernel is not None else max(levels, default=0)
             activations = "group" if level == 4 else "none"
         return Deployed(self.bits, DEFAULT_GROUPS[0], activations, self.exact)
+
+
+def _sizes(model: ir.Model) -> tuple[int, int]:
+    """Returns the bytes of constants that are no weights, and the number of weights."""
+    units = find_units(model)
+    weights = {unit.weight for unit in units}
+    others = [one for one in model.graph.initializers.values() if one not in weights]
+    total = sum(one.const_value.nbytes for one in others if one.const_value is not None)
+    return total, sum(unit.size for unit in units)
 
 
 def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:

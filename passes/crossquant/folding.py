@@ -51,6 +51,8 @@ def _rescale_constant(part: Part, factors: np.ndarray, names: Names) -> None:
     assert value is not None
     tensor = stored_tensor(value)
     assert tensor is not None
+    if not np.any(tensor.numpy()):
+        return  # nothing to divide
     alone = len(value.uses()) == 1 and value.is_initializer() and not value.is_graph_output()
     if alone and np.broadcast_shapes(tensor.shape.numpy(), factors.shape) == tuple(
         tensor.shape.numpy()

@@ -50,24 +50,27 @@ def test_the_preset(exported: Path, tmp_path: Path) -> None:
 
 
 def test_int8_products(exported: Path, tmp_path: Path) -> None:
+    passes = (
+        "normalize,partition-blocks,calibrate,rewrite-crossquant{mode=dynamic, alpha=search},"
+        "annotate-sensitivity,allocate-bits{budget=8.6},quantize-weights,lower-matmul-nbits,"
+        "verify-numerics"
+    )
     result = mpqc.compile(
         exported,
-        budget=32,
+        budget=8.6,
         output=tmp_path / "out",
-        passes="normalize,partition-blocks,calibrate,"
-        "rewrite-crossquant{mode=dynamic, alpha=search},verify-numerics",
+        passes=passes,
         samples=4,
         sequence_length=16,
         random_calibration=True,
         cache=tmp_path / "cache",
     )
     assert result.measured["kl"] < 5e-3
-    (left,) = find_units(read_model(result.model))
+    assert result.got <= 8.6
+    assert not find_units(read_model(result.model))
     rows = {row["name"]: row for row in result.report["units"]}
-    assert "looked up" in rows[left.name]["reason"]
-    assert all(
-        row["widths"] == {"8": row["rows"]} for n, row in rows.items() if n != left.name
-    )
+    assert all(row["widths"] == {"8": row["rows"]} for row in rows.values())
+    assert len(result.report["passes"]["rewrite-crossquant"]["int8"]) == len(rows) - 1
     session = onnxruntime.InferenceSession(
         str(result.model), providers=["CPUExecutionProvider"]
     )
