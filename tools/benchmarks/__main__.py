@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 from ...ir import MpqcError
 from . import compile_cost, methods, prediction, speed
+from .field import contest
 
 _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
     "methods": (methods, "all presets on several models, for docs/methods.md"),
+    "field": (contest, "other people's tools on the same model, calibration and texts"),
     "prediction": (prediction, "predicted against measured divergence"),
 }
 

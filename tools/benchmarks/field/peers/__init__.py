@@ -1,0 +1,1 @@
+"""Scripts, one a tool, that the tool's own environment runs; nothing here imports mpqc."""
