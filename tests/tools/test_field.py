@@ -134,6 +134,7 @@ def test_what_stands_in_the_description_can_run() -> None:
         assert "torch==" in entry.peer.packages[0][0]
 
 
+@pytest.mark.slow
 def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     peer = Peer("toy", "Toy", tmp_path, "toy", (("no such requirement",),))
     with pytest.raises(MachineError, match="exit code"):

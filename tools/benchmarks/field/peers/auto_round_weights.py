@@ -61,7 +61,8 @@ def _layers(asked: dict[str, Any]) -> dict[str, Any] | None:
 def _hand_back(job: Job, model: torch.nn.Module) -> None:
     weights = dict(model.named_parameters())
     stored = {}
-    for name, module in model.named_modules():
+    for name, one in model.named_modules():
+        module: Any = one
         bits = getattr(module, "bits", 16)
         if isinstance(module, torch.nn.Linear) and bits < 16:
             zero = 0 if getattr(module, "sym", True) else bits

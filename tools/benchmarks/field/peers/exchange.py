@@ -56,10 +56,11 @@ class Job:
         """Returns the token ids, evenly thinned to ``most`` samples."""
         import numpy as np
 
-        ids = np.load(self.ids, allow_pickle=False)
+        ids: np.ndarray = np.load(self.ids, allow_pickle=False)
         if most is None or most >= len(ids):
             return ids
-        return ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
+        chosen: np.ndarray = ids[np.linspace(0, len(ids) - 1, most).round().astype(int)]
+        return chosen
 
 
 def hand_back(

@@ -18,7 +18,7 @@ from .exchange import Job, grouped_bytes, hand_back
 def main() -> None:
     """Quantizes the model that the job names."""
     job = Job.given()
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     names = {id(value): name for name, value in model.named_parameters()}
     weights, stored = {}, {}
     for module in model.modules():
@@ -39,7 +39,7 @@ def main() -> None:
     hand_back(job, weights, stored)
 
 
-def _width(module: torch.nn.Module, model: Any, asked: dict[str, Any]) -> int:
+def _width(module: Any, model: Any, asked: dict[str, Any]) -> int:
     """Returns the width at which a module is stored; 0 for one that is left alone."""
     if not isinstance(module, torch.nn.Linear):
         return 0

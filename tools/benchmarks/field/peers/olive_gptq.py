@@ -53,17 +53,16 @@ def _batches(job: Job) -> DataConfig:
     """Registers the samples as a data set of Olive's."""
     ids = torch.from_numpy(job.samples(job.settings.get("samples")))
 
-    @Registry.register_dataset(_DATA)
     def samples(**options: Any) -> list[tuple[dict[str, torch.Tensor], int]]:
         del options
         mask = torch.ones_like(ids[0])
         return [({"input_ids": one, "attention_mask": mask}, 0) for one in ids]
 
-    same = {"type": "skip_pre_process"}
+    Registry.register_dataset(_DATA)(samples)
     return DataConfig(
         name=_DATA,
         load_dataset_config={"type": _DATA},
-        pre_process_data_config=same,
+        pre_process_data_config={"type": "skip_pre_process"},
         post_process_data_config={"type": "skip_post_process"},
         dataloader_config={"type": "default_dataloader", "params": {"batch_size": 1}},
     )
@@ -85,7 +84,8 @@ def _hand_back(job: Job, model: torch.nn.Module) -> None:
 def _expanded(module: QuantLinear) -> torch.Tensor:
     """Returns the matrix that a quantized layer multiplies with, by letting it do so."""
     with torch.no_grad():
-        return module(torch.eye(module.cols)).T
+        matrix: torch.Tensor = module(torch.eye(module.cols)).T
+    return matrix
 
 
 if __name__ == "__main__":
