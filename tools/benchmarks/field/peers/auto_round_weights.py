@@ -7,8 +7,10 @@ the output head as well, whose values the tied embedding then shares.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import torch
 from auto_round import AutoRound, AutoScheme
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,12 +24,13 @@ def main() -> None:
     asked = job.settings
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
     ids = job.samples(asked.get("samples"))
+    reader = AutoTokenizer.from_pretrained(job.model)
     rounding = AutoRound(
         model,
-        AutoTokenizer.from_pretrained(job.model),
+        reader,
         scheme=_scheme(asked, ids.shape[1]),
         layer_config=_layers(asked),
-        dataset=[torch.from_numpy(one)[None] for one in ids],
+        dataset=_texts(job, ids, reader) if "avg_bits" in asked else _tensors(ids),
         iters=asked["iters"],
         nsamples=len(ids),
         seqlen=ids.shape[1],
@@ -38,6 +41,19 @@ def main() -> None:
     )
     done, _ = rounding.quantize()
     _hand_back(job, done)
+
+
+def _tensors(ids: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(one)[None] for one in ids]
+
+
+def _texts(job: Job, ids: np.ndarray, reader: Any) -> str:
+    """Writes the samples as texts, a little longer, for AutoScheme reads nothing but files."""
+    more = np.roll(ids, -1, axis=0)[:, : ids.shape[1] // 8]
+    path = job.out / "texts.json"
+    texts = [reader.decode(one) for one in np.concatenate([ids, more], axis=1)]
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    return str(path)
 
 
 def _scheme(asked: dict[str, Any], length: int) -> Any:
@@ -61,16 +77,19 @@ def _layers(asked: dict[str, Any]) -> dict[str, Any] | None:
 def _hand_back(job: Job, model: torch.nn.Module) -> None:
     weights = dict(model.named_parameters())
     stored = {}
-    for name, one in model.named_modules():
-        module: Any = one
-        bits = getattr(module, "bits", 16)
-        if isinstance(module, torch.nn.Linear) and bits < 16:
-            zero = 0 if getattr(module, "sym", True) else bits
-            group = module.group_size if module.group_size > 0 else module.in_features
-            size = grouped_bytes(module.weight.numel(), bits, group, zero)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and getattr(module, "bits", 16) < 16:
             key = f"{name}.weight"
-            stored[key if key in weights else "model.embed_tokens.weight"] = size
+            tied = key not in weights
+            stored["model.embed_tokens.weight" if tied else key] = _size(module)
     hand_back(job, weights, stored)
+
+
+def _size(layer: Any) -> float:
+    """Returns the bytes of a layer's codes, scales and zero points."""
+    group = layer.group_size if layer.group_size > 0 else layer.in_features
+    zero = 0 if layer.sym else layer.bits
+    return grouped_bytes(layer.weight.numel(), layer.bits, group, zero)
 
 
 if __name__ == "__main__":
