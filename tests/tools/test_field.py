@@ -26,7 +26,7 @@ from mpqc.tools.benchmarks.field.peers.exchange import grouped_bytes
 
 from .tiny_models import language_folder
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 TOY = """
 import json
@@ -87,11 +87,11 @@ def words(tmp_path: Path) -> list[str]:
 def test_tools_are_measured_once_and_shown_beside_ours(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = {"bits": 8.0, "kl": 1e-3, "uniform": False, "seconds": 1.0}
-    plain = {**ours, "bits": 2.0, "uniform": True}
-    curve = tmp_path / "curve.json"
-    curve.write_text(json.dumps({"measured": {"8 bits": ours, "uniform 2g64": plain}}))
-    words += ["--curve", str(curve)]
+    ours = {"method": "default", "budget": 8.0, "status": "measured", "bits": 8.0, "kl": 1e-3}
+    plain = {**ours, "method": "uniform", "budget": 2.25, "bits": 2.25}
+    compared = tmp_path / "compare.json"
+    compared.write_text(json.dumps({"measured": {"ours": ours, "plain": plain}}))
+    words += ["--compared", str(compared)]
     assert main([*words, "--only", "DIGIT"]) == 0
     capsys.readouterr()
     assert main(words) == 0
@@ -99,7 +99,7 @@ def test_tools_are_measured_once_and_shown_beside_ours(
     assert "Toy: one digit: measured already" in seen.err
     assert "- Toy: broken: the toy is broken (exit code 1)" in seen.out
     assert "**mpqc --budget 8**" in seen.out
-    assert "uniform" not in seen.out
+    assert "2.25" not in seen.out
     found = json.loads((tmp_path / "out" / "field.json").read_text())["measured"]
     coarse, fine = found["Toy: one digit"], found["Toy: four digits"]
     assert coarse["kl"] > 10 * fine["kl"] > 0

@@ -14,9 +14,10 @@ from typing import Any
 
 from ....frontend.model_source import locate
 from ....ir import InputError, MpqcError, UsageError
+from ...comparison.kept import Kept
 from ...export import export_folder
 from ...progress import choose_progress
-from ..results import Kept, given_in, show
+from ..results import given_in, show
 from . import table
 from .entry import KNOWN, Entry, read_entries
 from .environment import prepare, run_script
@@ -36,7 +37,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--onnx", metavar="PATH", type=Path, help="the model exported already (exports it)"
     )
     parser.add_argument(
-        "--curve", metavar="FILE", type=Path, help="curve.json of the same model, to compare"
+        "--compared",
+        metavar="FILE",
+        type=Path,
+        help="compare.json of mpqc compare",
     )
     parser.add_argument("--only", metavar="WORD", nargs="+", default=[], help="in the name")
     parser.add_argument("--venvs", metavar="DIR", type=Path, help="environments (DIR/venvs)")
@@ -65,8 +69,8 @@ def run(chosen: argparse.Namespace) -> None:
         progress.say(f"{entry.label(missing[0])}: running")
         for label, facts in _measured(entry, missing, chosen):
             kept.put(label, facts)
-        table.write(kept.facts, chosen.curve, chosen.output)
-    show(chosen.output, "field", table.table(kept.facts, chosen.curve))
+        table.write(kept.facts, chosen.compared, chosen.output)
+    show(chosen.output, "field", table.table(kept.facts, chosen.compared))
 
 
 def _chosen(chosen: argparse.Namespace) -> Iterator[Entry]:

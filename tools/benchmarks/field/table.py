@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ....ir import InputError
-from ..chart import Chart, Point
-from ..results import markdown, number
+from ...comparison.chart import Chart, Point
+from ...comparison.files import write_whole
+from ...comparison.markdown import markdown, number
+from ...comparison.point import MEASURED
+from ...settings import DEFAULT_PRESET
 
 _OURS = "mpqc"
 _HEADER = (
@@ -19,9 +22,9 @@ _HEADER = (
 )
 
 
-def table(facts: Mapping[str, Mapping[str, Any]], curve: Path | None) -> str:
+def table(facts: Mapping[str, Mapping[str, Any]], compared: Path | None) -> str:
     """Returns a line for each result by size, mpqc's among them, and what failed."""
-    ours = our_points(curve)
+    ours = our_points(compared)
     done = {name: one for name, one in facts.items() if "kl" in one}
     rows = [(bits, _our_row(bits, one)) for bits, one in ours.items()]
     rows += [(one["bits"], _row(name, one, ours)) for name, one in done.items()]
@@ -29,31 +32,28 @@ def table(facts: Mapping[str, Mapping[str, Any]], curve: Path | None) -> str:
     return markdown(_HEADER, [row for _, row in rows]) + _failures(facts)
 
 
-def our_points(curve: Path | None) -> dict[float, dict[str, Any]]:
-    """Returns mpqc's measurements by stored bits, uniform widths left out.
+def our_points(compared: Path | None) -> dict[float, dict[str, Any]]:
+    """Returns what mpqc's default method was measured to cost, by stored bits.
 
     Raises:
-        InputError: The file is not one of the benchmark ``curve``.
+        InputError: The file was not written by ``mpqc compare``.
     """
-    if curve is None:
+    if compared is None:
         return {}
     try:
-        found = json.loads(curve.read_text(encoding="utf-8"))["measured"]
-        return {
-            float(one["bits"]): {**one, "name": name}
-            for name, one in found.items()
-            if not one["uniform"]
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{curve} is no result of the benchmark curve") from error
+        found = json.loads(compared.read_text(encoding="utf-8"))["measured"].values()
+        ours = [one for one in found if one["method"] == DEFAULT_PRESET]
+        return {float(one["bits"]): one for one in ours if one["status"] == MEASURED}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{compared} was not written by mpqc compare") from error
 
 
 def _our_row(bits: float, one: Mapping[str, Any]) -> list[str]:
     return [
-        *(f"**{_OURS} --budget {one['name'].removesuffix(' bits')}**", f"**{bits:.3f}**"),
-        *(f"{bits:.3f}", f"**{one['kl']:.4f}**"),
-        *(number(one.get("result_perplexity"), ".2f"), number(one.get("top1"), ".1%")),
-        *("", "", number(one.get("seconds"), ".0f"), "its own file"),
+        *(f"**{_OURS} --budget {one['budget']:g}**", f"**{bits:.3f}**", f"{bits:.3f}"),
+        *(f"**{one['kl']:.4f}**", number(one.get("result_perplexity"), ".2f")),
+        *(number(one.get("top1"), ".1%"), "", "", number(one.get("seconds"), ".0f")),
+        "its own file",
     ]
 
 
@@ -77,13 +77,13 @@ def _failures(facts: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(["\nWithout a result:\n\n", *lines]) if lines else ""
 
 
-def write(facts: Mapping[str, Mapping[str, Any]], curve: Path | None, folder: Path) -> None:
+def write(facts: Mapping[str, Mapping[str, Any]], compared: Path | None, folder: Path) -> None:
     """Writes table and picture of what has been measured so far."""
-    (folder / "field.md").write_text(table(facts, curve), encoding="utf-8")
+    write_whole(folder / "field.md", table(facts, compared))
     series: dict[str, list[Point]] = defaultdict(list)
-    series[_OURS] = [(bits, one["kl"]) for bits, one in our_points(curve).items()]
+    series[_OURS] = [(bits, one["kl"]) for bits, one in our_points(compared).items()]
     for one in facts.values():
         if "kl" in one:
             series[one["peer"]].append((one["bits"], one["kl"]))
     chart = Chart("stored bits per weight", "KL divergence, nats per token", joined=(_OURS,))
-    (folder / "field.svg").write_text(chart.draw(series), encoding="utf-8")
+    write_whole(folder / "field.svg", chart.draw(series))
