@@ -15,6 +15,7 @@ from mpqc.ir import Annotation
 from mpqc.ir.text_form import print_value
 from mpqc.passes.machinery.base import Pass
 from mpqc.passes.machinery.registry import all_passes
+from mpqc.tools.benchmarks import __main__ as benchmarks
 from mpqc.tools.cli_parser import _parsers
 from mpqc.tools.pipelines import default_pipeline
 
@@ -78,8 +79,8 @@ def test_passes_are_described_as_they_are(request: pytest.FixtureRequest) -> Non
 
 
 def known_options() -> set[str]:
-    _, commands = _parsers()
-    return {name for one in commands.values() for name in one._option_string_actions}
+    commands = [*_parsers()[1].values(), *benchmarks.parsers()[1].values()]
+    return {name for one in commands for name in one._option_string_actions}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -21,10 +21,7 @@ _ALL = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mpqc.tools.benchmarks")
-    group = parser.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name, (module, summary) in _ALL.items():
-        module.add_options(group.add_parser(name, help=summary, description=module.__doc__))
+    parser, _ = parsers()
     chosen = parser.parse_args(arguments)
     try:
         _ALL[chosen.name][0].run(chosen)
@@ -34,6 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"      {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Returns the parser of the command, and those of the benchmarks by name."""
+    parser = argparse.ArgumentParser(prog="python -m mpqc.tools.benchmarks")
+    group = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, (module, summary) in _ALL.items():
+        module.add_options(group.add_parser(name, help=summary, description=module.__doc__))
+    return parser, dict(group.choices)
 
 
 if __name__ == "__main__":
