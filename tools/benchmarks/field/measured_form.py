@@ -3,7 +3,7 @@
 Bytes are counted over all units, the embedding and the head included, in two ways:
 
 - *in the file*: every constant of the tool's ONNX file but those that are no weight in the
-  original either, as `inspection.stored_bits` counts;
+  original either, as `inspection.bits_per_weight` counts;
 - *at best*: the same with floats at 16 bits and an embedding that repeats the head once.
 
 A tool that leaves no ONNX file is counted at best only.
@@ -25,7 +25,7 @@ from ....ir import InputError, read_model
 from ....ir.static_values import StaticValues
 from ....ir.units import find_units
 from ...export import export_folder
-from ...inspection import stored_bits
+from ...inspection import bits_per_weight
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,8 @@ def own_file(made: Path, original: Path) -> Form:
     """
     path, facts = made / "model.onnx", made / "copies.json"
     copies = set(json.loads(facts.read_text(encoding="utf-8"))) if facts.is_file() else set()
-    return Form(path, _bits_at_best(path, original, copies), stored_bits(original, path))
+    file_bits, _ = bits_per_weight(original, path)
+    return Form(path, _bits_at_best(path, original, copies), file_bits)
 
 
 def _bits_at_best(path: Path, original: Path, copies: set[str]) -> float:
