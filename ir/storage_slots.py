@@ -101,7 +101,9 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     packed = node.op_type in _PACKED or (
         node.op_type == "Gather" and _is_packed(value, tables, static)
     )
-    smallest = 1 if packed or note_of(node, StoredPart) is not None else SMALLEST_UNIT
+    note = note_of(node, StoredPart)
+    is_noted = note is not None and note.role != "expansion"  # whose tables are no codes
+    smallest = 1 if packed or is_noted else SMALLEST_UNIT
     return [
         one
         for one, tensor in tables.items()
