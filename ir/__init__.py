@@ -16,7 +16,7 @@ from .errors import (
 from .listing import clean, listing, type_text
 from .model_checks import check_finite, inline_functions, refuse_quantized
 from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
-from .option import Option
+from .option import HALF, Option
 from .reader import read_model
 from .samples import Calibration, Feeds
 from .shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
@@ -46,6 +46,7 @@ from .writer import write_model
 
 __all__ = [
     "FLOAT_TYPES",
+    "HALF",
     "Annotation",
     "ArrayStore",
     "AttentionUnits",

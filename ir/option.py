@@ -9,6 +9,8 @@ from .errors import UsageError
 
 SCALE_BYTES = 2  # scales are stored as float16
 KERNEL_WIDTHS = (2, 4, 8)  # of the codes that kernels read
+HALF = "f16"  # how an option without codes is written
+_HALF_BITS = 16
 _TEXT = re.compile(r"(\d+)g(\d+)\Z")
 
 
@@ -22,24 +24,39 @@ class Option:
     ``q * scale``; the stored code is ``q + 2^(bits-1)``, which is what MatMulNBits expects
     when it has no zero points.
 
+    ``f16`` has no codes: the file stores float16 numbers, which the runtime widens when it
+    loads the model.
+
     Attributes:
-        bits: Width of a code in the file, from 2 to 8.
-        group: Columns that share a scale.
+        bits: Width of a code in the file, from 2 to 8; 16 for ``f16``.
+        group: Columns that share a scale; 0 for ``f16``.
     """
 
     bits: int
     group: int
 
+    @classmethod
+    def half(cls) -> Option:
+        """Returns ``f16``."""
+        return cls(_HALF_BITS, 0)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether rows are stored as float16, without codes."""
+        return self.bits == _HALF_BITS
+
     def __str__(self) -> str:
-        return f"{self.bits}g{self.group}"
+        return HALF if self.is_half else f"{self.bits}g{self.group}"
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """Reads ``4g64``.
+        """Reads ``4g64`` or ``f16``.
 
         Raises:
             UsageError: The text is no option.
         """
+        if text == HALF:
+            return cls.half()
         match = _TEXT.match(text)
         option = cls(int(match.group(1)), int(match.group(2))) if match is not None else None
         if option is None or not KERNEL_WIDTHS[0] <= option.bits <= KERNEL_WIDTHS[-1]:
@@ -51,7 +68,12 @@ class Option:
 
     @property
     def kernel_bits(self) -> int:
-        """Width of the codes that the kernel reads, and that stay in memory."""
+        """Width of the codes that the kernel reads, and that stay in memory.
+
+        Of ``f16``, which no kernel of codes reads, it is its own.
+        """
+        if self.is_half:
+            return self.bits
         return next(bits for bits in KERNEL_WIDTHS if bits >= self.bits)
 
     @property
@@ -64,11 +86,15 @@ class Option:
         return -(-columns // self.group)
 
     def row_bytes(self, columns: int) -> int:
-        """Returns the stored bytes of one row: padded codes and scales."""
+        """Returns the stored bytes of one row: padded codes and scales, or numbers."""
+        if self.is_half:
+            return columns * self.bits // 8
         return self._row_bytes(columns, self.bits, SCALE_BYTES)
 
     def resident_row_bytes(self, columns: int) -> int:
-        """Returns the bytes of one row in memory, with scales widened to float32."""
+        """Returns the bytes of one row in memory, with scales or numbers as float32."""
+        if self.is_half:
+            return 2 * columns * self.bits // 8
         return self._row_bytes(columns, self.kernel_bits, 2 * SCALE_BYTES)
 
     def _row_bytes(self, columns: int, bits: int, scale: int) -> int:

@@ -153,7 +153,8 @@ class AllocateBits(Pass):
         note = need_note(unit.anchor, Sensitivity)
         _, columns = unit.shape
         options = tuple(Option.parse(text) for text in note.options)
-        by_row = self.method == "budget" and self.granularity == "row"
+        whole = any(option.is_half for option in options)
+        by_row = self.method == "budget" and self.granularity == "row" and not whole
         sure = need_note(unit.anchor, TensorStats).by_row
         item = Item(
             loss=context.arrays.get(f"{unit.name}/loss"),

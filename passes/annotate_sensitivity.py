@@ -36,6 +36,7 @@ from .sensitivity.metric import Asked, judge
 from .sensitivity.offered import (
     DEFAULT_GROUPS,
     expansion_obstacle,
+    half_obstacle,
     obstacle,
     offered_options,
 )
@@ -74,7 +75,8 @@ class AnnotateSensitivity(Pass):
         expand: Offer also widths that have no kernel of their own (3, 5, 6, 7 bits): the file
             is smaller than the memory that the weights take once the model is loaded.
         bits: Widths to offer; all that the target has kernels for when it is left out. A unit
-            that has none of them is offered all.
+            that has none of them is offered all. 16 offers float16 for whole units, which the
+            runtime widens when it loads the model.
         samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; 0 measures all (``kl``).
@@ -131,7 +133,11 @@ class AnnotateSensitivity(Pass):
     def options(self, unit: Unit, table: Capabilities) -> list[Option]:
         """Returns the options that ``unit`` is judged under, by growing size."""
         offered = offered_options(unit, table, self.groups, expand=self.expand)
-        return [one for one in offered if one.bits in self.bits] or offered
+        wanted = [one for one in offered if one.bits in self.bits]
+        half = Option.half()
+        if offered and half.bits in self.bits and not half_obstacle(unit):
+            wanted.append(half)
+        return wanted or offered
 
     def _not_expanding(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
         """Returns why units are offered no expanding width, where those are asked for.

@@ -12,9 +12,11 @@ import onnx_ir as ir
 import torch
 
 from ..ir import (
+    HALF,
     Annotation,
     BitAllocation,
     Budgeted,
+    LeftInFloat,
     LocalHessian,
     Option,
     QuantSpec,
@@ -31,10 +33,12 @@ from ..ir.text_form import did_you_mean
 from .allocate_bits import AllocateBits
 from .attention import find_attention
 from .fold_permutations import FoldPermutations
+from .lowering.emitter import Names
 from .machinery.base import Pass, PassContext
 from .machinery.parallel import for_each
-from .numerics.rounding import Factor, Rounded, nearest, round_rows
+from .numerics.rounding import Factor, Rounded, as_half, nearest, round_rows
 from .numerics.row_hessians import round_parts
+from .rewriting.halved import store_as_half
 from .sensitivity.quadratic import Quadratic
 from .sweeps.local import LocalHessians
 from .sweeps.reweighted import WeightedHessians
@@ -42,6 +46,7 @@ from .sweeps.sequence import Hessians, check_can_run, in_sequence
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
+_HALF = "allocate-bits chose to store it as float16"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class QuantizeWeights(Pass):
     """Round weights to codes and scales; the graph gets the values that the codes stand for.
 
     The graph stays an ordinary float graph that simulates the result, until a lowering pass
-    replaces the weights by their codes.
+    replaces the weights by their codes. Units that were given float16 are stored so at once,
+    behind a Cast that the runtime folds when it loads the model.
 
     Attributes:
         rounding: ``gptq`` compensates errors against the Hessian; ``nearest`` does not.
@@ -106,6 +112,10 @@ class QuantizeWeights(Pass):
             check_can_run(model, context, str(self))
             gather, by_layer = _gatherer(model, context), self.sequential == "layer"
             losses = in_sequence(model, units, gather, work, context, by_layer=by_layer)
+        names = Names(model)
+        for unit in filter(_is_half, units):
+            store_as_half(unit, names.free(f"{unit.name}/wide"))
+            annotate(unit.anchor, LeftInFloat(unit.name, _HALF))
         weights, kernels = (sum(column) for column in zip(*losses, strict=True))
         context.report[self.name] = {"loss": weights, "activation_loss": kernels}
         budget = note_of(model, Budgeted)
@@ -131,15 +141,20 @@ class QuantizeWeights(Pass):
         start = 0
         for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
             option, rows = Option.parse(text), order[start : start + count]
+            start += count
+            if option.is_half:
+                stored[rows] = as_half(weight[rows])
+                continue
             rounded = round_parts(weight, rows, parts, partial(self._round, option))
             stored[rows] = rounded.dequantize(option.group)
             context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
             context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
-            start += count
         unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
         annotate(unit.anchor, replace(note, loss=loss))
-        annotate(unit.anchor, QuantSpec(unit.name, note.options, note.counts, self.rounding))
+        if not _is_half(unit):
+            spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
+            annotate(unit.anchor, spec)
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round(self, option: Option, weight: torch.Tensor, factor: Factor) -> Rounded:
@@ -157,6 +172,11 @@ def _gatherer(model: ir.Model, context: PassContext) -> LocalHessians | Weighted
         return WeightedHessians(context.arrays)
     bound = find_attention(model).bound
     return LocalHessians(bound, context.runner, local.probes, context.seed)
+
+
+def _is_half(unit: Unit) -> bool:
+    """Tells whether all rows were given float16; no unit has some that were."""
+    return need_note(unit.anchor, BitAllocation).options == (HALF,)
 
 
 def _refuse_unfolded() -> None:

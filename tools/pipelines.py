@@ -89,6 +89,21 @@ def _cptquant_pipeline(bits: float, objective: str, metric: str) -> str:
     )
 
 
+def _published_pipeline(bits: float, objective: str, metric: str) -> str:
+    """A score for every block, clusters of scores at 16, 8 and 4 bits, rounding to nearest."""
+    return ",".join(
+        (
+            *_PREPARED,
+            calibrate(objective),
+            f"annotate-sensitivity{{metric={metric}, bits=[4, 8, 16]}}",
+            f"allocate-bits{{budget={print_value(bits)}, method=clusters, bits=[16, 8, 4]}}",
+            "quantize-weights{rounding=nearest}",
+            "lower-matmul-nbits",
+            "verify-numerics",
+        )
+    )
+
+
 def cptquant_cmpq_pipeline(bits: float, objective: str = "auto") -> str:
     """CPTQuant's CMPQ: bits for blocks by the canonical correlations of their outputs.
 
@@ -117,6 +132,36 @@ def cptquant_tdmpq_pipeline(bits: float, objective: str = "auto") -> str:
         objective: What the sweeps differentiate (see ``calibrate``).
     """
     return _cptquant_pipeline(bits, objective, "taylor")
+
+
+def cptquant_cmpq_published_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's CMPQ with 16, 8 and 4 bits by clusters, refused where the budget is less.
+
+    Args:
+        bits: Stored bits per weight that the clusters may take.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _published_pipeline(bits, objective, "cca")
+
+
+def cptquant_pmpq_published_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's PMPQ with 16, 8 and 4 bits by clusters, refused where the budget is less.
+
+    Args:
+        bits: Stored bits per weight that the clusters may take.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _published_pipeline(bits, objective, "pruning")
+
+
+def cptquant_tdmpq_published_pipeline(bits: float, objective: str = "auto") -> str:
+    """CPTQuant's TDMPQ with 16, 8 and 4 bits by clusters, refused where the budget is less.
+
+    Args:
+        bits: Stored bits per weight that the clusters may take.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _published_pipeline(bits, objective, "taylor, form=perturbation")
 
 
 def crossquant_pipeline(bits: float, objective: str = "auto") -> str:
@@ -161,8 +206,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "uniform": uniform_pipeline,
         "aptq": aptq_pipeline,
         "cptquant-cmpq": cptquant_cmpq_pipeline,
+        "cptquant-cmpq-published": cptquant_cmpq_published_pipeline,
         "cptquant-pmpq": cptquant_pmpq_pipeline,
+        "cptquant-pmpq-published": cptquant_pmpq_published_pipeline,
         "cptquant-tdmpq": cptquant_tdmpq_pipeline,
+        "cptquant-tdmpq-published": cptquant_tdmpq_published_pipeline,
         "crossquant": crossquant_pipeline,
     }
 )

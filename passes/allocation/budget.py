@@ -98,6 +98,8 @@ def _harmless(decisions: Sequence[Decision], asked: Asked) -> list[SharedOrder]:
         if unit.name not in by_unit:
             return 1.0
         option = by_unit[unit.name].options[chosen[unit.name]]
+        if option.is_half:
+            return 1.0
         return regrouped_error(unit, order, option, arrays)
 
     def is_harmless(group: SharedOrder, places: np.ndarray) -> bool:

@@ -139,6 +139,12 @@ def search_scales(
     return scales[..., 0]
 
 
+def as_half(weight: torch.Tensor) -> torch.Tensor:
+    """Returns, as float32, what float16 keeps of weights; sizes end at its largest number."""
+    most = torch.finfo(torch.float16).max
+    return weight.clamp(-most, most).half().float()
+
+
 def nearest(weight: torch.Tensor, bits: int, group: int, price: torch.Tensor) -> Rounded:
     """Rounds every weight to the nearest code under searched scales."""
     low, high = _range(bits)

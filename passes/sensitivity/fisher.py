@@ -7,7 +7,7 @@ import torch
 
 from ...ir import Option, Unit
 from ..machinery.parallel import for_each
-from ..numerics.rounding import Factor, Rounded, round_rows
+from ..numerics.rounding import Factor, Rounded, as_half, round_rows
 from ..numerics.row_hessians import round_parts
 from .metric import Asked, Judgement
 from .quadratic import Quadratic
@@ -29,6 +29,9 @@ def losses(asked: Asked) -> dict[str, np.ndarray]:
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
         rows, columns = torch.arange(len(weight)), []
         for option in asked.options[unit.name]:
+            if option.is_half:
+                columns.append(quadratic.loss(weight, as_half(weight)))
+                continue
 
             def rounded_so(
                 part: torch.Tensor, factor: Factor, one: Option = option

@@ -9,7 +9,7 @@ import torch
 
 from ...ir import Feeds, Option, Unit
 from ..machinery.base import PassContext
-from ..numerics.rounding import round_rows
+from ..numerics.rounding import as_half, round_rows
 from . import fisher
 from .loss_change import LossChange
 from .metric import Asked, Judgement
@@ -65,6 +65,8 @@ def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
 
 def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
     weight = torch.from_numpy(unit.matrix())
+    if option.is_half:
+        return as_half(weight).numpy()
     factor = Quadratic.of(unit, context.arrays).factor()
     rounded = round_rows(weight, option.bits, option.group, factor)
     return rounded.dequantize(option.group).numpy()

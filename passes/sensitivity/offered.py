@@ -72,6 +72,13 @@ def obstacle(unit: Unit) -> str:
     return ""
 
 
+def half_obstacle(unit: Unit) -> str:
+    """Returns why the unit cannot be stored as float16 behind a Cast; empty when it can."""
+    if unit.tensor.dtype != ir.DataType.FLOAT:
+        return f"it is {unit.tensor.dtype.name.lower()} already"
+    return "" if unit.weight.is_initializer() else "it is no initializer"
+
+
 def expansion_obstacle(unit: Unit, table: Capabilities) -> str:
     """Returns why the unit's codes cannot expand at load; empty when they can."""
     opset = _opset(unit)

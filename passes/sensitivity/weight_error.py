@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...ir import Option, Unit
-from ..numerics.rounding import nearest
+from ..numerics.rounding import as_half, nearest
 from .metric import Asked, Judgement, judge_each
 
 
@@ -28,12 +28,18 @@ def judge(asked: Asked) -> dict[str, Judgement]:
     return judge_each(asked, of, "rounding to nearest")
 
 
+def _stored(weight: torch.Tensor, option: Option, even: torch.Tensor) -> torch.Tensor:
+    if option.is_half:
+        return as_half(weight)
+    return nearest(weight, option.bits, option.group, even).dequantize(option.group)
+
+
 def nearest_errors(unit: Unit, options: Sequence[Option]) -> np.ndarray:
     """Returns the squared error of every row, rounded to nearest: rows x options, float64."""
     weight = torch.from_numpy(unit.matrix())
     even = torch.ones(weight.shape[1])
     columns = []
     for option in options:
-        rounded = nearest(weight, option.bits, option.group, even).dequantize(option.group)
+        rounded = _stored(weight, option, even)
         columns.append((rounded - weight).double().square().sum(dim=1).numpy())
     return np.stack(columns, axis=1)
