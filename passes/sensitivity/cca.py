@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...ir import FLOAT_TYPES, Feeds, UsageError
+from ...ir import FLOAT_TYPES, Calibration, Feeds, UsageError
 from ..numerics.canonical import Cloud, first_pair, pwcca, svcca
 from .layers import Layer, judgements, layers_of
 from .loss_change import real_places
@@ -56,6 +56,11 @@ def _check_points(points: Sequence[np.ndarray], variant: str) -> None:
         UsageError: There are too few points.
     """
     count = min(len(one) for one in points)
+    if any(len(one) != count for one in points):
+        raise UsageError(
+            "metric=cca cannot compare blocks that see different numbers of places",
+            hint="use metric=fisher",
+        )
     channels = sorted(one.shape[1] for one in points)
     needed = sum(channels[-2:]) + 1 if variant == "plain" else _FEWEST
     if count < needed:
@@ -79,8 +84,9 @@ def _points(asked: Asked, layers: Sequence[Layer]) -> list[np.ndarray]:
     for feed in context.progress.track(samples, len(samples), "comparing blocks"):
         exact = segments.exact(feed)
         for points, name in zip(found, wanted, strict=True):
-            real = _real(feed, exact[name], asked)
-            points.append(pooled(exact[name].float().numpy(), real, asked.settings.window))
+            output = _by_sample(exact[name], feed, context.calibration)
+            real = real_places(feed, context.calibration, output.shape[:2])
+            points.append(pooled(output, real, asked.settings.window))
     return [_joined(points, name) for points, name in zip(found, wanted, strict=True)]
 
 
@@ -110,9 +116,13 @@ def _is_activation(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype in FLOAT_TYPES
 
 
-def _real(feed: Feeds, output: torch.Tensor, asked: Asked) -> np.ndarray:
-    assert asked.context.calibration is not None
-    return real_places(feed, asked.context.calibration, tuple(output.shape[:2]))
+def _by_sample(output: torch.Tensor, feed: Feeds, samples: Calibration) -> np.ndarray:
+    """Returns an output in which rows of tokens, where they were flattened, are rows again."""
+    array: np.ndarray = output.float().numpy()
+    ids = feed.get(str(samples.tokens))
+    if array.ndim == 2 and ids is not None and ids.ndim == 2 and ids.size == len(array):
+        return array.reshape(*ids.shape, -1)
+    return array
 
 
 def pooled(output: np.ndarray, real: np.ndarray, window: int) -> np.ndarray:

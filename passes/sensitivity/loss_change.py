@@ -20,12 +20,12 @@ from .metric import Asked
 def real_places(feed: Feeds, samples: Calibration, shape: tuple[int, ...]) -> np.ndarray:
     """Returns which places of a sample are no padding, in the shape asked for.
 
-    Where the samples have no mask of this shape, all places are real.
+    Where the samples have no mask for as many places, all are real.
     """
     mask = feed.get(samples.mask) if samples.mask is not None else None
-    if mask is None or mask.shape != shape:
+    if mask is None or mask.size != int(np.prod(shape)):
         return np.ones(shape, dtype=bool)
-    return np.asarray(mask != 0)
+    return np.asarray(mask != 0).reshape(shape)
 
 
 @dataclass(frozen=True)

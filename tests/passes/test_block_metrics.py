@@ -204,6 +204,30 @@ def test_padding_changes_no_score(options: str, tmp_path: Path) -> None:
     assert after == pytest.approx(before, rel=1e-4)
 
 
+def test_blocks_that_flatten_tokens_are_compared_sample_by_sample(tmp_path: Path) -> None:
+    """As exporters write the feed-forward halves of OPT."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[batch, n] ids) => (float[batch, n, 80] logits)
+        { x = Gather(table, ids)
+          a = MatMul(x, up)
+          b = Relu(a)
+          c = MatMul(b, down)
+          y = Add(x, c)
+          s = Shape(y)
+          flat = Reshape(y, rows)
+          d = MatMul(flat, up2)
+          e = Relu(d)
+          f = MatMul(e, down2)
+          z = Add(flat, f)
+          wide = Reshape(z, s)
+          logits = MatMul(wide, head) }"""
+    samples = sentences(count=12)
+    weights = {**language_weights(), "rows": np.array([-1, 64], dtype=np.int64)}
+    found = scores("metric=cca", parse(text, weights), context(tmp_path / "a", samples))
+    plain = scores("metric=cca", language(), context(tmp_path / "b", samples))
+    assert found == pytest.approx(plain, rel=1e-4)
+
+
 def test_models_without_labels_have_scores_too(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[n, 64] x) => (float[n, 64] y)
