@@ -97,6 +97,8 @@ class AllocateBits(Pass):
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses a budget below what the smallest options of all units take."""
+        if self.method == "clusters" or self.share is not None:
+            return  # what these take, no budget decides: it is known when they have run
         judges = [one for one in before if isinstance(one, AnnotateSensitivity)]
         judge = judges[-1] if judges else AnnotateSensitivity()
         fixed, smallest, kept, weights = 0, 0, 0, 0
