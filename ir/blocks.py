@@ -74,7 +74,8 @@ class _Stream:
     members: list[int]
 
 
-def _is_float(value: ir.Value) -> bool:
+def is_float(value: ir.Value) -> bool:
+    """Tells whether ``value`` holds float numbers, by its type or else by what makes it."""
     if value.dtype is not None:
         return value.dtype in FLOAT_TYPES
     producer = value.producer()
@@ -102,7 +103,7 @@ def _stream(model: ir.Model) -> _Stream:
     for at, node in enumerate(nodes):
         made = [(v, order[p]) for v in operands(node) if (p := v.producer()) in order and p]
         needs.append(sorted({index for _, index in made}))
-        floats = sorted({index for value, index in made if inside[index] and _is_float(value)})
+        floats = sorted({index for value, index in made if inside[index] and is_float(value)})
         inside[at] = bool(floats or load[at])
         before.append(floats)
         for index in floats:

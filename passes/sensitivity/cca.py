@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...ir import FLOAT_TYPES, Calibration, Feeds, UsageError
+from ...ir import Calibration, Feeds, UsageError
+from ...ir.blocks import is_float
 from ..numerics.canonical import Cloud, first_pair, pwcca, svcca
 from .layers import Layer, judgements, layers_of
 from .loss_change import real_places
@@ -102,7 +103,7 @@ def _joined(points: Sequence[np.ndarray], name: str) -> np.ndarray:
 def _output(layer: Layer) -> ir.Value:
     """Returns the activation that the block hands on: the last that a later block reads."""
     own = set(layer.block.nodes)
-    floats = [value for value in layer.block.outputs if _is_activation(value)]
+    floats = [value for value in layer.block.outputs if is_float(value)]
     handed_on = [v for v in floats if any(usage.node not in own for usage in v.uses())]
     last = (handed_on or floats or list(layer.block.outputs))[-1:]
     if not last:
@@ -110,10 +111,6 @@ def _output(layer: Layer) -> ir.Value:
             f"block {layer.block.index} hands nothing on to compare", hint="use metric=fisher"
         )
     return last[0]
-
-
-def _is_activation(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype in FLOAT_TYPES
 
 
 def _by_sample(output: torch.Tensor, feed: Feeds, samples: Calibration) -> np.ndarray:
