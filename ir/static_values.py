@@ -11,17 +11,22 @@ from .operands import all_graphs, all_nodes, subgraphs_of
 from .tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
-# Ops of which only the first inputs carry what comes out; the others say how.
+# Ops of which only some inputs carry what comes out; the others say how. Where elements are
+# picked from a codebook, it is the indices that grow with the weight.
+_FIRST = slice(0, 1)
 _CARRYING = {
-    "BitShift": 1,
-    "Expand": 1,
-    "Pad": 1,
-    "QLinearConv": 1,
-    "Reshape": 1,
-    "Slice": 1,
-    "Squeeze": 1,
-    "Tile": 1,
-    "Unsqueeze": 1,
+    "BitShift": _FIRST,
+    "Expand": _FIRST,
+    "Gather": _FIRST,
+    "GatherElements": slice(1, 2),
+    "Pad": _FIRST,
+    "QLinearConv": _FIRST,
+    "Reshape": _FIRST,
+    "ScatterND": _FIRST,
+    "Slice": _FIRST,
+    "Squeeze": _FIRST,
+    "Tile": _FIRST,
+    "Unsqueeze": _FIRST,
 }
 _NEVER_FOLDED = {"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
@@ -60,7 +65,7 @@ class StaticValues:
         if not given or node.op_type in _NEVER_FOLDED or any(subgraphs_of(node)):
             return
         if all(value in self._sources for value in given):
-            carrying = given[: _CARRYING.get(node.op_type)]
+            carrying = given[_CARRYING.get(node.op_type, slice(None))]
             for value in node.outputs:
                 self._sources[value] = frozenset().union(*(self._sources[v] for v in given))
                 self._carriers[value] = frozenset().union(
@@ -113,10 +118,14 @@ class StaticValues:
         """Returns the bytes of a static value once it has been computed."""
         if value in self.constants:
             return self.size(value)
+        return byte_size(self.dtype(value), prod(self.dims(value)))
+
+    def dtype(self, value: ir.Value) -> ir.DataType:
+        """Returns the type of a static value, as far as the graph tells."""
         dtype = value.dtype
         node = value.producer()
         if node is not None and node.op_type == "Cast":
             dtype = ir.DataType(node.attributes.get_int("to"))
         if dtype is None or dtype == ir.DataType.STRING:
             dtype = self.constants[self.sources(value)[0]].dtype
-        return byte_size(dtype, prod(self.dims(value)))
+        return dtype

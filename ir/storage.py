@@ -39,7 +39,8 @@ class StoredWeight:
         weights: Number of weights, without padding.
         bytes: Bytes in the file.
         resident: Estimated bytes after loading.
-        widths: Rows by width in bits, ascending; 32 or 16 for float.
+        widths: Rows by width in bits, ascending; 32 or 16 for float. Of a weight whose columns
+            differ in width, as many rows as the columns of a width would fill.
         kinds: How it is used, such as ``product`` or ``lookup``.
         why_float: Why it is not quantized, if it is not and the reason is known.
     """
@@ -150,7 +151,10 @@ class _Accounts:
         codes = codes_of(node, slot, self._static)
         if value is None or not codes or self._is_satellite(codes):
             return
-        note = note_of(node, StoredPart)
+        if all(made in self._static for made in node.outputs):
+            return  # a step on the way to a weight, taken when the runtime loads the model
+        readers = (node, *codes[0].consumers())  # who reads codes that it expands says no more
+        note = next((n for one in readers if (n := note_of(one, StoredPart))), None)
         known = self._owner.get(codes[0], str(codes[0].name))
         name = note.unit if note else known
         account = self._accounts[name]
@@ -202,9 +206,20 @@ class _Accounts:
         note = note_of(node, StoredPart)
         if note is None or note.unit not in self._accounts:
             return
+        if note.role == "channels" and node.op_type == "MatMul":
+            self._enter_columns(node, note.unit)
         for value in node.inputs:
             if value is not None and value in self._static.constants:
                 self._owner.setdefault(value, note.unit)
+
+    def _enter_columns(self, node: ir.Node, name: str) -> None:
+        """Enters columns in float that belong to a weight whose others are codes."""
+        value = node.inputs[1]
+        assert value is not None
+        columns, rows = self._static.dims(value)
+        (stored_as,) = self._static.sources(value)
+        bits = self._static.constants[stored_as].dtype.bitwidth
+        self._accounts[name].parts[frozenset({stored_as})] = Part(rows, columns, bits, True)
 
     # The sums
 
@@ -234,16 +249,22 @@ class _Accounts:
     def _stored_weight(
         self, name: str, account: _Account, size: int, resident: int
     ) -> StoredWeight:
-        widths: Counter[float] = Counter()
-        for part in account.parts.values():
-            widths[part.bits] += part.rows
+        parts = account.parts.values()
+        weights = sum(part.rows * part.columns for part in parts)
+        split = any(part.of_columns for part in parts)
+        columns = sum(part.columns for part in parts)
+        widths: dict[float, float] = defaultdict(float)
+        for part in parts:
+            widths[part.bits] += part.rows * part.columns / columns if split else part.rows
         return StoredWeight(
             name=name,
-            rows=sum(widths.values()),
-            weights=sum(part.rows * part.columns for part in account.parts.values()),
+            rows=max(part.rows for part in parts)
+            if split
+            else sum(part.rows for part in parts),
+            weights=weights,
             bytes=size,
             resident=resident,
-            widths=tuple(sorted(widths.items())),
+            widths=tuple(sorted((bits, round(rows)) for bits, rows in widths.items())),
             kinds=tuple(sorted(account.kinds)),
             why_float=account.why_float,
         )

@@ -71,17 +71,19 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a weight that share a width.
+    """Rows of a weight, or columns of all its rows, that share a width.
 
     Attributes:
         rows: Number of rows.
         columns: Weights in a row, without padding.
         bits: Bits of a code, or of a float.
+        of_columns: Whether other parts have other columns of the same rows.
     """
 
     rows: int
     columns: int
     bits: float
+    of_columns: bool = False
 
 
 def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
@@ -98,17 +100,16 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
         or max(tables.values(), key=lambda t: t.size).dtype in FLOAT_TYPES
     ):
         return []
-    packed = node.op_type in _PACKED or (
-        node.op_type == "Gather" and _is_packed(value, tables, static)
+    codes = {one: t for one, t in tables.items() if t.dtype not in FLOAT_TYPES}
+    packed = (
+        node.op_type in _PACKED
+        or (node.op_type == "Gather" and _is_packed(value, tables, static))
+        or sum(tensor.size for tensor in codes.values()) < prod(static.dims(value))
     )
     note = note_of(node, StoredPart)
     is_noted = note is not None and note.role != "expansion"  # whose tables are no codes
     smallest = 1 if packed or is_noted else SMALLEST_UNIT
-    return [
-        one
-        for one, tensor in tables.items()
-        if tensor.dtype not in FLOAT_TYPES and tensor.size >= smallest
-    ]
+    return [one for one, tensor in codes.items() if tensor.size >= smallest]
 
 
 def _is_packed(
@@ -125,6 +126,11 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
     value = node.inputs[slot.weight]
     assert value is not None
     dims, dtype = static.dims(value), static.constants[codes[0]].dtype
+    if static.dtype(value) in FLOAT_TYPES and dtype == ir.DataType.UINT8:
+        rows = max(dims[_row_axis(node, slot)], 1)  # made of packed indices
+        return Part(
+            rows, prod(dims) // rows, _stored_width(value, codes, static, 8, prod(dims))
+        )
     if node.op_type in ("Gather", "GatherBlockQuantized") and dtype == ir.DataType.UINT8:
         given = node.attributes.get_int("bits", 4), 0
         bits, cut = _unpacked_width(node) if node.op_type == "Gather" else given
@@ -145,7 +151,9 @@ def _packed_product(node: ir.Node, static: StaticValues, codes: list[ir.Value]) 
     if value is None or node.op_type == "MatMulBnb4":
         return Part(rows, columns, bits)
     padded = rows * -(-columns // block) * block
-    return Part(rows, columns, _stored_width(value, codes, static, bits, padded))
+    width = _stored_width(value, codes, static, bits, padded)
+    note = note_of(node, StoredPart)
+    return Part(rows, columns, width, note is not None and note.role == "channels")
 
 
 def _stored_width(

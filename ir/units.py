@@ -4,7 +4,8 @@ A weight is an initializer, or the output of a Constant node (which ``normalize`
 initializer), that a MatMul, Gemm, Conv, Gather or another multiplying operator reads, directly
 or through Transpose, Identity and Cast. A table that serves both as embedding and as output
 head is one unit with two uses. A weight that no quantized kernel can serve, or that is read
-inside control flow, is a unit too; it has a reason to stay in float.
+inside control flow, is a unit too; it has a reason to stay in float. What nodes of a lowered
+unit read is part of that unit.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from .annotation import note_of
 from .errors import InternalError
 from .operands import all_graphs, subgraphs_of
+from .vocabulary import StoredPart
 
 SMALLEST_UNIT = 4096
 FLOAT_TYPES = (
@@ -207,6 +210,7 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
 def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
     domain = "" if node.domain == "ai.onnx" else node.domain
     multiplies = index in _WEIGHT_INPUTS.get((domain, node.op_type), ())
+    multiplies = multiplies and note_of(node, StoredPart) is None  # part of a stored unit
     use = _use(node, index, axes) if multiplies and not domain else None
     if use is not None:
         return _Reader(node, use, "", True)

@@ -233,12 +233,91 @@ class QuantSpec(Annotation):
 
 
 @dataclass(frozen=True)
+class OutlierColumns(Annotation):
+    """On a unit's anchor: input channels that stay in 16 bits as a matrix of their own.
+
+    They are the array ``<unit>/outliers/columns`` (int32, ascending).
+
+    Attributes:
+        unit: Name of the unit.
+        columns: How many.
+    """
+
+    key: ClassVar[str] = "outlier-columns"
+    unit: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class OutlierEntries(Annotation):
+    """On a unit's anchor: single weights that stay in 16 bits, each with its place.
+
+    They are the array ``<unit>/outliers/entries`` (int32, entries x 2: row and column).
+
+    Attributes:
+        unit: Name of the unit.
+        entries: How many.
+    """
+
+    key: ClassVar[str] = "outlier-entries"
+    unit: str
+    entries: int
+
+
+@dataclass(frozen=True)
+class ChannelAllocation(Annotation):
+    """On a unit's anchor: how many input channels get which width.
+
+    The channels in stored order are the array ``<unit>/channels`` (int32): first those of the
+    first width, then those of the second. Outlier columns are not among them.
+
+    Attributes:
+        unit: Name of the unit.
+        levels: What values there are: ``free``, ``grid4``, ``grid8`` or ``even``.
+        group: Columns that share a scale; 0 for levels without scales, or one scale a row.
+        bits: Widths of an index, ascending, at least one channel each.
+        counts: Channels of each width.
+    """
+
+    key: ClassVar[str] = "channels"
+    unit: str
+    levels: str
+    group: int
+    bits: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChannelSpec(Annotation):
+    """On a unit's anchor: its weight has been rounded as its ``ChannelAllocation`` says.
+
+    The graph holds the simulated values. Arrays, for the channels of width i in stored order:
+    ``<unit>/indices/<i>`` (uint8, channels x rows); unless the levels are even,
+    ``<unit>/levels/<i>`` (float16, or int8 on a grid; channels x 2^bits); if the levels have
+    scales, ``<unit>/scales`` (float16, rows x groups, or rows x groups of all widths side by
+    side where the levels are even); ``<unit>/outliers/kept`` (float16, columns x rows) and
+    ``<unit>/outliers/values`` (float16: weights, or with scales what they lack).
+
+    Attributes:
+        unit: Name of the unit.
+        rounding: ``gptq`` or ``nearest``.
+        loss: Predicted divergence in nats per token.
+    """
+
+    key: ClassVar[str] = "codebooks"
+    unit: str
+    rounding: str
+    loss: float
+
+
+@dataclass(frozen=True)
 class StoredPart(Annotation):
     """On a node of a lowered graph: it reads initializers that store part of a unit.
 
     Attributes:
         unit: Name of the unit.
-        role: ``kernel``, ``lookup``, ``dequantize``, ``expansion`` or ``permutation``.
+        role: ``kernel``, ``channels`` (a kernel for some of the columns), ``lookup``,
+            ``dequantize``, ``expansion``, ``permutation`` or ``outliers``.
     """
 
     key: ClassVar[str] = "part"

@@ -198,6 +198,55 @@ def aptq_pipeline(bits: float, objective: str = "auto") -> str:
     )
 
 
+def cmpq_pipeline(bits: float, objective: str = "auto") -> str:
+    """CMPQ: bits by channel from activation norms, free codebooks, both kinds of outliers.
+
+    As published. Needs a file budget: the weights are floats in memory.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _channel_pipeline(bits, objective, "free")
+
+
+def cmpq_grid_pipeline(bits: float, objective: str = "auto") -> str:
+    """CMPQ with codebooks of 8-bit integers, which stock 8-bit kernels run.
+
+    Needs a file budget: the weights have 8 bits in memory.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _channel_pipeline(bits, objective, "grid8")
+
+
+def cmpq_even_pipeline(bits: float, objective: str = "auto") -> str:
+    """CMPQ without codebooks: products split into one stock kernel for each width.
+
+    Args:
+        bits: Stored bits per weight.
+        objective: What the sweeps differentiate (see ``calibrate``).
+    """
+    return _channel_pipeline(bits, objective, "even")
+
+
+def _channel_pipeline(bits: float, objective: str, levels: str) -> str:
+    return ",".join(
+        (
+            *_PREPARED,
+            calibrate(objective),
+            "split-outliers{by=activation, share=0.0045}",
+            "split-outliers{by=quantization, share=0.0005}",
+            f"allocate-channels{{budget={print_value(bits)}, levels={levels}}}",
+            "quantize-channels",
+            "lower-channels",
+            "verify-numerics",
+        )
+    )
+
+
 # The first line of a function's docstring is what `mpqc presets` says about it.
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -212,6 +261,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cptquant-tdmpq": cptquant_tdmpq_pipeline,
         "cptquant-tdmpq-published": cptquant_tdmpq_published_pipeline,
         "crossquant": crossquant_pipeline,
+        "cmpq": cmpq_pipeline,
+        "cmpq-grid": cmpq_grid_pipeline,
+        "cmpq-even": cmpq_even_pipeline,
     }
 )
 

@@ -25,6 +25,9 @@ DEFAULT_PRESET = "default"
 ACTIVATIONS = ("none", "int8", "uint8")
 STANDARD_LOWERING = "insert-qdq"
 _PACKED_LOWERING = "lower-matmul-nbits"
+# Passes with a budget, and those that say whether weights may grow in memory.
+_ALLOCATING = ("allocate-bits", "allocate-channels")
+_OFFERING = ("annotate-sensitivity", "allocate-channels")
 _MOST = {"samples": 100_000, "sequence_length": 1 << 20, "seed": 1 << 62}
 
 
@@ -62,13 +65,13 @@ class CompileSettings:
     def pipeline(self, bits: float) -> str:
         """Returns the pipeline that meets ``bits`` stored bits per weight, as text."""
         if self.passes is not None:
-            text = with_option(self.passes, "allocate-bits", "budget", bits)
+            text = with_option(self.passes, _ALLOCATING, "budget", bits)
         else:
             assert self.preset is not None
             text = self._for_target(find_preset(self.preset)(bits, self.objective))
         if not self.budget.expand:
             return text
-        return with_option(text, "annotate-sensitivity", "expand", True)
+        return with_option(text, _OFFERING, "expand", True)
 
     def _for_target(self, passes: str) -> str:
         """Returns a preset's pipeline with the lowering of the target."""
@@ -231,22 +234,22 @@ def _check_pipeline(settings: CompileSettings) -> None:
         )
 
 
-def with_option(passes: str, changed: str, key: str, value: float | bool) -> str:
-    """Returns a pipeline in which an option of the pass ``changed`` has a value.
+def with_option(passes: str, changed: tuple[str, ...], key: str, value: float | bool) -> str:
+    """Returns a pipeline in which an option of the passes ``changed`` has a value.
 
     Raises:
         UsageError: The text is no pipeline, or has no such pass.
     """
     records = parse_records(passes)
-    if not any(name == changed for name, _ in records):
+    if not any(name in changed for name, _ in records):
         what = "a file budget" if key == "expand" else "a budget"
         raise UsageError(
-            f"the pipeline has no {changed}, so {what} means nothing to it",
-            hint=f"add {changed}; run: mpqc passes",
+            f"the pipeline has no {changed[0]}, so {what} means nothing to it",
+            hint=f"add {' or '.join(changed)}; run: mpqc passes",
         )
     return print_records(
         [
-            (name, {**options, key: value} if name == changed else options)
+            (name, {**options, key: value} if name in changed else options)
             for name, options in records
         ]
     )

@@ -8,8 +8,12 @@ import onnx_ir as ir
 
 from ..ir import (
     BitAllocation,
+    ChannelAllocation,
+    ChannelSpec,
     LeftInFloat,
     Option,
+    OutlierColumns,
+    OutlierEntries,
     Score,
     Sensitivity,
     Unit,
@@ -17,11 +21,12 @@ from ..ir import (
     find_units,
     note_of,
 )
+from ..passes.lowering.channel_cost import ChannelForm
 from ..passes.machinery.base import Pass, PassContext
 from ..passes.machinery.instruments import Instrument
 
 UNITS = "units"
-_FLOAT_BITS = 32.0
+_DECIDING = {BitAllocation, ChannelAllocation, ChannelSpec}
 
 
 class CollectUnits(Instrument):
@@ -33,7 +38,7 @@ class CollectUnits(Instrument):
     def after(
         self, index: int, pass_: Pass, model: ir.Model, context: PassContext, changed: bool
     ) -> bool:
-        if BitAllocation in pass_.writes:
+        if not _DECIDING.isdisjoint(pass_.writes):
             context.report[UNITS] = unit_rows(model)
         return True
 
@@ -81,6 +86,9 @@ def _row(
         "columns": columns,
         "uses": [f"{use.node.op_type} {use.node.name}".strip() for use in unit.uses],
     }
+    channels = note_of(unit.anchor, ChannelAllocation)
+    if channels is not None and channels.unit == unit.name:
+        return facts | _channel_facts(unit, channels)
     if allocation is None:
         tensor = unit.weight.const_value
         size = tensor.nbytes if tensor is not None else 0
@@ -99,6 +107,24 @@ def _row(
     if sensitivity is not None:
         facts["sensitivity"] = dict(zip(sensitivity.options, sensitivity.total, strict=True))
     return facts
+
+
+def _channel_facts(unit: Unit, note: ChannelAllocation) -> dict[str, Any]:
+    """Returns what became of a unit whose input channels were given widths."""
+    columns = note_of(unit.anchor, OutlierColumns)
+    entries = note_of(unit.anchor, OutlierEntries)
+    outliers = (columns.columns if columns else 0, entries.entries if entries else 0)
+    form = ChannelForm(note.levels, note.group, note.bits)
+    size = form.unit_bytes(unit, note.bits, note.counts, outliers)
+    facts: dict[str, Any] = {
+        "levels": note.levels,
+        "channels": {str(b): n for b, n in zip(note.bits, note.counts, strict=True)},
+        "outliers": {"columns": outliers[0], "entries": outliers[1]},
+        "bits": _bits(size, unit),
+        "bytes": size,
+    }
+    spec = note_of(unit.anchor, ChannelSpec)
+    return facts | ({"loss": spec.loss} if spec is not None else {})
 
 
 def _bits(size: int, unit: Unit) -> float:

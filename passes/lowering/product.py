@@ -15,8 +15,10 @@ def emit_product(
 ) -> ir.Value:
     """Emits the nodes that replace ``use.node`` and returns its new output."""
     parts = [
-        _kernel(stored, row_class, use.activation, dtype, table, emit)
-        for row_class in stored.classes
+        emit_kernel(
+            one, stored.columns, stored.scales(one, dtype), use.activation, dtype, table, emit
+        )
+        for one in stored.classes
     ]
     return joined(stored, use, parts, dtype, emit)
 
@@ -37,24 +39,28 @@ def joined(
     return result
 
 
-def _kernel(
-    stored: StoredUnit,
+def emit_kernel(
     row_class: RowClass,
+    columns: int,
+    scales: ir.Value,
     activation: ir.Value,
     dtype: ir.DataType,
     table: Capabilities,
     emit: Emitter,
+    *,
+    role: str = "kernel",
 ) -> ir.Value:
+    """Emits the MatMulNBits that multiplies ``columns`` channels of ``activation``."""
     option = row_class.option
     kernel = table.kernel(option.kernel_bits)
     assert kernel is not None, "checked before anything is emitted"
     return emit.node(
-        "kernel",
+        role,
         f"product/{row_class.index}",
         "MatMulNBits",
-        [activation, row_class.codes, stored.scales(row_class, dtype)],
+        [activation, row_class.codes, scales],
         {
-            "K": stored.columns,
+            "K": columns,
             "N": row_class.rows,
             "bits": option.kernel_bits,
             "block_size": option.group,

@@ -66,7 +66,7 @@ class StoredUnit:
             option = Option.parse(text)
             codes = arrays.get(f"{spec.unit}/codes/{index}")
             scales = arrays.get(f"{spec.unit}/scales/{index}").astype(np.float16)
-            packed = _emit_codes(f"codes/{index}", codes, option, self._emit)
+            packed = emit_codes(f"codes/{index}", codes, option, self._emit)
             stored = self._emit.constant(f"scales/{index}", scales)
             found.append(RowClass(index, option, rows, offset, packed, stored))
             offset += rows
@@ -110,7 +110,16 @@ class StoredUnit:
         )
 
 
-def _emit_codes(name: str, codes: np.ndarray, option: Option, emit: Emitter) -> ir.Value:
+class ExpandedUnit(StoredUnit):
+    """A unit in one class whose codes and scales have been emitted already."""
+
+    def __init__(self, unit: Unit, row_class: RowClass, emit: Emitter) -> None:
+        super().__init__(unit, QuantSpec(unit.name, (), (), "nearest"), ArrayStore(), emit)
+        self.classes = (row_class,)
+
+
+def emit_codes(name: str, codes: np.ndarray, option: Option, emit: Emitter) -> ir.Value:
+    """Stores signed codes; returns them as the kernel for ``option`` reads them."""
     bits, kernel_bits, group = option.bits, option.kernel_bits, option.group
     if not option.expands:
         return emit.constant(name, pack(codes, bits, group))

@@ -18,11 +18,15 @@ PASSES: tuple[str, ...] = (
     "rewrite_crossquant:RewriteCrossquant",
     "annotate_sensitivity:AnnotateSensitivity",
     "allocate_bits:AllocateBits",
+    "split_outliers:SplitOutliers",
+    "allocate_channels:AllocateChannels",
     "fold_permutations:FoldPermutations",
     "quantize_weights:QuantizeWeights",
     "tune_scales:TuneScales",
+    "quantize_channels:QuantizeChannels",
     "lower_matmul_nbits:LowerMatMulNBits",
     "insert_qdq:InsertQdq",
+    "lower_channels:LowerChannels",
     "verify_numerics:VerifyNumerics",
 )
 

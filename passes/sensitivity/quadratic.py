@@ -81,17 +81,35 @@ class Quadratic:
         terms = zip(weights, self.hessians, self.local, kind, strict=True)
         return torch.stack([w * _scaled(h, local, at) for w, h, local, at in terms]).sum(0)
 
-    def factor(self) -> Factor:
-        """Returns the Hessian to round against: terms weighted by their mean importance."""
+    def mixed(self) -> torch.Tensor:
+        """Returns one Hessian for all terms, which count by their mean importance."""
         weights = [float(rows.mean()) for rows in self.rows]
         total = sum(weights)
         if not total > 0:
-            return factorize(sum(self.hessians, torch.zeros_like(self.hessians[0])), DAMPING)
-        mixed = sum(
+            return sum(self.hessians, torch.zeros_like(self.hessians[0]))
+        return sum(
             (h * (w / total) for h, w in zip(self.hessians, weights, strict=True)),
             torch.zeros_like(self.hessians[0]),
         )
-        return factorize(mixed, DAMPING)
+
+    def factor(self) -> Factor:
+        """Returns the Hessian to round against."""
+        return factorize(self.mixed(), DAMPING)
+
+    def energy(self) -> torch.Tensor:
+        """Returns ``E[c_t x_j^2]``, the squared norm of the activations of every column."""
+        mixed = self.mixed()
+        return mixed if mixed.ndim == 1 else mixed.diagonal().clone()
+
+    def row_importance(self) -> torch.Tensor:
+        """Returns what a squared error costs in each row, summed over the terms."""
+        return sum(
+            (
+                rows * (hessian if hessian.ndim == 1 else hessian.diagonal()).mean()
+                for rows, hessian in zip(self.rows, self.hessians, strict=True)
+            ),
+            torch.zeros_like(self.rows[0]),
+        )
 
     def loss(self, exact: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         """Returns the predicted divergence of every row, in nats per token."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ...ir import MpqcError
-from . import compile_cost, methods, prediction, speed
+from . import codebooks, compile_cost, methods, prediction, speed
 from .field import contest
 
 _ALL = {
@@ -15,6 +15,7 @@ _ALL = {
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
     "methods": (methods, "all presets on several models, for docs/methods.md"),
     "field": (contest, "other people's tools on the same model, calibration and texts"),
+    "codebooks": (codebooks, "seconds to fit codebooks to every input channel"),
     "prediction": (prediction, "predicted against measured divergence"),
 }
 
