@@ -17,7 +17,7 @@ from mpqc.passes.machinery.base import Pass
 from mpqc.passes.machinery.registry import all_passes
 from mpqc.tools.benchmarks import __main__ as benchmarks
 from mpqc.tools.cli_parser import _parsers
-from mpqc.tools.pipelines import default_pipeline
+from mpqc.tools.pipelines import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -60,7 +60,7 @@ def section(cls: type[Pass]) -> str:
 
 def written() -> str:
     """Returns docs/passes.md as it should be."""
-    steps = re.sub(r",(?![^{]*\})", ",\n", default_pipeline(3.5))
+    steps = re.sub(r",(?![^{]*\})", ",\n", PRESETS["default"](3.5))
     head = (
         "# The passes\n\n"
         "Made from the docstrings by `pytest tests/test_docs.py --update-golden`.\n"

@@ -269,12 +269,12 @@ def _passes(chosen: argparse.Namespace) -> int:
 
 
 def _presets(chosen: argparse.Namespace) -> int:
-    from .pipelines import PRESETS, summary
+    from .pipelines import PRESETS
 
     if chosen.json:
-        _print_json({"presets": {name: summary(name) for name in PRESETS}})
+        _print_json({"presets": {name: one.summary for name, one in PRESETS.items()}})
     else:
-        _print_table([(name, summary(name)) for name in PRESETS])
+        _print_table([(name, one.summary) for name, one in PRESETS.items()])
     return 0
 
 

@@ -19,7 +19,7 @@ from ..comparison.folder import PICTURE
 from ..comparison.methods import split_list
 from ..demo import write_halves
 from ..export import export_folder
-from ..pipelines import PRESETS, summary
+from ..pipelines import PRESETS
 from ..progress import choose_progress
 
 _EVAL_SAMPLES = 8
@@ -93,7 +93,7 @@ def exported(name: str, folder: Path, texts: Sequence[Path]) -> Path:
 
 def write(document: Path, found: dict[str, Compared]) -> None:
     """Writes the tables of all models, and their pictures beside them."""
-    parts = [_HEAD, "".join(f"- `{name}`: {summary(name)}\n" for name in PRESETS)]
+    parts = [_HEAD, "".join(f"- `{name}`: {one.summary}\n" for name, one in PRESETS.items())]
     for name, one in found.items():
         parts.append(f"\n## {name}\n\n")
         if (one.output / PICTURE).is_file():
