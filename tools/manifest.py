@@ -28,6 +28,17 @@ MANIFEST = "mpqc.json"
 REPORT = "report.html"
 VERIFIED = "verify-numerics"
 _PASSING = ("reused", "seconds")
+# What passes have decided about a unit: options by rows, or levels by channels.
+_DECIDED = (
+    "uses",
+    "options",
+    "levels",
+    "channels",
+    "outliers",
+    "loss",
+    "sensitivity",
+    "score",
+)
 _PACKAGES = (
     "numpy",
     "onnx",
@@ -151,11 +162,7 @@ def _units(after: Storage, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for unit in after.units:
         facts, row = unit_facts(unit), decided.pop(unit.name, {})
         reason = facts.pop("reason") or row.get("reason", "")
-        kept: dict[str, Any] = {
-            key: row[key]
-            for key in ("uses", "options", "loss", "sensitivity", "score")
-            if key in row
-        }
+        kept: dict[str, Any] = {key: row[key] for key in _DECIDED if key in row}
         if reason:
             kept["reason"] = reason
         joined.append({**facts, **kept})

@@ -51,13 +51,19 @@ def noise(model: Path, path: Path, samples: int, length: int, seed: int) -> Path
     return path
 
 
-def compiled(model: Path, budget: float, folder: Path, **options: Any) -> Compiled:
-    """Compiles ``model``, checks budget and units, runs it without us, and evaluates it."""
+def compiled(
+    model: Path, budget: float, folder: Path, *, file: bool = False, **options: Any
+) -> Compiled:
+    """Compiles ``model``, checks budget and units, runs it without us, and evaluates it.
+
+    With ``file`` the budget bounds what the file stores, and not what is in memory.
+    """
     original = model if model.is_file() else model / "model.onnx"
     given: dict[str, Any] = {"samples": 8, "sequence_length": 16, "cache": folder / "cache"}
     if not {"calibration", "random_calibration"} & options.keys():
         given["random_calibration"] = True
-    result = mpqc.compile(model, budget=budget, output=folder / "out", **(given | options))
+    given["file_budget" if file else "budget"] = budget
+    result = mpqc.compile(model, output=folder / "out", **(given | options))
     reasons = {row["name"]: row["reason"] for row in result.report["units"] if "reason" in row}
     _check_budget(original, result.model, budget)
     _check_units(original, result.model, reasons)
