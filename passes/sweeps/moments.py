@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from ...ir import Unit
 from ...ir.array_file import ArrayFile
+from .token_file import TokenFile
 
 WEIGHT_RANGE = (0.05, 4.0)
 ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
@@ -70,8 +70,9 @@ class MomentFile:
         self._names = sorted(shapes)
         self._counts: dict[str, int] = defaultdict(int)
         self._open: dict[str, torch.Tensor] = {}
-        self._tokens: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._tokens = TokenFile(path.parent)
         self._extremes: dict[str, torch.Tensor] = {}
+        self._ranged: set[str] = set()
 
     def add(self, name: str, array: torch.Tensor, count: int) -> None:
         """Adds a sum (``count`` 0) or the mean over ``count`` positions to an accumulator."""
@@ -82,11 +83,11 @@ class MomentFile:
     @property
     def is_weighted(self) -> bool:
         """Whether weights of tokens were kept."""
-        return bool(self._tokens)
+        return self._tokens.filled
 
     def keep(self, name: str, weights: torch.Tensor) -> None:
         """Keeps ``c_t`` of one sample behind those of the samples before."""
-        self._tokens[name].append(weights.half())
+        self._tokens.append(name, weights.half().numpy())
 
     def add_inputs(self, moments: UnitMoments, use: int, inputs: torch.Tensor) -> None:
         """Widens the range that was seen of what a product multiplies.
@@ -106,10 +107,21 @@ class MomentFile:
         self._extremes.update(found)
 
     def flush(self) -> None:
-        """Moves sums from memory to the file; ranges, one vector each, stay until the end."""
+        """Moves what is in memory to the file.
+
+        Nothing small may outlive the block that it belongs to: freed memory between small
+        things that stay cannot be given back, and the process grows to several times its need.
+        """
         for name, array in self._open.items():
             self._file.array(name)[...] += array.numpy()
         self._open.clear()
+        for name, extreme in self._extremes.items():
+            kept = self._file.array(name)
+            widen = np.minimum if name.endswith("/low") else np.maximum
+            found = extreme.numpy()
+            kept[...] = widen(kept, found) if name in self._ranged else found
+        self._ranged.update(self._extremes)
+        self._extremes.clear()
 
     def mean_diagonal(self, name: str) -> float:
         """Returns the mean of a flushed Hessian's diagonal, as an expectation."""
@@ -126,12 +138,8 @@ class MomentFile:
             tokens: Where to write what was kept of single tokens, if anything was.
         """
         self.flush()
-        if self._tokens:
-            found = {name: torch.cat(parts).numpy() for name, parts in self._tokens.items()}
-            save_file(found, tokens)
-        for name, extreme in self._extremes.items():
-            self._file.array(name)[...] = extreme.numpy()
-        for name in sorted(set(self._names) - set(self._extremes)):
+        self._tokens.save(tokens)
+        for name in sorted(set(self._names) - self._ranged):
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
         self._file.close(metadata)

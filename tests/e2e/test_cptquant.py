@@ -73,7 +73,10 @@ def test_small_opt(tmp_path: Path) -> None:
 def test_as_published(method: str, tmp_path: Path) -> None:
     """Clusters at 16, 8 and 4 bits; what comes out larger than the budget is refused."""
     model = deep_model(tmp_path / "model" / "model.onnx")
-    options = {"preset": f"cptquant-{method}-published", "cache": tmp_path / "cache"}
+    options: dict[str, Any] = {
+        "preset": f"cptquant-{method}-published",
+        "cache": tmp_path / "cache",
+    }
     found = compiled(model, 14.0, tmp_path / "all", **options)
     units = {unit["name"]: unit for unit in found.result.report["units"]}
     widths = {name: next(iter(unit["widths"])) for name, unit in units.items()}
