@@ -10,7 +10,7 @@ from mpqc.ir import Option, UsageError
 
 
 def test_every_target_loads() -> None:
-    assert targets() == ("ort-cpu", "ort-cuda")
+    assert targets() == ("ort-cpu", "ort-cuda", "qdq")
     for target in targets():
         table = load(target)
         assert [kernel.bits for kernel in table.kernels] == [2, 4, 8]
