@@ -53,7 +53,7 @@ def test_two_budgets_from_one_calibration(tmp_path: Path) -> None:
     large = compiled(tmp_path / "onnx", tmp_path / "4.5", 4.5, calibration, tmp_path / "cache")
 
     assert large.seconds["calibrate"] < small.seconds["calibrate"] / 4
-    assert large.seconds["allocate-bits"] < 5
+    assert large.seconds["allocate-bits"] < small.seconds["calibrate"] / 2  # busy machines
     for result, budget, most in ((small, 3.5, 0.6), (large, 4.5, 0.2)):
         assert budget - 0.01 < stored(read_model(result.model)).bits_per_weight <= budget
         found = evaluate(
