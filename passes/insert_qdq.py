@@ -141,7 +141,10 @@ class InsertQdq(Pass):
         seen = observe(work.model, list(types), samples.training[:_SAMPLES], work.context)
         grids = {one: find_grid(seen[one], self.activations, self.ranges) for one in types}
         errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
-        loss = sum(work.loss(unit, use, errors[_activation(use)]) for unit, use in reads)
+        losses = dict.fromkeys(types, 0.0)
+        for unit, use in reads:
+            losses[_activation(use)] += work.loss(unit, use, errors[_activation(use)])
+        loss = sum(losses.values())
         made = {
             one: quantize(work.model.graph, work.names, one, grid, types[one])
             for one, grid in grids.items()
@@ -157,7 +160,9 @@ class InsertQdq(Pass):
             if use.kind != "lookup" and (unit, use) not in reads
         ]
         return {
-            "activations": {str(one.name): _facts(grids[one], errors[one]) for one in grids},
+            "activations": {
+                str(one.name): _facts(grids[one], errors[one], losses[one]) for one in grids
+            },
             "activation_loss": loss,
             "float_activations": left,
         }
@@ -223,8 +228,13 @@ def _activation(use: Use) -> ir.Value:
     return value
 
 
-def _facts(grid: Grid, error: float) -> dict[str, Any]:
-    return {"scale": grid.scale, "zero_point": grid.zero_point, "squared_error": error}
+def _facts(grid: Grid, error: float, loss: float) -> dict[str, Any]:
+    return {
+        "scale": grid.scale,
+        "zero_point": grid.zero_point,
+        "squared_error": error,
+        "predicted": loss,
+    }
 
 
 def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:

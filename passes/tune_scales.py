@@ -31,6 +31,7 @@ from .tuning.scales import TunedScales
 
 _WARMING = 0.1  # share of the steps in which the rate grows to its full value
 _BETAS = (0.9, 0.95)
+_CLEAR = 0.97  # on a few held-out samples, smaller gains are noise: MiniLM lost by them
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TuneScales(Pass):
     Rounding looks at one unit at a time. Here gradients of the divergence between the original
     and the rounded model run through all units at once, and Adam moves the scales, one sample
     a step. Codes stay as they are, and not a byte is added. The result is kept only if it
-    lowers the divergence on samples that nothing was fitted to.
+    clearly lowers the divergence (3 %) on samples that nothing was fitted to.
 
     Attributes:
         samples: Calibration samples to take steps on, spread evenly; 0 takes all.
@@ -49,7 +50,7 @@ class TuneScales(Pass):
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
-    samples: int = 32
+    samples: int = 16
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class TuneScales(Pass):
             "samples": len(chosen),
             "before": before,
             "after": after,
-            "kept": after < before or not held_out,
+            "kept": after < _CLEAR * before or not held_out,
         }
 
     def _chosen(self, feeds: Sequence[Feeds], seed: int) -> list[Feeds]:

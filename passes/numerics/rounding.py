@@ -8,6 +8,7 @@ extreme value of a group, whatever its sign, can sit on the longer side of the r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,10 @@ _FRACTIONS = {
 }
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
 _LARGEST_SCALE = 65504.0
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 2048  # what is held of them at a time fits into a processor's cache
+# Columns depend on each other one by one inside a strip, by small products inside a block, and
+# by large products beyond it.
+_BLOCK, _STRIP = 64, 16
 LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
 
 
@@ -164,21 +168,24 @@ def _compensated(
     """
     low, high = _range(bits)
     order, upper = factor.order, factor.upper
-    left = weight[:, order].clone()
+    left = weight[:, order]
     codes = torch.empty_like(left)
     owner = order // group
-    for start in range(0, left.shape[1], 64):
-        stop = min(start + 64, left.shape[1])
-        block, errors = left[:, start:stop].T.contiguous(), []
-        corner = upper[start:stop, start:stop]
+    inverse = upper.diagonal().reciprocal().tolist()
+    for start, stop in _blocks(left.shape[1], _BLOCK):
+        block = left[:, start:stop].T.contiguous()
         wide = scales[:, owner[start:stop]].T.contiguous()
-        for k in range(stop - start):
-            code = (block[k] / wide[k]).round_().clamp_(low, high)
-            codes[:, start + k] = code
-            error = (block[k] - code * wide[k]) / corner[k, k]
-            errors.append(error)
-            block[k + 1 :] -= corner[k, k + 1 :, None] * error[None]
-        left[:, stop:] -= torch.stack(errors).T @ upper[start:stop, stop:]
+        corner = upper[start:stop, start:stop]
+        made, errors = torch.empty_like(block), torch.empty_like(block)
+        for first, last in _blocks(stop - start, _STRIP):
+            for k in range(first, last):
+                code = torch.div(block[k], wide[k], out=made[k]).round_().clamp_(low, high)
+                error = torch.addcmul(block[k], code, wide[k], value=-1, out=errors[k])
+                error.mul_(inverse[start + k])
+                block[k + 1 : last].addr_(corner[k, k + 1 : last], error, alpha=-1)
+            block[last:].addmm_(corner[first:last, last:].T, errors[first:last], alpha=-1)
+        codes[:, start:stop] = made.T
+        left[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
     result = torch.empty_like(codes)
     result[:, order] = codes
     return result
@@ -216,24 +223,31 @@ def _descend(
     low, high = _range(bits)
     columns = weight.shape[1]
     wide = scales.repeat_interleave(group, dim=1)[:, :columns]
-    error = codes * wide - weight
-    slope = error @ hessian
-    codes = codes.clone()
-    for start in range(0, columns, 64):
-        span = slice(start, min(start + 64, columns))
-        corner = hessian[span, span]
-        s, w = wide[:, span].T.contiguous(), weight[:, span].T.contiguous()
-        d, r = error[:, span].T.contiguous(), slope[:, span].T.contiguous()
-        before = d.clone()
-        for k in range(corner.shape[0]):
-            wanted = d[k] - r[k] / corner[k, k] + w[k]
-            code = (wanted / s[k]).round_().clamp_(low, high)
-            step = code * s[k] - w[k] - d[k]
-            codes[:, start + k] = code
-            d[k] += step
-            r[k + 1 :] += corner[k, k + 1 :, None] * step[None]
-        slope += (d - before).T @ hessian[span]
-    return codes
+    values = codes * wide
+    slope = (values - weight) @ hessian
+    result = torch.empty_like(codes)
+    inverse = hessian.diagonal().reciprocal().tolist()
+    for start, stop in _blocks(columns, _BLOCK):
+        span = slice(start, stop)
+        scale, value = wide[:, span].T.contiguous(), values[:, span].T.contiguous()
+        local, corner = slope[:, span].T.contiguous(), hessian[span, span]
+        made, steps = torch.empty_like(value), torch.empty_like(value)
+        for first, last in _blocks(stop - start, _STRIP):
+            for k in range(first, last):
+                wanted = torch.add(value[k], local[k], alpha=-inverse[start + k])
+                code = torch.div(wanted, scale[k], out=made[k]).round_().clamp_(low, high)
+                step = torch.mul(code, scale[k], out=steps[k]).sub_(value[k])
+                local[k + 1 : last].addr_(corner[k, k + 1 : last], step)
+            local[last:].addmm_(corner[last:, first:last], steps[first:last])
+        result[:, span] = made.T
+        slope[:, stop:].addmm_(steps.T, hessian[span, stop:])
+    return result
+
+
+def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yields where runs of ``size`` out of ``count`` begin and end; the last may be shorter."""
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
 
 
 def _round_chunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +33,13 @@ class _RowClass:
 
     def rows(self, columns: int) -> torch.Tensor:
         """Returns the values of the rows, rows x ``columns``."""
-        return (self.codes * self.tuned()[..., None]).flatten(1)[:, :columns]
+        return self.codes.float().mul_(self.tuned()[..., None]).flatten(1)[:, :columns]
 
     def gradient(self, rows: torch.Tensor) -> torch.Tensor:
         """Returns the gradient of ``change``, given that of the rows."""
         missing = self.codes[0].numel() - rows.shape[1]
         rows = torch.nn.functional.pad(rows, (0, missing)).reshape(self.codes.shape)
-        return (rows * self.codes).sum(-1) * self.scales
+        return torch.einsum("rgk,rgk->rg", rows, self.codes.float()) * self.scales
 
 
 class _Stored(torch.autograd.Function):
@@ -69,8 +70,7 @@ class TunedScales:
             self._read(at, Option.parse(text), arrays)
             for at, text in enumerate(self._spec.options)
         ]
-        self._order = _order(unit.name, arrays)
-        self._inverse = None if self._order is None else self._order.argsort()
+        self._places = _places(unit.name, [len(one.codes) for one in self._classes], arrays)
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
@@ -88,16 +88,17 @@ class TunedScales:
 
     def matrix(self) -> torch.Tensor:
         """Returns rows x columns."""
-        columns = self.unit.shape[1]
-        stored = torch.cat([one.rows(columns) for one in self._classes])
-        return stored if self._inverse is None else stored[self._inverse]
+        made = torch.empty(self.unit.shape)
+        for one, rows in zip(self._classes, self._places, strict=True):
+            made[rows] = one.rows(made.shape[1])
+        return made
 
     def gradients(self, matrix: torch.Tensor) -> list[torch.Tensor]:
         """Returns the gradient of each parameter, given that of the matrix."""
-        stored = matrix if self._order is None else matrix[self._order]
-        counts = [len(one.codes) for one in self._classes]
-        parts = torch.split(stored, counts)
-        return [one.gradient(part) for one, part in zip(self._classes, parts, strict=True)]
+        return [
+            one.gradient(matrix[rows])
+            for one, rows in zip(self._classes, self._places, strict=True)
+        ]
 
     def weight(self) -> torch.Tensor:
         """Returns the weight in its own layout and type, a function of the parameters."""
@@ -117,8 +118,13 @@ class TunedScales:
             self.unit.replace(self.matrix().numpy())
 
 
-def _order(unit: str, arrays: ArrayStore) -> torch.Tensor | None:
-    """Returns the rows in stored order, or None when nothing moved."""
+def _places(
+    unit: str, counts: Sequence[int], arrays: ArrayStore
+) -> list[torch.Tensor | slice]:
+    """Returns where the rows of each class stand in the matrix."""
+    ends = np.cumsum(counts).tolist()
+    stored = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
     if f"{unit}/order" not in arrays:
-        return None
-    return torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
+        return list(stored)
+    order = torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
+    return [order[rows] for rows in stored]

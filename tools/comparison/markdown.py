@@ -12,8 +12,13 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """Returns a number as text, or a dash where there is none."""
-    return "-" if value is None else format(value, form)
+    """Returns a number as text, or a dash where there is none.
+
+    Where four decimals would hide a small one, it gets three significant digits.
+    """
+    if value is None:
+        return "-"
+    return format(value, ".3g" if form == ".4f" and 0 < abs(value) < 0.01 else form)
 
 
 def _cell(text: str) -> str:
