@@ -245,7 +245,7 @@ def _descend(
 
 
 def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yields where runs of ``size`` out of ``count`` begin and end; the last may be shorter."""
+    """Yields where runs of ``size`` begin and end; the last may be shorter."""
     for start in range(0, count, size):
         yield start, min(start + size, count)
 
