@@ -50,7 +50,7 @@ class TuneScales(Pass):
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
-    samples: int = 16
+    samples: int = 24
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
