@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -64,7 +64,8 @@ class InsertQdq(Pass):
     front of convolutions and of products of INT8 rows, with one static scale from calibration
     samples, so that runtimes can multiply integers. Products of INT4 rows have no such kernel
     anywhere; their activations stay as they are. ``int8`` is symmetric, as TensorRT wants it;
-    ONNX Runtime is fast with ``uint8`` only.
+    ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation with rare
+    large values: the costliest stay in float too, see ``tolerance``.
 
     The graph has no zero points but those of ``uint8`` activations, and computes exactly what
     the simulated one computed, rounded activations apart.
@@ -73,6 +74,8 @@ class InsertQdq(Pass):
         activations: ``none``, ``int8`` or ``uint8``.
         ranges: Of activations: ``mse`` gives up the farthest values where that lowers the mean
             squared error, ``minmax`` keeps all that calibration has seen.
+        tolerance: Activations stay in float, costliest first, until the others are predicted
+            to cost at most this many times what rounding the weights costs.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -82,17 +85,22 @@ class InsertQdq(Pass):
 
     activations: str = "none"
     ranges: str = "mse"
+    tolerance: float = 1.0
 
     def __post_init__(self) -> None:
         for value, known in ((self.activations, ACTIVATIONS), (self.ranges, RANGES)):
             if value not in known:
                 hint = did_you_mean(value, known)
                 raise UsageError(f"insert-qdq knows no {value!r}", hint=hint)
-        if self.activations == "none" and self.ranges != type(self).ranges:
-            raise UsageError(
-                f"ranges={self.ranges} means nothing without quantized activations",
-                hint="add activations=int8 or activations=uint8",
-            )
+        if not self.tolerance >= 0:
+            raise UsageError(f"insert-qdq cannot tolerate {self.tolerance}", hint="0 or more")
+        for name in ("ranges", "tolerance"):
+            given = getattr(self, name)
+            if self.activations == "none" and given != getattr(type(self), name):
+                raise UsageError(
+                    f"{name}={given} means nothing without quantized activations",
+                    hint="add activations=int8 or activations=uint8",
+                )
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
@@ -144,28 +152,44 @@ class InsertQdq(Pass):
         losses = dict.fromkeys(types, 0.0)
         for unit, use in reads:
             losses[_activation(use)] += work.loss(unit, use, errors[_activation(use)])
-        loss = sum(losses.values())
+        budget = note_of(work.model, Budgeted)
+        costly = _costly(losses, self.tolerance * budget.loss) if budget is not None else {}
         made = {
             one: quantize(work.model.graph, work.names, one, grid, types[one])
             for one, grid in grids.items()
+            if one not in costly
         }
-        work.quantized = {use.node: made[_activation(use)] for _, use in reads}
-        budget = note_of(work.model, Budgeted)
+        work.quantized = {
+            use.node: made[_activation(use)] for _, use in reads if _activation(use) in made
+        }
+        loss = sum(losses[one] for one in made)
         if budget is not None:
             annotate(work.model, replace(budget, loss=budget.loss + loss))
         left = [
             use.node.name
             for unit, _ in work.specs.values()
             for use in unit.uses
-            if use.kind != "lookup" and (unit, use) not in reads
+            if use.kind != "lookup" and use.node not in work.quantized
         ]
         return {
             "activations": {
-                str(one.name): _facts(grids[one], errors[one], losses[one]) for one in grids
+                str(one.name): _facts(grids[one], errors[one], losses[one]) for one in made
             },
             "activation_loss": loss,
+            "too_costly": {str(one.name): losses[one] for one in costly},
             "float_activations": left,
         }
+
+
+def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, float]:
+    """Returns the costliest activations, without which the others lose ``most`` at most."""
+    costly, left = {}, sum(losses.values())
+    for one, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
+        if left <= most or loss == 0:
+            break
+        costly[one] = loss
+        left -= loss
+    return costly
 
 
 @dataclass

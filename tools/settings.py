@@ -89,6 +89,11 @@ class CompileSettings:
                 f"{self.target} takes no quantized activations",
                 hint="compile with --target qdq",
             )
+        if lowering != _PACKED_LOWERING and _PACKED_LOWERING not in passes:
+            raise UsageError(
+                f"preset {self.preset} has no form for target {self.target}",
+                hint="compile it with --target ort-cpu, or choose another preset",
+            )
         return with_lowering(passes, lowering, self.activations)
 
     def lines(self) -> list[str]:

@@ -125,3 +125,39 @@ def test_a_missing_openvino_is_named_with_its_extra(
 @needs_openvino
 def test_the_doctor_says_that_openvino_runs(capsys: Capture) -> None:
     assert answer(capsys, "doctor")["runtimes"] == {"openvino": None}
+
+
+def test_a_preset_of_other_operators_is_refused() -> None:
+    with pytest.raises(UsageError, match="preset cmpq-even has no form for target qdq"):
+        make_settings(4, preset="cmpq-even", target="qdq").pipeline(4.0)
+
+
+def test_costly_activations_stay_in_float(
+    folder: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
+    rounded = {}
+    for tolerance in (0.0, 0.2, 1000.0):
+        out = tmp_path / f"out-{tolerance}"
+        passes = (
+            "normalize,raise-opset,partition-blocks,calibrate,annotate-sensitivity,"
+            "allocate-bits{budget=8.2},quantize-weights,"
+            f"insert-qdq{{activations=uint8, tolerance={tolerance}}},verify-numerics"
+        )
+        words = ["compile", folder, "--budget", 8.2, "--target", "qdq", "-p", passes]
+        words += ["-o", out, "--calibration", text, "--samples", 4, "--sequence-length", 32]
+        predicted = answer(capsys, *words)["predicted"]
+        facts = json.loads((out / "mpqc.json").read_text())["passes"]["insert-qdq"]
+        assert isinstance(predicted, float)
+        weights = predicted - facts["activation_loss"]
+        assert facts["activation_loss"] <= tolerance * weights * 1.001
+        dropped = list(facts["too_costly"].values())
+        cheapest = min(dropped, default=float("inf"))
+        assert all(one["predicted"] <= cheapest for one in facts["activations"].values())
+        rounded[tolerance] = (len(facts["activations"]), len(dropped))
+    assert rounded[0.0][0] == rounded[1000.0][1] == 0
+    assert 0 < rounded[0.2][0] < rounded[1000.0][0]
