@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from ..ir import (
     Annotation,
     ArrayStore,
-    Budgeted,
     ChannelAllocation,
     ChannelSpec,
     OutlierColumns,
@@ -30,6 +29,7 @@ from .machinery.base import Pass, PassContext
 from .machinery.parallel import for_each
 from .numerics import channel_rounding as numerics
 from .numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
+from .sensitivity.predicted import settle
 from .sensitivity.quadratic import Quadratic
 
 ROUNDINGS = ("nearest", "gptq")
@@ -83,11 +83,7 @@ class QuantizeChannels(Pass):
             return self._quantize(unit, context)
 
         losses = for_each(work, units, context.progress, "rounding channels")
-        weights, kernels = (float(sum(column)) for column in zip(*losses, strict=True))
-        context.report[self.name] = {"loss": weights, "activation_loss": kernels}
-        budget = note_of(model, Budgeted)
-        if budget is not None:
-            annotate(model, replace(budget, loss=weights + kernels))
+        settle(model, self.name, losses, context)
         return bool(units)
 
     def _quantize(self, unit: Unit, context: PassContext) -> tuple[float, float]:

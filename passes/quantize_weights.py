@@ -15,7 +15,6 @@ from ..ir import (
     HALF,
     Annotation,
     BitAllocation,
-    Budgeted,
     LeftInFloat,
     LocalHessian,
     Option,
@@ -39,6 +38,7 @@ from .machinery.parallel import for_each
 from .numerics.rounding import Factor, Rounded, as_half, nearest, round_rows
 from .numerics.row_hessians import round_parts
 from .rewriting.halved import store_as_half
+from .sensitivity.predicted import settle
 from .sensitivity.quadratic import Quadratic
 from .sweeps.local import LocalHessians
 from .sweeps.reweighted import WeightedHessians
@@ -116,11 +116,7 @@ class QuantizeWeights(Pass):
         for unit in filter(_is_half, units):
             store_as_half(unit, names.free(f"{unit.name}/wide"))
             annotate(unit.anchor, LeftInFloat(unit.name, _HALF))
-        weights, kernels = (sum(column) for column in zip(*losses, strict=True))
-        context.report[self.name] = {"loss": weights, "activation_loss": kernels}
-        budget = note_of(model, Budgeted)
-        if budget is not None:
-            annotate(model, replace(budget, loss=weights + kernels))
+        settle(model, self.name, losses, context)
         return bool(units)
 
     def _quantize(

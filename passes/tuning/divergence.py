@@ -35,7 +35,8 @@ def divergence(
 def _kl(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Returns the mean over positions; its gradient is the difference of probabilities."""
     total, parts = 0.0, []
-    for one, other in zip(exact.split(_AT_ONCE), found.split(_AT_ONCE), strict=True):
+    pairs = zip(torch.split(exact, _AT_ONCE), torch.split(found, _AT_ONCE), strict=True)
+    for one, other in pairs:
         wanted, got = _log_shares(one), _log_shares(other)
         probability = wanted.exp()
         total += float(wanted.sub_(got).mul_(probability).sum())

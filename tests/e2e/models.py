@@ -51,7 +51,7 @@ def bert() -> Any:
     return BertModel(BertConfig(vocab_size=VOCABULARY, intermediate_size=2 * WIDTH, **_SMALL))
 
 
-def llama() -> Any:
+def llama(width: int = WIDTH) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -59,7 +59,7 @@ def llama() -> Any:
         intermediate_size=2 * WIDTH,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        **_SMALL,
+        **{**_SMALL, "hidden_size": width},
     )
     return LlamaForCausalLM(config)
 
