@@ -45,13 +45,14 @@ class TuneScales(Pass):
 
     Attributes:
         samples: Calibration samples to take steps on, spread evenly; 0 takes all.
-        rate: Largest relative change of a scale in a step; falls to zero along a cosine.
+        rate: Largest relative change of a scale of 2-bit codes in a step, half as large for
+            every further bit; falls to zero along a cosine.
     """
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
     samples: int = 24
-    rate: float = 1e-3
+    rate: float = 2e-3
 
     def __post_init__(self) -> None:
         if self.samples < 0 or not 0 < self.rate < 1:

@@ -20,16 +20,19 @@ class _RowClass:
     Attributes:
         codes: Int8, rows x groups x group.
         scales: Float32, rows x groups, as they were rounded.
-        change: Float32, rows x groups: the relative change, which is what is tuned.
+        change: Float32, rows x groups: what is tuned.
+        reach: Relative change of a scale for a change of one. The more levels, the more a
+            scale that is a little off moves the outer ones, so it halves with every bit.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     change: torch.Tensor
+    reach: float
 
     def tuned(self) -> torch.Tensor:
         """Returns the scales as they are now; a scale of zero stays zero."""
-        return self.scales * (1 + self.change)
+        return self.scales * (1 + self.reach * self.change)
 
     def rows(self, columns: int) -> torch.Tensor:
         """Returns the values of the rows, rows x ``columns``."""
@@ -39,7 +42,8 @@ class _RowClass:
         """Returns the gradient of ``change``, given that of the rows."""
         missing = self.codes[0].numel() - rows.shape[1]
         rows = torch.nn.functional.pad(rows, (0, missing)).reshape(self.codes.shape)
-        return torch.einsum("rgk,rgk->rg", rows, self.codes.float()) * self.scales
+        by_scale = torch.einsum("rgk,rgk->rg", rows, self.codes.float())
+        return by_scale * self.scales * self.reach
 
 
 class _Stored(torch.autograd.Function):
@@ -80,7 +84,7 @@ class TunedScales:
         missing = groups * option.group - codes.shape[1]
         codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
         change = torch.zeros(rows, groups, requires_grad=True)
-        return _RowClass(codes, scales.float(), change)
+        return _RowClass(codes, scales.float(), change, reach=2.0 ** (2 - option.bits))
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns what is tuned."""
