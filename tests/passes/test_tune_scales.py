@@ -10,7 +10,15 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from mpqc.ir import Calibration, QuantSpec, UsageError, need_note, quantizable, write_model
+from mpqc.ir import (
+    Calibration,
+    Option,
+    QuantSpec,
+    UsageError,
+    need_note,
+    quantizable,
+    write_model,
+)
 from mpqc.ir.blocks import blocks_of
 from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.tuning.chain import Chain
@@ -72,6 +80,25 @@ def test_graph_holds_what_codes_and_scales_stand_for(work: PassContext) -> None:
     for unit in quantizable(model):
         stored = TunedScales(unit, work.arrays).weight().detach().numpy()
         assert np.array_equal(unit.tensor.numpy(), stored)
+
+
+def test_scales_of_more_levels_move_less(work: PassContext) -> None:
+    model = run(ROUNDED, language(), work)
+    widths = set()
+    for unit in quantizable(model):
+        options = [Option.parse(text) for text in need_note(unit.anchor, QuantSpec).options]
+        names = [f"{unit.name}/scales/{at}" for at in range(len(options))]
+        before = [np.array(work.arrays.get(name), np.float32) for name in names]
+        tuned = TunedScales(unit, work.arrays)
+        with torch.no_grad():
+            for one in tuned.parameters():
+                one.fill_(0.5)
+        tuned.store(work.arrays)
+        for option, name, old in zip(options, names, before, strict=True):
+            ratio = work.arrays.get(name).astype(np.float32) / old
+            np.testing.assert_allclose(ratio, 1 + 0.5 * 2 ** (2 - option.bits), rtol=1e-3)
+            widths.add(option.bits)
+    assert len(widths) > 1
 
 
 def test_result_that_is_no_better_is_dropped(work: PassContext) -> None:
