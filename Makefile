@@ -17,8 +17,9 @@ demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits a weight and show wh
 methods: .venv/demo-stamp  ## Compare all presets on three models, for docs/methods.md (hours)
 	$(BIN)/python -m mpqc.tools.benchmarks methods -o build/methods --document docs/methods.md
 
+# Most tests are small: a process a core gets through them sooner than a core a thread.
 test: .venv/stamp  ## Run the tests, the slow ones left out
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
 
 test-slow: .venv/demo-stamp  ## Run the slow tests only
 	$(BIN)/pytest -m slow
