@@ -105,7 +105,7 @@ def test_tools_are_measured_once_and_shown_beside_ours(
     assert coarse["kl"] > 10 * fine["kl"] > 0
     assert coarse["file_bits"] == 32
     assert coarse["bits"] == 16  # floats count as 16 bits at best
-    assert f"| 0.0010 | {coarse['kl'] / 1e-3:.2f} |" in seen.out
+    assert f"| 0.001 | {coarse['kl'] / 1e-3:.2f} |" in seen.out
     ET.parse(tmp_path / "out" / "field.svg")
     assert not list((tmp_path / "out" / "work").iterdir())
 
