@@ -112,6 +112,17 @@ def test_result_that_is_no_better_is_dropped(work: PassContext) -> None:
     assert all(np.array_equal(weights[name], changed[name]) for name in weights)
 
 
+def test_gains_too_small_to_be_more_than_chance_are_dropped(work: PassContext) -> None:
+    model = run(ROUNDED, language(), work)
+    weights = weights_of(model)
+    run("tune-scales{rate=0.00001}", model, work)
+    facts = work.report["tune-scales"]
+    assert 0.97 * facts["before"] < facts["after"] < facts["before"]
+    assert not facts["kept"]
+    changed = weights_of(model)
+    assert all(np.array_equal(weights[name], changed[name]) for name in weights)
+
+
 def test_other_outputs_than_logits_are_tuned_too(tmp_path: Path) -> None:
     work = rounding(tmp_path, vector(), with_held_out(vectors()))
     run(f"{ROUNDED},tune-scales{{rate=0.005}}", vector(), work)

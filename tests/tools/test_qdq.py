@@ -26,7 +26,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
     return language_folder(tmp_path / "model")
 
 
@@ -51,10 +52,8 @@ def test_all_runtimes_agree_with_the_simulation(
     folder: Path,
     text: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
-    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     words = ["compile", folder, "--budget", budget, "--target", "qdq", "-o", out]
     few = ["--samples", 4, "--sequence-length", 32]
@@ -136,10 +135,8 @@ def test_costly_activations_stay_in_float(
     folder: Path,
     text: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
-    monkeypatch.setenv("MPQC_CACHE", str(tmp_path / "cache"))
     rounded = {}
     for tolerance in (0.0, 0.2, 1000.0):
         out = tmp_path / f"out-{tolerance}"
