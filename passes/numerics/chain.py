@@ -75,7 +75,9 @@ def _chain(items: Sequence[Item]) -> np.ndarray:
 
         def gain(u: int) -> float:
             at, sizes, total = place[u], items[u].row_bytes, totals[u]
-            return float((total[at] - total[at + 1]) / max(sizes[at + 1] - sizes[at], 1))
+            more = np.maximum(sizes[at + 1 :] - sizes[at], 1)
+            # The next option may gain little where the one behind it gains much.
+            return float(((total[at] - total[at + 1 :]) / more).max())
 
         place[max(open_ends, key=lambda u: (gain(u), -u))] += 1
         path.append(tuple(place))

@@ -38,6 +38,16 @@ def test_the_unit_that_gains_most_for_its_bytes_goes_first() -> None:
     assert path.tolist() == [[0, 0], [0, 1], [0, 2], [1, 2], [2, 2]]
 
 
+def test_a_small_step_in_front_of_a_large_one_holds_no_unit_back() -> None:
+    sizes = np.array([10, 11, 20, 21, 40])
+    patient = Item(np.array([[9.0, 8.9, 2.0, 1.9, 0.0]]), sizes, 2, 1)
+    hasty = Item(np.array([[9.0, 8.0, 2.0, 1.8, 0.0]]), sizes, 2, 1)
+    path = Joint.of([patient, hasty]).path.tolist()
+    assert path.index([2, 2]) < min(path.index([4, k]) for k in range(5) if [4, k] in path)
+    assert [4, 0] not in path
+    assert [0, 4] not in path
+
+
 def test_a_single_unit_keeps_its_options() -> None:
     only = item(np.random.default_rng(0), 16, 3)
     assert Joint.alone(only).item is only
