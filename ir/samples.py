@@ -47,3 +47,7 @@ class Calibration:
     def validation(self) -> Sequence[Feeds]:
         """The samples kept back; the fitted ones when there is only a single sample."""
         return self.feeds[self._fitted :] or self.feeds[-1:]
+
+    def first(self, count: int) -> Sequence[Feeds]:
+        """Returns the first ``count`` samples that passes fit to; 0 stands for all."""
+        return self.training[: count or None]

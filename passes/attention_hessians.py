@@ -58,6 +58,7 @@ class AttentionHessians(Pass):
     Attributes:
         probes: Random signs that the gradients of queries and keys are sampled with; 0 follows
             every direction of a head, which is exact for queries.
+        samples: Look at this many samples only, the first ones; 0 looks at all.
     """
 
     name: ClassVar[str] = "attention-hessians"
@@ -69,10 +70,13 @@ class AttentionHessians(Pass):
     )
     costly: ClassVar[bool] = True
     probes: int = 8
+    samples: int = 0
 
     def __post_init__(self) -> None:
         if self.probes < 0:
             raise UsageError(f"attention-hessians cannot follow {self.probes} signs")
+        if self.samples < 0:
+            raise UsageError(f"attention-hessians cannot look at {self.samples} samples")
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses a model without an attention that can be bound."""
@@ -129,7 +133,8 @@ class AttentionHessians(Pass):
         """Runs all samples through the blocks, one block after the other."""
         assert context.calibration is not None
         gather = LocalHessians(bound, context.runner, self.probes, context.seed)
-        prefix = Prefix(list(files), context.calibration.training, context)
+        feeds = context.calibration.first(self.samples)
+        prefix = Prefix(list(files), feeds, context)
         steps = context.progress.track(files.items(), len(files), "looking behind attention")
         for block, path in steps:
             wanted = gather.begin(block, units)

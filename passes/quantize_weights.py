@@ -65,6 +65,8 @@ class QuantizeWeights(Pass):
             that they depend on, too; ``no`` takes the Hessians as they are. Tokens keep the
             weights of ``calibrate``; after ``attention-hessians`` what stands behind the
             attention is looked at anew.
+        samples: Gather them on this many samples only, the first ones; 0 takes all
+            (``sequential=block``, ``layer``).
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -73,6 +75,7 @@ class QuantizeWeights(Pass):
     rounding: str = "gptq"
     refinements: int = 3
     sequential: str = "no"
+    samples: int = 0
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:
@@ -84,6 +87,13 @@ class QuantizeWeights(Pass):
         if self.rounding == "nearest" and self.sequential != "no":
             raise UsageError(
                 "rounding=nearest looks at no other unit", hint="leave out sequential"
+            )
+        if self.samples < 0:
+            raise UsageError(f"quantize-weights cannot look at {self.samples} samples")
+        if self.samples and self.sequential == "no":
+            raise UsageError(
+                "quantize-weights{samples} is for Hessians that are gathered anew",
+                hint="add sequential=block, or leave out samples",
             )
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
@@ -111,7 +121,9 @@ class QuantizeWeights(Pass):
         else:
             check_can_run(model, context, str(self))
             gather, by_layer = _gatherer(model, context), self.sequential == "layer"
-            losses = in_sequence(model, units, gather, work, context, by_layer=by_layer)
+            losses = in_sequence(
+                model, units, gather, work, context, by_layer=by_layer, samples=self.samples
+            )
         names = Names(model)
         for unit in filter(_is_half, units):
             store_as_half(unit, names.free(f"{unit.name}/wide"))

@@ -55,10 +55,10 @@ _UNIFORM = (
     "quantize-weights{rounding=gptq}",
 )
 _APTQ = (
-    "attention-hessians",
+    "attention-hessians{samples=16}",
     "annotate-sensitivity{metric=trace}",
     "allocate-bits{budget={budget}, method=ratio, bits=[4, 2]}",
-    "quantize-weights{rounding=gptq, sequential=layer}",
+    "quantize-weights{rounding=gptq, sequential=layer, samples=16}",
 )
 _FOLDED = "rewrite-crossquant{alpha=search, beta=search, bits={width}}"
 

@@ -78,8 +78,7 @@ def _points(asked: Asked, layers: Sequence[Layer]) -> list[np.ndarray]:
     context = asked.context
     segments = Segments(asked.model, context, "cca")
     assert context.calibration is not None
-    training = context.calibration.training
-    samples = training[: asked.settings.samples or len(training)]
+    samples = context.calibration.first(asked.settings.samples)
     wanted = [str(_output(layer).name) for layer in layers]
     found: list[list[np.ndarray]] = [[] for _ in layers]
     for feed in context.progress.track(samples, len(samples), "comparing blocks"):

@@ -33,7 +33,7 @@ def loss_changes(
     metric, context = asked.settings.metric, asked.context
     change = LossChange.of(asked, labels)
     segments = Segments(asked.model, context, metric)
-    samples = change.samples.training[: asked.settings.samples or SAMPLES]
+    samples = change.samples.first(asked.settings.samples or SAMPLES)
     growth = np.zeros((len(samples), len(layers)))
     steps = [(at, feed) for at, feed in enumerate(samples)]
     for at, feed in context.progress.track(steps, len(steps), f"trying {metric}"):

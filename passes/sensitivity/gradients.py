@@ -37,7 +37,7 @@ def first_order(
     """
     units = {unit.name: unit for layer in layers for unit in layer.units}
     backward = _Backward(asked, list(units.values()))
-    samples = backward.change.samples.training[: asked.settings.samples or SAMPLES]
+    samples = backward.change.samples.first(asked.settings.samples or SAMPLES)
     found = []
     for at, feed in enumerate(
         asked.context.progress.track(samples, len(samples), "trying taylor")

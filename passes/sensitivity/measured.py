@@ -43,7 +43,7 @@ def _totals(asked: Asked) -> dict[str, np.ndarray]:
     model, context = asked.model, asked.context
     segments = Segments(model, context, "kl")
     change = LossChange.of(asked)
-    samples = change.samples.training[: asked.settings.samples or _SAMPLES]
+    samples = change.samples.first(asked.settings.samples or _SAMPLES)
     exact = [segments.exact(feed) for feed in samples]
     units = _spread(asked.units, asked.settings.units)
     totals = {}

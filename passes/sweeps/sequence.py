@@ -64,6 +64,7 @@ def in_sequence(
     context: PassContext,
     *,
     by_layer: bool,
+    samples: int = 0,
 ) -> list[T]:
     """Calls ``work`` on every unit, block by block, with Hessians of the changed model.
 
@@ -76,6 +77,7 @@ def in_sequence(
         work: Changes a unit.
         context: Samples, the runner and the progress.
         by_layer: Whether units wait for those of their own block that they depend on.
+        samples: How many samples to look at, the first ones; 0 for all.
 
     Returns:
         What ``work`` returned, in the order of ``units``.
@@ -85,7 +87,7 @@ def in_sequence(
     by_block = _by_block(units, blocks)
     early = by_block.pop(-1, [])
     done = dict(zip((u.name for u in early), _each(work, early, {}), strict=True))
-    prefix = Prefix(blocks, context.calibration.training, context)
+    prefix = Prefix(blocks, context.calibration.first(samples), context)
     for block in context.progress.track(blocks, len(blocks), "rounding block by block"):
         waiting = by_block.get(block.index, [])
         for here in _layers(waiting, block) if by_layer else [waiting] if waiting else []:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from mpqc.ir import (
     BitAllocation,
     LocalHessian,
     Option,
+    Unit,
     UsageError,
     blocks_of,
     find_units,
@@ -21,8 +24,10 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
+from mpqc.ir.blocks import Block
 from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.numerics.rounding import factorize, round_rows
+from mpqc.passes.quantize_weights import QuantizeWeights
 from mpqc.passes.sensitivity.quadratic import DAMPING, Quadratic
 from mpqc.passes.sweeps.local import LocalHessians
 from mpqc.passes.sweeps.prefix import Prefix
@@ -160,6 +165,51 @@ def test_sequential_rounding_makes_up_for_earlier_blocks(
     )
     assert in_turn != at_once
     assert in_turn < 1.1 * at_once
+
+
+def test_the_first_samples_alone_give_what_a_calibration_on_them_gives(tmp_path: Path) -> None:
+    def values(count: int, samples: int) -> torch.Tensor:
+        work = context(tmp_path / str(count), sentences(count, 12))
+        run(f"{CALIBRATE},attention-hessians{{probes=2, samples={samples}}}", language(), work)
+        return torch.from_numpy(np.array(work.arrays.get("wv/0/local")))
+
+    assert not torch.equal(values(8, 3), values(8, 0))
+    alone = context(tmp_path / "alone", sentences(8, 12))
+    assert alone.calibration is not None
+    feeds = alone.calibration.first(3)
+    cut = replace(alone, calibration=replace(alone.calibration, feeds=feeds, held_out=0))
+    run(LOOKED, language(), cut)
+    torch.testing.assert_close(
+        values(8, 3), torch.from_numpy(np.array(cut.arrays.get("wv/0/local")))
+    )
+
+
+@pytest.mark.parametrize(("samples", "seen"), [(0, 6), (3, 3), (99, 6)])
+def test_rounding_in_sequence_looks_at_as_many_samples_as_it_is_told(
+    samples: int, seen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, work = language(), context(tmp_path, sentences(8, 12))
+    run(f"{CALIBRATE},annotate-sensitivity,allocate-bits{{budget=4.0}}", model, work)
+    looked_at: list[int] = []
+    begin, add = WeightedHessians.begin, WeightedHessians.add
+
+    def begun(gather: WeightedHessians, block: Block, here: Sequence[Unit]) -> list[ir.Value]:
+        looked_at.append(0)
+        return begin(gather, block, here)
+
+    def counted(gather: WeightedHessians, values: Mapping[str, torch.Tensor]) -> None:
+        looked_at[-1] += 1
+        add(gather, values)
+
+    monkeypatch.setattr(WeightedHessians, "begin", begun)
+    monkeypatch.setattr(WeightedHessians, "add", counted)
+    run(f"quantize-weights{{sequential=block, samples={samples}}}", model, work)
+    assert looked_at == [seen] * 3
+
+
+def test_samples_without_a_sequence_are_refused() -> None:
+    with pytest.raises(UsageError, match="gathered anew"):
+        QuantizeWeights(samples=4)
 
 
 def test_nothing_to_act_on_is_an_error(tmp_path: Path) -> None:
