@@ -116,7 +116,14 @@ def _opt(chosen: argparse.Namespace) -> int:
     )
     shown = result.listing() if chosen.print or chosen.output is None else None
     if chosen.json:
-        _print_json({"pipeline": result.pipeline, "output": result.output, "graph": shown})
+        _print_json(
+            {
+                "pipeline": result.pipeline,
+                "output": result.output,
+                "graph": shown,
+                "passes": result.report,
+            }
+        )
     elif shown is not None:
         print(shown, end="" if shown.endswith("\n") else "\n")
     else:

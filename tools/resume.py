@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -40,11 +42,13 @@ class OptResult:
         model: The graph.
         pipeline: The passes that were run, as text.
         output: The folder that was written, if one was asked for.
+        report: What the passes had to say, by their names.
     """
 
     model: ir.Model
     pipeline: str
     output: Path | None
+    report: Mapping[str, Any]
 
     def listing(self) -> str:
         """Returns the graph as text."""
@@ -91,12 +95,14 @@ def opt(
     job = _Job(dump, pipeline, first, folder, watch or Watch(), progress or SilentProgress())
     with tempfile.TemporaryDirectory(prefix="mpqc-") as name:
         if output is None:
-            job.run(Path(name))
+            said = job.run(Path(name))
         else:
             with staged_folder(Path(output), overwrite=overwrite) as stage:
-                job.run(Path(name), stage)
+                said = job.run(Path(name), stage)
     chosen = Path(output) if output is not None else None
-    return OptResult(dump.model, str(Pipeline(pipeline.passes[first:])), chosen)
+    run = pipeline.passes[first:]
+    report = {one.name: said[one.name] for one in run if one.name in said}
+    return OptResult(dump.model, str(Pipeline(run)), chosen, report)
 
 
 def _plain(path: Path) -> Dump:
@@ -116,8 +122,8 @@ class _Job:
     watch: Watch
     progress: Progress
 
-    def run(self, scratch: Path, stage: Path | None = None) -> None:
-        """Runs them; fills ``stage`` if there is one."""
+    def run(self, scratch: Path, stage: Path | None = None) -> Mapping[str, Any]:
+        """Runs them; fills ``stage`` if there is one. Returns the report of the whole run."""
         context, timer = self._context(scratch), TimePasses()
         settings = dict(self.dump.settings)
         instruments = self.watch.instruments(timer, str(self.pipeline), settings)
@@ -125,15 +131,16 @@ class _Job:
         if self.watch.time_passes:
             self.progress.say(timer.table())
         if stage is None:
-            return
+            return context.report
         original = original_in(self.folder)
         if self.first and original is not None:
             text = str(self.pipeline)
             finish(stage, self.dump.model, original, context, text, settings, timer)
-            return
+            return context.report
         write_model(self.dump.model, stage / "model.onnx")
         if context.arrays.in_memory():
             context.arrays.save(stage / "model.safetensors")
+        return context.report
 
     def _context(self, scratch: Path) -> PassContext:
         table = load(str(self.dump.settings.get("target", DEFAULTS["target"])))

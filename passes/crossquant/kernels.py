@@ -22,7 +22,8 @@ class Kernel:
         per_token: Share that one scale for each token rounds to zero.
         crossquant: The same under scales by token and column, with columns as calibration
             saw them.
-        after: The same by token in the rewritten graph.
+        after: The same in the rewritten graph: by token, or by token and by column of the
+            tokens at hand where CrossQuant itself is computed.
     """
 
     activation: str
@@ -53,8 +54,9 @@ def kernel_of(
     """
     peaks = torch.maximum(peaks, x.abs().amax(dim=0))
     cross = kernel_share(x, cross_steps(x, alpha, bits, peaks))
-    after = cross
-    if factors is not None:
+    if factors is None:
+        after = kernel_share(x, cross_steps(x, alpha, bits))
+    else:
         after = kernel_share(x / factors, block_steps(x / factors, 0, bits))
     per_token = kernel_share(x, block_steps(x, 0, bits))
     zero = float((x == 0).float().mean())

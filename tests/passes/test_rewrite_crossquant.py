@@ -198,6 +198,15 @@ def test_the_kernel_shrinks_and_the_report_says_so(tmp_path: Path) -> None:
     assert kernels["after"] <= kernels["crossquant"] < kernels["per_token"]
 
 
+def test_emulation_counts_the_columns_of_the_tokens_at_hand(tmp_path: Path) -> None:
+    """As published: what calibration saw elsewhere makes steps larger, not smaller."""
+    _, work = rewritten("mode=emulate, samples=1", tmp_path)
+    kernels = facts(work)["kernels"]
+    for one in kernels["activations"]:
+        assert one["after"] <= one["crossquant"]
+    assert kernels["after"] < kernels["crossquant"]
+
+
 def test_search_finds_no_scales_where_none_help(tmp_path: Path) -> None:
     """Columns of one size: whatever is scaled, rounding the weights gets worse."""
     text = """<ir_version: 9, opset_import: ["" : 18]> g (float[n, 64] x) => (float[n, 64] y)

@@ -6,6 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import onnx
@@ -210,6 +211,16 @@ def test_opt_prints_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "#block" in capsys.readouterr().out
     with pytest.raises(UsageError, match="no dump"):
         opt(model)
+
+
+def test_opt_says_what_the_passes_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = vector_model(tmp_path / "vector.onnx")
+    assert main(["opt", str(model), "-p", "normalize,raise-opset{version=22}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passes"] == {"raise-opset": {"from": ANY, "to": 22}}
+    assert found["passes"]["raise-opset"]["from"] < 22
 
 
 def test_a_recipe_chooses_the_pipeline(folder: Path, tmp_path: Path) -> None:
