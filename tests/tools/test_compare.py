@@ -182,7 +182,10 @@ def test_other_conditions_are_refused_and_begin_anew(
     assert "--overwrite" in said
     assert (output / "compare.json").read_bytes() == before
     assert main([*words, *asked, "--seed", "3", "--overwrite"]) == 0
-    assert json.loads((output / "compare.json").read_text())["given"]["seed"] == 3
+    given = json.loads((output / "compare.json").read_text())["given"]
+    assert given["seed"] == 3
+    assert {"mpqc", "torch"} <= given["versions"].keys()
+    assert "openvino" not in given["versions"], "installing it would begin everything anew"
 
 
 def test_a_killed_run_leaves_whole_files(words: list[str], tmp_path: Path) -> None:
