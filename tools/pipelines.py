@@ -21,10 +21,13 @@ class Preset:
         summary: What it does, in one line.
         passes: The passes as text. ``{budget}`` stands for the bits per weight, ``{width}``
             for the width that most rows will have: 4 or 8.
+        file_only: Whether weights take more room in memory than in the file, so that only the
+            file can have a budget.
     """
 
     summary: str
     passes: tuple[str, ...]
+    file_only: bool = False
 
     def __call__(self, bits: float, objective: str = "auto") -> str:
         """Returns the pipeline as text.
@@ -106,7 +109,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             (*_PREPARED, _GROUPS, *_BY_ROW, "tune-scales", *_LOWERED),
         ),
         "fast": Preset(
-            "The default with one group size, scales not tuned: most of the quality, less time.",
+            "The default with one group size and scales that are not tuned: half the time.",
             (*_PREPARED, _ONE_GROUP, *_BY_ROW, *_LOWERED),
         ),
         "uniform": Preset(
@@ -148,10 +151,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cmpq": Preset(
             "CMPQ as published: free codebooks by channel; needs a file budget.",
             _by_channel("free"),
+            file_only=True,
         ),
         "cmpq-grid": Preset(
             "CMPQ with codebooks that stock 8-bit kernels run; needs a file budget.",
             _by_channel("grid8"),
+            file_only=True,
         ),
         "cmpq-even": Preset(
             "CMPQ without codebooks: products split into one stock kernel for each width.",

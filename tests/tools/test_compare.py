@@ -169,6 +169,21 @@ def test_methods_of_a_file_go_on_where_they_were(
     assert again["nearest"]["kl"] == pytest.approx(points["default"]["kl"])
 
 
+def test_methods_that_bound_the_file_alone_are_given_file_budgets(
+    words: list[str], tmp_path: Path
+) -> None:
+    output, changed = (
+        tmp_path / "out",
+        recipe(tmp_path / "m.toml", other="cmpq-grid + split-outliers{share=0.01}"),
+    )
+    methods = ["--methods", "uniform", "cmpq-grid", changed]
+    assert main([*words, *methods, "--budgets", "7", "--file-budgets", "7"]) == 0
+    facts = stored(output)
+    names = ["uniform at 7", "cmpq-grid at file 7", "other at file 7", "uniform at file 7"]
+    assert list(facts) == names
+    assert facts["cmpq-grid at file 7"]["status"] == "measured"
+
+
 def test_other_conditions_are_refused_and_begin_anew(
     words: list[str], tmp_path: Path, capsys: Capture
 ) -> None:

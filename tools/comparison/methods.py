@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ class Method:
         except UsageError as error:
             message = f"method {self.name!r}: {error.message}"
             raise UsageError(message, hint=error.hint) from error
+
+    def bound(self, budget: Budget) -> Budget:
+        """Returns ``budget``, for the file alone where the method can bound nothing else."""
+        changed = _CHANGED.fullmatch(self.text) if self.text is not None else None
+        base = self.name if self.text is None else changed[1] if changed is not None else ""
+        preset = PRESETS.get(base)
+        return replace(budget, expand=True) if preset and preset.file_only else budget
 
     def _of_text(self, text: str, budget: Budget, given: dict[str, Any]) -> CompileSettings:
         found = _CHANGED.fullmatch(text)

@@ -181,12 +181,18 @@ def points_of(
 ) -> Iterator[Point]:
     """Yields every method at every budget; by budget, so that rows can soon be compared.
 
+    A method that can only bound the file is given file budgets instead, each once.
+
     Raises:
         UsageError: A method is no pipeline that could run, or an option is impossible.
     """
+    seen = set()
     for budget in budgets:
         for method in methods:
-            yield Point(method.name, budget, method.settings(budget, given))
+            bound = method.bound(budget)
+            if (method.name, bound) not in seen:
+                seen.add((method.name, bound))
+                yield Point(method.name, bound, method.settings(bound, given))
 
 
 def _read_by(source: Source, files: Sequence[Path | str]) -> list[Path]:
