@@ -54,7 +54,7 @@ def control_flow(folder: Path) -> Path:
 
 SLOW = (pytest.mark.slow, pytest.mark.ci_sample)
 MODELS = [
-    pytest.param(language, 3.5, id="language"),
+    pytest.param(language, 3.2, id="language"),
     pytest.param(convolutions, 7.5, id="convolutions", marks=SLOW),
     pytest.param(control_flow, 24, id="control-flow", marks=SLOW),
 ]
