@@ -17,12 +17,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .exchange import Job, grouped_bytes, hand_back
 
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
+
 
 def main() -> None:
     """Quantizes the model that the job names."""
     job = Job.given()
     asked = job.settings
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    shared = bool(model.config.tie_word_embeddings)  # auto-round takes the two apart
     ids = job.samples(asked.get("samples"))
     reader = AutoTokenizer.from_pretrained(job.model)
     rounding = AutoRound(
@@ -40,7 +43,7 @@ def main() -> None:
         **asked.get("more", {}),
     )
     done, _ = rounding.quantize()
-    _hand_back(job, done)
+    _hand_back(job, done, shared=shared)
 
 
 def _tensors(ids: np.ndarray) -> list[torch.Tensor]:
@@ -74,14 +77,14 @@ def _layers(asked: dict[str, Any]) -> dict[str, Any] | None:
     return {"lm_head": {**width, "sym": asked["sym"], "data_type": "int"}}
 
 
-def _hand_back(job: Job, model: torch.nn.Module) -> None:
-    weights = dict(model.named_parameters())
-    stored = {}
+def _hand_back(job: Job, model: torch.nn.Module, *, shared: bool) -> None:
+    weights, stored = dict(model.named_parameters()), {}
+    if shared and _HEAD in weights:
+        weights[_TABLE] = weights.pop(_HEAD)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and getattr(module, "bits", 16) < 16:
             key = f"{name}.weight"
-            tied = key not in weights
-            stored["model.embed_tokens.weight" if tied else key] = _size(module)
+            stored[_TABLE if shared and key == _HEAD else key] = _size(module)
     hand_back(job, weights, stored)
 
 
