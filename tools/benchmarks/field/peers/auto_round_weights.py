@@ -1,8 +1,8 @@
 """auto-round: rounding learned by signed gradient descent, at one width or by AutoScheme.
 
 Settings: ``bits``, ``group`` and ``sym``, or ``avg_bits`` and ``options`` for AutoScheme;
-``iters`` (0 is its optimized rounding to nearest), ``samples``, and ``head_bits`` to quantize
-the output head as well, whose values the tied embedding then shares.
+``iters`` (0 is its optimized rounding to nearest) and ``samples``. An output head that is tied
+to the embedding it leaves alone, asked or not.
 """
 
 from __future__ import annotations
@@ -17,22 +17,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .exchange import Job, grouped_bytes, hand_back
 
-_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
-
 
 def main() -> None:
     """Quantizes the model that the job names."""
     job = Job.given()
     asked = job.settings
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    shared = bool(model.config.tie_word_embeddings)  # auto-round takes the two apart
     ids = job.samples(asked.get("samples"))
     reader = AutoTokenizer.from_pretrained(job.model)
     rounding = AutoRound(
         model,
         reader,
         scheme=_scheme(asked, ids.shape[1]),
-        layer_config=_layers(asked),
         dataset=_texts(job, ids, reader) if "avg_bits" in asked else _tensors(ids),
         iters=asked["iters"],
         nsamples=len(ids),
@@ -43,7 +39,7 @@ def main() -> None:
         **asked.get("more", {}),
     )
     done, _ = rounding.quantize()
-    _hand_back(job, done, shared=shared)
+    _hand_back(job, done)
 
 
 def _tensors(ids: np.ndarray) -> list[torch.Tensor]:
@@ -70,21 +66,11 @@ def _scheme(asked: dict[str, Any], length: int) -> Any:
     return AutoScheme(avg_bits=asked["avg_bits"], options=options, seqlen=length)
 
 
-def _layers(asked: dict[str, Any]) -> dict[str, Any] | None:
-    if "head_bits" not in asked:
-        return None
-    width = {"bits": asked["head_bits"], "group_size": asked["head_group"]}
-    return {"lm_head": {**width, "sym": asked["sym"], "data_type": "int"}}
-
-
-def _hand_back(job: Job, model: torch.nn.Module, *, shared: bool) -> None:
+def _hand_back(job: Job, model: torch.nn.Module) -> None:
     weights, stored = dict(model.named_parameters()), {}
-    if shared and _HEAD in weights:
-        weights[_TABLE] = weights.pop(_HEAD)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and getattr(module, "bits", 16) < 16:
-            key = f"{name}.weight"
-            stored[_TABLE if shared and key == _HEAD else key] = _size(module)
+            stored[f"{name}.weight"] = _size(module)
     hand_back(job, weights, stored)
 
 
