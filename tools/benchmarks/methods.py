@@ -127,8 +127,8 @@ FIRST and SECOND are two halves of one text. `smollm2` is the dithered SmolLM2-1
 `make demo`, `minilm` is all-MiniLM-L6-v2, and `opt` is a small OPT that the command trains
 on FIRST. A killed run goes on with the same command.
 
-A dash is a budget of another kind than the method takes (`cmpq` and `cmpq-grid` bound the file
-alone), or one that the method cannot meet: the widths of the published CPTQuant are 16, 8 and 4.
+A dash is a budget of another kind than the method takes (`cmpq` and `cmpq-grid` bound the
+file alone), or one that it cannot meet: the published CPTQuant has 16, 8 and 4 bits only.
 
 """
 
