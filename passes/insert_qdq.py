@@ -146,7 +146,7 @@ class InsertQdq(Pass):
         reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
         reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
         types = {_activation(use): result_type(unit, use) for unit, use in reads}
-        seen = observe(work.model, list(types), samples.training[:_SAMPLES], work.context)
+        seen = observe(work.model, list(types), samples.first(_SAMPLES), work.context)
         grids = {one: find_grid(seen[one], self.activations, self.ranges) for one in types}
         errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
         losses = dict.fromkeys(types, 0.0)

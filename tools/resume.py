@@ -130,17 +130,21 @@ class _Job:
         self.pipeline.run(self.dump.model, context, instruments, self.first)
         if self.watch.time_passes:
             self.progress.say(timer.table())
-        if stage is None:
-            return context.report
+        if stage is not None:
+            self._write(stage, context, settings, timer)
+        return context.report
+
+    def _write(
+        self, stage: Path, context: PassContext, settings: dict[str, Any], timer: TimePasses
+    ) -> None:
         original = original_in(self.folder)
         if self.first and original is not None:
             text = str(self.pipeline)
             finish(stage, self.dump.model, original, context, text, settings, timer)
-            return context.report
+            return
         write_model(self.dump.model, stage / "model.onnx")
         if context.arrays.in_memory():
             context.arrays.save(stage / "model.safetensors")
-        return context.report
 
     def _context(self, scratch: Path) -> PassContext:
         table = load(str(self.dump.settings.get("target", DEFAULTS["target"])))

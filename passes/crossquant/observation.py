@@ -43,7 +43,7 @@ def observe(
             "rewrite-crossquant needs samples to look at activations",
             hint="give --calibration FILE",
         )
-    feeds = list(context.calibration.training[: max(samples, 1)])
+    feeds = list(context.calibration.first(max(samples, 1)))
     for part in _parts(wanted, feeds):
         yield _tokens_of(model, part, feeds, context)
 
