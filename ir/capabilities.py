@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .option import Option
 
+_INT8_ACTIVATIONS = 4  # the accuracy_level of MatMulNBits
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -66,6 +68,11 @@ class Capabilities:
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""
         return next((kernel for kernel in self.kernels if kernel.bits == bits), None)
+
+    def rounds_activations(self, bits: int) -> bool:
+        """Tells whether the kernel for ``bits`` rounds activations to int8, in groups."""
+        kernel = self.kernel(bits)
+        return kernel is not None and kernel.accuracy_level == _INT8_ACTIVATIONS
 
     def can_store(self, option: Option) -> bool:
         """Tells whether codes of this width can reach a kernel of ``option.kernel_bits``."""

@@ -50,6 +50,8 @@ class AnnotateSensitivity(Pass):
 
     - ``fisher``: every unit is rounded with GPTQ at every width, and the error ``d`` of each
       row goes through the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
+      Kernels that round activations to int8 do it in groups of the weights' size, and add
+      ``1/2 g_n sum_k w_nk^2 v_k`` with the mean square ``v`` of that error.
     - ``kl``: the prediction of a whole unit is replaced by the divergence measured in the
       model when this unit alone is stored so; its rows keep their shares.
     - ``trace``: ``1/2 g_n tr(H) / columns |d|^2``, the average Hessian trace of HAWQ-V2.
@@ -178,7 +180,7 @@ class AnnotateSensitivity(Pass):
     def _file(self, model: ir.Model, context: PassContext) -> Path:
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        text = f"mpqc.sensitivity/2 {stats} {self} {table.kernels} {table.lookup_bits}"
+        text = f"mpqc.sensitivity/3 {stats} {self} {table.kernels} {table.lookup_bits}"
         text += moves_key(quantizable(model), context.arrays)
         text += f" {table.convolution_bits} {table.expanding}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]

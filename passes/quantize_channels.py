@@ -184,6 +184,5 @@ def _kernel_loss(
     if note.levels == "free":
         return 0.0
     widths = note.bits if note.levels == "even" else (_GRID_BITS[note.levels],)
-    kernels = (context.capabilities.kernel(bits) for bits in widths)
-    rounds = any(kernel is not None and kernel.accuracy_level == 4 for kernel in kernels)
-    return quadratic.kernel_loss(weight) if rounds else 0.0
+    rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
+    return float(quadratic.kernel_loss(weight, note.group).sum()) if rounds else 0.0

@@ -159,10 +159,11 @@ class RewriteCrossquant(Pass):
             return Deployed(self.bits, 0, "token", self.exact)
         activations = self.activations
         if activations == "auto":
-            kernel = context.capabilities.kernel(self.bits)
-            levels = [one.accuracy_level for one in context.capabilities.kernels]
-            level = kernel.accuracy_level if kernel is not None else max(levels, default=0)
-            activations = "group" if level == 4 else "none"
+            table = context.capabilities
+            widths = [one.bits for one in table.kernels]
+            widths = [self.bits] if self.bits in widths else widths
+            rounds = any(table.rounds_activations(bits) for bits in widths)
+            activations = "group" if rounds else "none"
         return Deployed(self.bits, DEFAULT_GROUPS[0], activations, self.exact)
 
 

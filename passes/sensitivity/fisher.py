@@ -14,15 +14,34 @@ from .quadratic import Quadratic
 
 
 def judge(asked: Asked) -> dict[str, Judgement]:
-    """Predicts the divergence of every row."""
+    """Predicts the divergence of every row, and what its kernel adds to it."""
     found = losses(asked)
     return {
-        unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
+        unit.name: Judgement.of_losses(
+            found[unit.name] + kernel_losses(unit, asked), unit.shape[1]
+        )
+        for unit in asked.units
     }
 
 
+def kernel_losses(unit: Unit, asked: Asked) -> np.ndarray:
+    """Returns what kernels that round activations lose: rows x options, nats per token."""
+    weight, quadratic = (
+        torch.from_numpy(unit.matrix()),
+        Quadratic.of(unit, asked.context.arrays),
+    )
+    table = asked.context.capabilities
+    columns = [
+        quadratic.kernel_loss(weight, option.group)
+        if table.rounds_activations(option.kernel_bits)
+        else torch.zeros(len(weight))
+        for option in asked.options[unit.name]
+    ]
+    return torch.stack(columns, dim=1).numpy()
+
+
 def losses(asked: Asked) -> dict[str, np.ndarray]:
-    """Returns ``1/2 g_n d^T H d`` in nats per token: rows x options for each unit."""
+    """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
 
     def of(unit: Unit) -> np.ndarray:
         quadratic = Quadratic.of(unit, asked.context.arrays)

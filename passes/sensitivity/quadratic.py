@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from ...ir import ArrayStore, LocalHessian, TensorStats, Unit, need_note, note_o
 from ..numerics.rounding import Factor, factorize, row_errors
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..rewriting.moved import read_moved
+from ..sweeps.moments import ACTIVATION_GROUPS
 
 # Measured on held-out Hessians: 0.01 fits the calibration text, and not the next one.
 DAMPING = 0.1
@@ -23,7 +25,8 @@ class Quadratic:
     Attributes:
         rows: One vector for each term.
         hessians: One matrix for each term, or a vector where it is diagonal.
-        activation: For each product term the variance of the kernel's activation rounding.
+        activation: For each product term the variance of the kernel's activation rounding by
+            column, under each of ``ACTIVATION_GROUPS``.
         local: For each term what to round against instead of its Hessian; empty for none.
     """
 
@@ -118,12 +121,19 @@ class Quadratic:
             total += 0.5 * rows * row_errors(exact, stored, hessian)
         return total
 
-    def kernel_loss(self, exact: torch.Tensor) -> float:
-        """Returns what rounding the activations to int8 costs, which no option changes."""
-        total = 0.0
+    def kernel_loss(self, exact: torch.Tensor, group: int) -> torch.Tensor:
+        """Returns, by row, what kernels lose that round activations to int8.
+
+        Args:
+            exact: Rows x columns.
+            group: Columns of a token that share a scale; of those between two sizes that
+                calibration looked at, the smaller counts.
+        """
+        at = max(bisect_right(ACTIVATION_GROUPS, group) - 1, 0)
+        total = torch.zeros(len(exact))
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
-                total += float((0.5 * rows * (exact.square() @ variance)).sum())
+                total += 0.5 * rows * (exact.square() @ variance[at])
         return total
 
 

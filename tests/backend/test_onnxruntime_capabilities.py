@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
-from mpqc.backend.onnxruntime import Probe, capabilities, probe
+from mpqc.backend.onnxruntime import Probe, capabilities, open_session, probe
 from mpqc.backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
 from mpqc.ir import Option, UsageError
+
+from ..passes.rounded import parse
 
 
 def test_every_target_loads() -> None:
@@ -70,6 +73,40 @@ def test_kernels_of_the_table_are_right_on_this_machine() -> None:
     probes = probe(load("ort-cpu"))
     assert {(one.bits, one.group) for one in probes} >= {(2, 64), (4, 32), (8, 128)}
     assert max(one.error for one in probes) < 0.02
+
+
+def offered() -> list[tuple[int, int]]:
+    return [
+        (kernel.bits, group) for kernel in load("ort-cpu").kernels for group in kernel.groups
+    ]
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(("bits", "group"), offered())
+def test_kernels_round_activations_in_the_groups_of_their_weights(
+    bits: int, group: int
+) -> None:
+    """What `annotate-sensitivity` predicts for an option rests on this."""
+    rng = np.random.default_rng(bits * group)
+    codes = rng.integers(0, 1 << bits, (64, 512 // group, group), np.uint8)
+    scales = rng.uniform(0.05, 0.15, codes.shape[:2]).astype(np.float32)
+    fields = codes.reshape(64, 512 // group, -1, 8 // bits) << np.arange(
+        0, 8, bits, dtype=np.uint8
+    )
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[n, 512] x) => (float[n, 64] y)
+        {{ y = com.microsoft.MatMulNBits <K=512, N=64, bits={bits}, block_size={group},
+                                          accuracy_level=4> (x, codes, scales) }}"""
+    model = parse(text, {"codes": fields.sum(axis=-1, dtype=np.uint8), "scales": scales})
+    x = rng.standard_normal((8, 512)).astype(np.float32) * rng.lognormal(0, 1, 512)
+    with open_session(model, "CPUExecutionProvider", threads=1) as session:
+        found = session.run({"x": x.astype(np.float32)})["y"]
+    groups = x.reshape(8, -1, group)
+    steps = np.abs(groups).max(axis=2, keepdims=True) / 127
+    rounded = (np.round(groups / steps) * steps).reshape(8, 512)
+    weight = ((codes - float(1 << (bits - 1))) * scales[..., None]).reshape(64, 512)
+    off = np.linalg.norm(found - rounded @ weight.T) / np.linalg.norm(found - x @ weight.T)
+    assert off < 0.1  # entries halfway between two steps may go either way
 
 
 def test_a_wrong_or_slow_kernel_is_named() -> None:

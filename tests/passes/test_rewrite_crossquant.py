@@ -148,7 +148,7 @@ def test_arrays_can_move_and_grow_and_be_replaced(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_moved(unit, work.arrays, 0, "high"), before["high"][order])
     found = read_moved(unit, work.arrays, 0, "hessian")
     np.testing.assert_allclose(found, before["hessian"][np.ix_(order, order)], rtol=1e-5)
-    fresh = np.linspace(1, 2, unit.shape[1], dtype=np.float32)
+    fresh = np.outer(np.arange(1, 4), np.linspace(1, 2, unit.shape[1])).astype(np.float32)
     replace_moved(unit, work.arrays, 0, "activation", fresh)
     np.testing.assert_allclose(
         read_moved(unit, work.arrays, 0, "activation"), fresh, rtol=1e-5
