@@ -51,6 +51,8 @@ class Capabilities:
             runtime computes on constants when it loads a model.
         lowering: Name of the pass that writes graphs for the target.
         whole_groups: Whether groups have to divide the row, because codes cannot be padded.
+        keeps_columns: Whether some input channels of a product can be multiplied in float,
+            apart from the others.
     """
 
     target: str
@@ -64,6 +66,7 @@ class Capabilities:
     expanding: tuple[int, ...] = ()
     lowering: str = "lower-matmul-nbits"
     whole_groups: bool = False
+    keeps_columns: bool = True
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

@@ -15,6 +15,7 @@ from ..ir import (
     Budgeted,
     InfeasibleBudget,
     Option,
+    OutlierColumns,
     Score,
     Sensitivity,
     Settled,
@@ -30,9 +31,16 @@ from ..ir import (
 )
 from ..ir.text_form import did_you_mean
 from .allocation.decision import Candidate, Decision, total_bytes, total_loss
+from .allocation.kept import with_kept
 from .allocation.method import Asked, check_settings, decide
 from .annotate_sensitivity import AnnotateSensitivity
-from .lowering.cost import expansion_bytes, input_bytes, overhead_bytes, resident_bytes
+from .lowering.cost import (
+    expansion_bytes,
+    input_bytes,
+    kept_bytes,
+    overhead_bytes,
+    resident_bytes,
+)
 from .machinery.base import Pass, PassContext
 from .numerics.knapsack import Choice, Item
 
@@ -47,7 +55,9 @@ class AllocateBits(Pass):
     the units that stay in float. A table that serves as embedding and output head counts once.
     Whatever the method, an allocation beyond the budget is refused.
 
-    - ``method=budget``: at the least predicted divergence, by the losses of every row.
+    - ``method=budget``: at the least predicted divergence, by the losses of every row. Input
+      channels stay in 16 bits where that is worth their bytes and ``annotate-sensitivity`` was
+      asked to look at it (``keep``).
     - ``method=uniform``: every unit the same option, the largest that fits (for comparison).
     - ``method=clusters``: k-means on the scores, one cluster for each width of ``bits``, the
       largest centroid first. Sizes and losses play no part.
@@ -69,7 +79,12 @@ class AllocateBits(Pass):
 
     name: ClassVar[str] = "allocate-bits"
     reads: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, TensorStats)
-    writes: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation, Budgeted, SharedRows)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (
+        BitAllocation,
+        Budgeted,
+        OutlierColumns,
+        SharedRows,
+    )
     budget: float | None = None
     method: str = "budget"
     granularity: str = "row"
@@ -130,19 +145,30 @@ class AllocateBits(Pass):
         offered = expansion_bytes(option for one in candidates for option in one.options)
         limit = None if self.budget is None else int(self.budget * weights / 8)
         left = None if limit is None else limit - fixed - offered
+        if left is not None and self.method == "budget":
+            candidates = with_kept(candidates, left, context.arrays)
+        kept_apart = sum(kept_bytes(one.unit, one.kept) for one in candidates)
+        left = None if left is None else left - kept_apart
         decisions = decide(Asked(model, candidates, left, self, context))
-        used = fixed + total_bytes(decisions)
+        used = fixed + kept_apart + total_bytes(decisions)
         self._check(used + offered, kept, weights)
+        for candidate in candidates:
+            _annotate_kept(candidate, context)
         for decision in decisions:
             _annotate(decision, context)
-        taken = [(unit, _taken(unit)) for unit in chosen]
-        got = used + expansion_bytes(option for _, rows in taken for option, _ in rows)
+        taken = [option for unit in chosen for option, _ in _taken(unit)]
+        got = used + expansion_bytes(taken)
         resident = (
             settled.bytes
             + kept
             + sum(
-                resident_bytes(unit, rows, reordered=_is_reordered(unit, context))
-                for unit, rows in taken
+                resident_bytes(
+                    one.unit,
+                    _taken(one.unit),
+                    reordered=_is_reordered(one.unit, context),
+                    kept=one.kept,
+                )
+                for one in candidates
             )
         )
         bits, in_memory = got * 8 / weights, resident * 8 / weights
@@ -200,6 +226,16 @@ def _float_bytes(unit: Unit) -> int:
     tensor = unit.weight.const_value
     assert tensor is not None
     return int(tensor.nbytes)
+
+
+def _annotate_kept(candidate: Candidate, context: PassContext) -> None:
+    """Writes down which input channels a unit keeps."""
+    unit, name = candidate.unit, f"{candidate.unit.name}/outliers/columns"
+    drop_note(unit.anchor, OutlierColumns)
+    context.arrays.discard(name)
+    if candidate.kept:
+        context.arrays.put(name, candidate.kept_columns(context.arrays))
+        annotate(unit.anchor, OutlierColumns(unit.name, candidate.kept))
 
 
 def _annotate(decision: Decision, context: PassContext) -> None:

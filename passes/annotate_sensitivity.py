@@ -82,6 +82,8 @@ class AnnotateSensitivity(Pass):
         samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; 0 measures all (``kl``).
+        keep: Numbers of input channels that a unit may keep in 16 bits, ascending, where
+            ``allocate-bits`` finds that worth their bytes (``fisher``).
         variant: ``plain`` (the first pair), ``pwcca`` or ``svcca`` (``cca``).
         window: Tokens that are averaged into one point; 0 averages whole samples (``cca``).
         sparsity: Share of the weights that is zeroed (``pruning``).
@@ -102,6 +104,7 @@ class AnnotateSensitivity(Pass):
     bits: tuple[int, ...] = ()
     samples: int = 0
     units: int = 0
+    keep: tuple[int, ...] = ()
     variant: str = "pwcca"
     window: int = 0
     sparsity: float = 0.3
@@ -114,19 +117,22 @@ class AnnotateSensitivity(Pass):
         check_settings(self)
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
-        """Refuses to offer expanding widths to a model that has no use for any."""
+        """Refuses to offer what the model has no use for, or the target no kernels."""
         del before
-        self._not_expanding(quantizable(model), context.capabilities)
+        self._check_target(quantizable(model), context.capabilities)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that the target has an option for."""
         units = [unit for unit in quantizable(model) if self._is_offered(unit, context)]
-        left = self._not_expanding(units, context.capabilities)
+        left = self._check_target(units, context.capabilities)
         if left:
             context.report[self.name] = {"not_expanding": left}
         path = self._file(model, context)
         if not _is_complete(path, units):
             self._compute(model, units, path, context)
+        for unit in units:
+            for earlier in ("loss", "score", "keep/"):  # what moved since is in memory
+                context.arrays.discard(f"{unit.name}/{earlier}")
         context.arrays.mount(path)
         for unit in units:
             self._annotate(unit, context)
@@ -141,12 +147,16 @@ class AnnotateSensitivity(Pass):
             wanted.append(half)
         return wanted or offered
 
-    def _not_expanding(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
+    def _check_target(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
         """Returns why units are offered no expanding width, where those are asked for.
 
         Raises:
-            UsageError: No unit is offered any.
+            UsageError: No unit is offered any, or the target keeps no channels.
         """
+        if self.keep and not table.keeps_columns:
+            raise UsageError(
+                f"{table.target} keeps no input channels in 16 bits", hint="leave out keep"
+            )
         if not self.expand:
             return {}
         reasons = {unit.name: expansion_obstacle(unit, table) for unit in units}
@@ -180,7 +190,7 @@ class AnnotateSensitivity(Pass):
     def _file(self, model: ir.Model, context: PassContext) -> Path:
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        text = f"mpqc.sensitivity/3 {stats} {self} {table.kernels} {table.lookup_bits}"
+        text = f"mpqc.sensitivity/4 {stats} {self} {table.kernels} {table.lookup_bits}"
         text += moves_key(quantizable(model), context.arrays)
         text += f" {table.convolution_bits} {table.expanding}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -195,10 +205,15 @@ class AnnotateSensitivity(Pass):
         judged = judge(Asked(model, units, options, self, context))
         arrays = {f"{name}/loss": one.loss for name, one in judged.items()}
         for name, one in judged.items():
+            if one.keeping is not None:
+                arrays[f"{name}/keep/columns"] = one.keeping.columns
+                for count, loss in one.keeping.losses.items():
+                    arrays[f"{name}/keep/{count}"] = loss
             arrays[f"{name}/score"] = np.array([one.score, one.block], dtype=np.float64)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            save_file(arrays, partial)
+            # The writer takes memory as it lies, whatever the strides.
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from ..ir import (
     Budgeted,
     LeftInFloat,
     Option,
+    OutlierColumns,
     QuantSpec,
     StoredPart,
     TensorStats,
@@ -119,6 +120,11 @@ class InsertQdq(Pass):
         _check_opset(model.opset_imports.get("", 1))
         work = _Work(model, context, Names(model))
         units = [u for u in quantizable(model) if note_of(u.anchor, QuantSpec) is not None]
+        if any(note_of(unit.anchor, OutlierColumns) is not None for unit in units):
+            raise UsageError(
+                f"{self.name} keeps no input channels in 16 bits",
+                hint="leave keep out of annotate-sensitivity",
+            )
         for unit in units:
             spec = need_note(unit.anchor, QuantSpec)
             drop_note(unit.anchor, QuantSpec)

@@ -25,9 +25,9 @@ from ..ir import (
 from .lowering.channel_codes import ChannelArrays, emit_float, emit_on_grid
 from .lowering.emitter import CONTRIB, Emitter, Names
 from .lowering.lookup import emit_lookup
-from .lowering.product import emit_kernel
+from .lowering.product import emit_kernel, finished
 from .lowering.replacing import forget_weight, replace_node, replace_weight
-from .lowering.split_product import KeptOutliers, SplitChannels, finished
+from .lowering.split_product import KeptOutliers, SplitChannels
 from .machinery.base import Pass, PassContext
 from .sensitivity.offered import result_type
 

@@ -11,6 +11,7 @@ from ..ir import (
     Capabilities,
     LeftInFloat,
     Option,
+    OutlierColumns,
     QuantSpec,
     StoredPart,
     Unit,
@@ -24,9 +25,11 @@ from .lowering.emitter import CONTRIB, Emitter, Names
 from .lowering.lookup import emit_lookup
 from .lowering.product import emit_product
 from .lowering.replacing import forget_weight, replace_node, replace_weight
+from .lowering.slim_product import SlimProduct
 from .lowering.stored import StoredUnit
 from .machinery.base import Pass, PassContext
 from .sensitivity.offered import expansion_obstacle, obstacle, result_type
+from .sensitivity.quadratic import kept_columns
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class LowerMatMulNBits(Pass):
     - A MatMul or Gemm becomes one ``com.microsoft.MatMulNBits`` for each option that the
       unit's rows have, joined by a Concat and, where stored order is not the order of the
       rows, a Gather.
+    - Input channels that stay in 16 bits are a slim MatMul, whose result is added.
     - A Gather from the table looks up packed rows and expands only those. A table that also
       serves a product is stored once.
     - Codes of a width without a kernel (3, 5, 6, 7 bits) are stored densely, with nodes that
@@ -50,7 +54,7 @@ class LowerMatMulNBits(Pass):
     name: ClassVar[str] = "lower-matmul-nbits"
     reads = (QuantSpec,)
     writes = (StoredPart,)
-    drops = (QuantSpec,)
+    drops = (QuantSpec, OutlierColumns)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         names = Names(model)
@@ -130,6 +134,7 @@ def _lower(
         context.arrays.discard(f"{unit.name}/codes/")
         return
     stored = StoredUnit(unit, spec, context.arrays, shared)
+    kept = _kept(unit, context, shared)
     results = []
     for use in unit.uses:
         emit = Emitter(model.graph, names, unit.name, use.node)
@@ -137,12 +142,23 @@ def _lower(
         result = (
             emit_lookup(stored, use, dtype, table.lookup, emit)
             if use.kind == "lookup"
-            else emit_product(stored, use, dtype, table, emit)
+            else emit_product(stored, kept, use, dtype, table, emit)
         )
         results.append((use.node, emit, result))
     model.graph.insert_before(unit.anchor, shared.nodes)
     for node, emit, result in results:
         replace_node(model.graph, node, emit.nodes, result)
     forget_weight(model.graph, unit)
-    context.arrays.discard(f"{unit.name}/codes/")  # the graph holds them now
+    for what in ("codes/", "outliers/"):
+        context.arrays.discard(f"{unit.name}/{what}")  # the graph holds them now
     model.opset_imports.setdefault(CONTRIB, 1)
+
+
+def _kept(unit: Unit, context: PassContext, emit: Emitter) -> SlimProduct | None:
+    """Stores the input channels that stay in 16 bits, if any do."""
+    columns = kept_columns(unit, context.arrays)
+    drop_note(unit.anchor, OutlierColumns)
+    if not len(columns):
+        return None
+    kept = context.arrays.get(f"{unit.name}/outliers/kept")
+    return SlimProduct(columns, kept, unit.shape[1], "outliers", emit)

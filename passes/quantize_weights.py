@@ -39,7 +39,7 @@ from .numerics.rounding import Factor, Rounded, as_half, nearest, round_rows
 from .numerics.row_hessians import round_parts
 from .rewriting.halved import store_as_half
 from .sensitivity.predicted import settle
-from .sensitivity.quadratic import Quadratic
+from .sensitivity.quadratic import Quadratic, kept_columns
 from .sweeps.local import LocalHessians
 from .sweeps.reweighted import WeightedHessians
 from .sweeps.sequence import Hessians, check_can_run, in_sequence
@@ -142,8 +142,10 @@ class QuantizeWeights(Pass):
             context: Supplies the others, and takes codes and scales.
         """
         note = need_note(unit.anchor, BitAllocation)
-        quadratic = Quadratic.of(unit, context.arrays).against(found, unit)
+        columns = kept_columns(unit, context.arrays)
+        quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+        left = quadratic.hidden(weight)
         order = _order(unit, context)
         stored = torch.empty_like(weight)
         kernels, start = 0.0, 0
@@ -155,10 +157,14 @@ class QuantizeWeights(Pass):
                 continue
             if context.capabilities.rounds_activations(option.kernel_bits):
                 kernels += float(quadratic.kernel_loss(weight, option.group)[rows].sum())
-            rounded = round_parts(weight, rows, parts, partial(self._round, option))
+            rounded = round_parts(left, rows, parts, partial(self._round, option))
             stored[rows] = rounded.dequantize(option.group)
             context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
             context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
+        if len(columns):
+            stored = quadratic.completed(weight, stored)
+            kept = stored[:, columns].half()
+            context.arrays.put(f"{unit.name}/outliers/kept", kept.T.contiguous().numpy())
         unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
         annotate(unit.anchor, replace(note, loss=loss))

@@ -275,6 +275,8 @@ def with_lowering(passes: str, lowering: str, activations: str) -> str:
         if name == _PACKED_LOWERING:
             chosen = {} if activations == "none" else {"activations": activations}
             changed.append((lowering, chosen))
+        elif name == "annotate-sensitivity":  # these graphs keep no channels apart
+            changed.append((name, {k: v for k, v in options.items() if k != "keep"}))
         elif name == "rewrite-crossquant" and activations != "none":
             # The search assumes what insert-qdq will do: one scale for a whole activation.
             changed.append((name, {**options, "activations": "tensor"}))

@@ -45,6 +45,7 @@ def load(target: str) -> Capabilities:
         expanding=tuple(table["expanding"]),
         lowering=table.get("lowering", "lower-matmul-nbits"),
         whole_groups=table.get("whole_groups", False),
+        keeps_columns=table.get("keeps_columns", True),
     )
 
 

@@ -97,10 +97,11 @@ def _harmless(decisions: Sequence[Decision], asked: Asked) -> list[SharedOrder]:
     def growth(unit: Unit, order: np.ndarray, arrays: ArrayStore) -> float:
         if unit.name not in by_unit:
             return 1.0
-        option = by_unit[unit.name].options[chosen[unit.name]]
+        candidate = by_unit[unit.name]
+        option = candidate.options[chosen[unit.name]]
         if option.is_half:
             return 1.0
-        return regrouped_error(unit, order, option, arrays)
+        return regrouped_error(unit, order, option, candidate.kept_columns(arrays), arrays)
 
     def is_harmless(group: SharedOrder, places: np.ndarray) -> bool:
         order = np.argsort(places, kind="stable")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir import Option, Score, SharedOrder, Unit, UsageError
+from ...ir import ArrayStore, Option, Score, SharedOrder, Unit, UsageError
 from ..numerics.knapsack import Choice, Item
 
 
@@ -20,12 +20,14 @@ class Candidate:
         options: What it can be stored with, by growing size.
         item: How it looks to the knapsack.
         score: How sensitive a metric found it.
+        kept: How many input channels stay in 16 bits, beside its options.
     """
 
     unit: Unit
     options: tuple[Option, ...]
     item: Item
     score: Score | None
+    kept: int = 0
 
     def need_score(self) -> Score:
         """Returns the score.
@@ -38,6 +40,12 @@ class Candidate:
                 f"unit {self.unit.name!r} has no #score", hint="run annotate-sensitivity again"
             )
         return self.score
+
+    def kept_columns(self, arrays: ArrayStore) -> np.ndarray:
+        """Returns which input channels stay in 16 bits, int32, ascending."""
+        if not self.kept:
+            return np.zeros(0, dtype=np.int32)
+        return np.sort(arrays.get(f"{self.unit.name}/keep/columns")[: self.kept])
 
     def place(self, bits: int) -> int:
         """Returns the place of the option with ``bits`` bits, of several the smallest.

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ...ir import ArrayStore, Option, QuantSpec, Unit, Use
 from .emitter import Emitter
-from .product import joined
+from .product import finished, joined
 from .stored import RowClass, StoredUnit
 
 WIDTHS = {4: ml_dtypes.int4, 8: np.int8}  # of codes that the standard has a type for
@@ -99,7 +99,7 @@ def emit_dequantized_product(
         weight = _weight(stored, one, dtype, emit)
         name = f"product/{one.index}"
         parts.append(emit.node("kernel", name, "MatMul", [activation, weight], dtype=dtype))
-    return joined(stored, use, parts, dtype, emit)
+    return finished(use, joined(stored, parts, dtype, emit), dtype, emit)
 
 
 def _weight(

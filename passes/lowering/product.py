@@ -7,26 +7,44 @@ import onnx_ir as ir
 
 from ...ir import Capabilities, Use
 from .emitter import CONTRIB, Emitter
+from .slim_product import SlimProduct
 from .stored import RowClass, StoredUnit
 
 
 def emit_product(
-    stored: StoredUnit, use: Use, dtype: ir.DataType, table: Capabilities, emit: Emitter
+    stored: StoredUnit,
+    kept: SlimProduct | None,
+    use: Use,
+    dtype: ir.DataType,
+    table: Capabilities,
+    emit: Emitter,
 ) -> ir.Value:
-    """Emits the nodes that replace ``use.node`` and returns its new output."""
+    """Emits the nodes that replace ``use.node`` and returns its new output.
+
+    Args:
+        stored: The weight.
+        kept: Channels that stay in 16 bits.
+        use: The product.
+        dtype: Type in which it computes.
+        table: What kernels the target has.
+        emit: Where the nodes go.
+    """
     parts = [
         emit_kernel(
             one, stored.columns, stored.scales(one, dtype), use.activation, dtype, table, emit
         )
         for one in stored.classes
     ]
-    return joined(stored, use, parts, dtype, emit)
+    result = joined(stored, parts, dtype, emit)
+    if kept is not None:
+        result = kept.added(result, use.activation, dtype, emit)
+    return finished(use, result, dtype, emit)
 
 
 def joined(
-    stored: StoredUnit, use: Use, parts: list[ir.Value], dtype: ir.DataType, emit: Emitter
+    stored: StoredUnit, parts: list[ir.Value], dtype: ir.DataType, emit: Emitter
 ) -> ir.Value:
-    """Emits what makes one output of those of the row classes, a Gemm's bias included."""
+    """Emits what makes one output of those of the row classes."""
     result = parts[0]
     if len(parts) > 1:
         axis = {"axis": -1}
@@ -34,9 +52,12 @@ def joined(
     if stored.reordered:
         inputs = [result, stored.positions]
         result = emit.node("permutation", "rows", "Gather", inputs, {"axis": -1}, dtype=dtype)
-    if use.node.op_type == "Gemm":
-        result = affine(use.node, result, dtype, emit)
     return result
+
+
+def finished(use: Use, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+    """Emits what a Gemm does beside its product."""
+    return affine(use.node, product, dtype, emit) if use.node.op_type == "Gemm" else product
 
 
 def emit_kernel(

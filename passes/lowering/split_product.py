@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Capabilities, Option, Use
-from .channel_codes import ChannelArrays, emit_places, emit_positions
+from .channel_codes import ChannelArrays, emit_places
 from .emitter import Emitter
-from .product import affine, emit_kernel
+from .product import emit_kernel
+from .slim_product import Selection, SlimProduct, emit_sum, emit_wide
 from .stored import ExpandedUnit, RowClass, StoredUnit, emit_codes
 
-INT32 = ir.DataType.INT32
 INT64 = ir.DataType.INT64
 
 
@@ -40,7 +40,9 @@ class SplitChannels:
             own = emit.constant(f"scales/{at}", scales[:, scale : scale + groups])
             part = order[column : column + count]
             seen = (
-                None if _is_all(part, given) else Selection(f"class/{at}", part, given, emit)
+                None
+                if _is_all(part, given)
+                else Selection(f"class/{at}", part, given.unit.shape[1], emit)
             )
             self._classes.append((RowClass(at, option, rows, 0, codes, own), seen))
             column, scale = column + count, scale + groups
@@ -68,40 +70,11 @@ class SplitChannels:
             parts.append(
                 emit_kernel(one, count, scales, activation, dtype, table, emit, role=role)
             )
-        return _sum("classes", parts, dtype, emit)
+        return emit_sum("classes", parts, dtype, emit)
 
 
 def _is_all(columns: np.ndarray, given: ChannelArrays) -> bool:
     return np.array_equal(columns, np.arange(given.unit.shape[1]))
-
-
-class Selection:
-    """Some channels of an activation: a Slice where they are neighbours, else a Gather."""
-
-    def __init__(
-        self, name: str, columns: np.ndarray, given: ChannelArrays, emit: Emitter
-    ) -> None:
-        """Stores which channels they are."""
-        self._name = name
-        first, last = int(columns[0]), int(columns[-1])
-        self._slices = np.array_equal(columns, np.arange(first, last + 1))
-        if self._slices:
-            bounds = {"from": first, "to": last + 1, "axis": -1}
-            self._inputs = [
-                emit.constant(f"{name}/{what}", np.array([number], dtype=np.int64))
-                for what, number in bounds.items()
-            ]
-        else:
-            count = given.unit.shape[1]
-            self._inputs = [emit_positions(f"{name}/columns", columns, count, INT32, emit)]
-
-    def of(self, activation: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
-        """Emits the channels of ``activation``."""
-        inputs = [activation, *self._inputs]
-        if self._slices:
-            return emit.node("permutation", self._name, "Slice", inputs, dtype=dtype)
-        axis = {"axis": -1}
-        return emit.node("permutation", self._name, "Gather", inputs, axis, dtype=dtype)
 
 
 class KeptOutliers:
@@ -119,8 +92,8 @@ class KeptOutliers:
         columns = given.outlier_columns()
         self._columns = self._entries = None
         if len(columns):
-            kept = emit.constant("outliers", given.get("outliers/kept"))
-            self._columns = (Selection("outliers/x", columns, given, emit), kept)
+            kept, count = given.get("outliers/kept"), given.unit.shape[1]
+            self._columns = SlimProduct(columns, kept, count, self._role, emit)
         if given.has("outliers/values"):
             values = emit.constant("values", given.get("outliers/values"))
             self._entries = (*emit_places(given, INT64, emit), values)
@@ -131,13 +104,7 @@ class KeptOutliers:
         """Emits ``product`` and what the outliers contribute."""
         result = product
         if self._columns is not None:
-            seen, kept = self._columns
-            inputs = [
-                seen.of(use.activation, dtype, emit),
-                self._wide("outliers", kept, dtype),
-            ]
-            slim = emit.node(self._role, "outliers/product", "MatMul", inputs, dtype=dtype)
-            result = _sum("outliers/sum", [result, slim], dtype, emit)
+            result = self._columns.added(result, use.activation, dtype, emit)
         if self._entries is not None:
             result = self._with_entries(result, use, dtype, emit)
         return result
@@ -155,26 +122,7 @@ class KeptOutliers:
             return emit.node("outliers", f"entries/{name}", op, inputs, attributes, dtype=kind)
 
         seen = node("x", "Gather", [use.activation, columns], axis=-1)
-        terms = node("terms", "Mul", [seen, self._wide("values", values, dtype)])
+        terms = node("terms", "Mul", [seen, emit_wide("values", values, dtype, self._emit)])
         places = node("rows", "Expand", [rows, node("dims", "Shape", [terms])])
         inputs = [product, places, terms]
         return node("sum", "ScatterElements", inputs, axis=-1, reduction="add")
-
-    def _wide(self, name: str, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """Emits a Cast of stored halves, which the runtime computes at load."""
-        if dtype == ir.DataType.FLOAT16:
-            return value
-        to = {"to": int(dtype)}
-        return self._emit.node("dequantize", f"{name}/wide", "Cast", [value], to, dtype=dtype)
-
-
-def finished(use: Use, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
-    """Emits what a Gemm does beside its product."""
-    return affine(use.node, product, dtype, emit) if use.node.op_type == "Gemm" else product
-
-
-def _sum(name: str, parts: Sequence[ir.Value], dtype: ir.DataType, emit: Emitter) -> ir.Value:
-    total = parts[0]
-    for at, part in enumerate(parts[1:], start=1):
-        total = emit.node("kernel", f"{name}/{at}", "Add", [total, part], dtype=dtype)
-    return total

@@ -112,8 +112,10 @@ def smallest_bytes(items: list[Item]) -> int:
     return sum(int(item.row_bytes.min()) * item.loss.shape[0] for item in items)
 
 
-def _bisect(units: list[_Tiles], budget: int, precision: float) -> None:
+def _bisect(units: list[_Tiles], budget: int, precision: float) -> float:
     """Leaves every unit with its choice at the lowest price that fits the budget.
+
+    Returns the price.
 
     Args:
         units: The units; they are given their choice.
@@ -121,7 +123,7 @@ def _bisect(units: list[_Tiles], budget: int, precision: float) -> None:
         precision: Relative precision of the price.
     """
     if _fits(units, 0.0, budget):
-        return
+        return 0.0
     high = _typical_price(units)
     while not _fits(units, high, budget):
         high *= _STRIDE
@@ -135,6 +137,7 @@ def _bisect(units: list[_Tiles], budget: int, precision: float) -> None:
         else:
             low = middle
     _fits(units, high, budget)
+    return high
 
 
 def _typical_price(units: list[_Tiles]) -> float:
@@ -185,9 +188,23 @@ def _fill(units: list[_Tiles], budget: int) -> None:
 
 def _wanted(items: list[Item], budget: int) -> list[np.ndarray]:
     """Returns the options that rows would get if each were decided alone."""
-    single = [_Tiles(item, np.zeros(len(item.loss)), min(item.tile, 1)) for item in items]
+    single = _single(items)
     _bisect(single, budget, _COARSE)
     return [unit.row_options() for unit in single]
+
+
+def _single(items: list[Item]) -> list[_Tiles]:
+    """Returns the units with every row on its own, where rows may differ at all."""
+    return [_Tiles(item, np.zeros(len(item.loss)), min(item.tile, 1)) for item in items]
+
+
+def price(items: list[Item], budget: int) -> float | None:
+    """Returns what a byte is worth where the budget is met, in loss.
+
+    Returns:
+        The price, or None when even the smallest options do not fit.
+    """
+    return None if smallest_bytes(items) > budget else _bisect(_single(items), budget, _COARSE)
 
 
 def allocate(items: list[Item], budget: int) -> list[Choice] | None:

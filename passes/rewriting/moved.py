@@ -48,9 +48,28 @@ def move(unit: Unit, arrays: ArrayStore, axis: str, order: np.ndarray) -> None:
     grown = f"{unit.name}/{axis}-by"
     if grown in arrays:
         arrays.put(grown, arrays.get(grown)[order])
-    loss = f"{unit.name}/loss"
-    if axis == "rows" and loss in arrays:
-        arrays.put(loss, arrays.get(loss)[order])
+    if axis == "rows":
+        for loss in _losses(unit, arrays):
+            arrays.put(loss, arrays.get(loss)[order])
+    else:
+        _move_indices(unit, arrays, order)
+
+
+def _losses(unit: Unit, arrays: ArrayStore) -> list[str]:
+    """Returns the names of what rows lose, as annotate-sensitivity has left it."""
+    columns, starts = f"{unit.name}/keep/columns", (f"{unit.name}/loss", f"{unit.name}/keep/")
+    return [name for name in arrays.names() if name.startswith(starts) and name != columns]
+
+
+def _move_indices(unit: Unit, arrays: ArrayStore, order: np.ndarray) -> None:
+    """Lets indices of columns go on naming the same ones."""
+    now = np.empty(len(order), dtype=np.int32)
+    now[order] = np.arange(len(order), dtype=np.int32)
+    chosen, ranked = f"{unit.name}/outliers/columns", f"{unit.name}/keep/columns"
+    if chosen in arrays:
+        arrays.put(chosen, np.sort(now[arrays.get(chosen)]))
+    if ranked in arrays:
+        arrays.put(ranked, now[arrays.get(ranked)])
 
 
 def grow(unit: Unit, arrays: ArrayStore, axis: str, factors: np.ndarray) -> None:

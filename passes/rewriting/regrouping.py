@@ -20,7 +20,7 @@ _ROWS = 64  # rows that are looked at: the columns decide, not the rows
 
 
 def regrouped_error(
-    unit: Unit, order: np.ndarray, option: Option, arrays: ArrayStore
+    unit: Unit, order: np.ndarray, option: Option, kept: np.ndarray, arrays: ArrayStore
 ) -> float:
     """Returns by how much the rounding error of ``unit`` grows, as a factor.
 
@@ -30,6 +30,7 @@ def regrouped_error(
         unit: A unit that was calibrated.
         order: The order that its columns would take.
         option: How it is stored.
+        kept: Columns that are not rounded.
         arrays: Supplies the unit's moments.
     """
     columns = torch.from_numpy(order.astype(np.int64))
@@ -40,7 +41,9 @@ def regrouped_error(
         price += diagonal + DAMPING * diagonal.mean()
         rows += torch.from_numpy(read_moved(unit, arrays, term, "rows"))
     step = max(1, unit.shape[0] // _ROWS)
-    weight, rows = torch.from_numpy(unit.matrix()[::step]), rows[::step]
+    weight, rows = torch.from_numpy(unit.matrix()[::step].copy()), rows[::step]
+    apart = torch.from_numpy(kept.astype(np.int64))
+    weight[:, apart], price[apart] = 0.0, 0.0
     before = _error(weight, price, rows, option)
     after = _error(weight[:, columns], price[columns], rows, option)
     return after / before if before > 0 else 1.0

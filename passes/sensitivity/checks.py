@@ -37,6 +37,9 @@ def check_settings(settings: AnnotateSensitivity) -> None:
     for name, least in _LEAST.items():
         if getattr(settings, name) < least:
             raise UsageError(f"{name} must be at least {least}, not {getattr(settings, name)}")
+    rising = all(a < b for a, b in zip(settings.keep, settings.keep[1:], strict=False))
+    if not rising or any(count < 1 for count in settings.keep):
+        raise UsageError("numbers of channels to keep have to rise, like keep=[8, 32]")
     if not 0 < settings.sparsity < 1:
         raise UsageError(f"sparsity must be between 0 and 1, not {settings.sparsity}")
     if not 0 < settings.scale <= 1:

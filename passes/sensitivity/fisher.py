@@ -9,28 +9,36 @@ from ...ir import Option, Unit
 from ..machinery.parallel import for_each
 from ..numerics.rounding import Factor, Rounded, as_half, round_rows
 from ..numerics.row_hessians import round_parts
-from .metric import Asked, Judgement
+from .keeping import can_keep, ranked_columns
+from .metric import Asked, Judgement, Keeping
 from .quadratic import Quadratic
 
 
 def judge(asked: Asked) -> dict[str, Judgement]:
     """Predicts the divergence of every row, and what its kernel adds to it."""
-    found = losses(asked)
-    return {
-        unit.name: Judgement.of_losses(
-            found[unit.name] + kernel_losses(unit, asked), unit.shape[1]
-        )
-        for unit in asked.units
-    }
+
+    def of(unit: Unit) -> Judgement:
+        quadratic = Quadratic.of(unit, asked.context.arrays)
+        loss = _loss(unit, quadratic, asked) + kernel_loss(unit, quadratic, asked)
+        return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
+
+    found = for_each(of, asked.units, asked.context.progress, "trying every width")
+    return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
 
 
-def kernel_losses(unit: Unit, asked: Asked) -> np.ndarray:
+def losses(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
+
+    def of(unit: Unit) -> np.ndarray:
+        return _loss(unit, Quadratic.of(unit, asked.context.arrays), asked)
+
+    found = for_each(of, asked.units, asked.context.progress, "trying every width")
+    return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
+
+
+def kernel_loss(unit: Unit, quadratic: Quadratic, asked: Asked) -> np.ndarray:
     """Returns what kernels that round activations lose: rows x options, nats per token."""
-    weight, quadratic = (
-        torch.from_numpy(unit.matrix()),
-        Quadratic.of(unit, asked.context.arrays),
-    )
-    table = asked.context.capabilities
+    weight, table = torch.from_numpy(unit.matrix()), asked.context.capabilities
     columns = [
         quadratic.kernel_loss(weight, option.group)
         if table.rounds_activations(option.kernel_bits)
@@ -40,26 +48,30 @@ def kernel_losses(unit: Unit, asked: Asked) -> np.ndarray:
     return torch.stack(columns, dim=1).numpy()
 
 
-def losses(asked: Asked) -> dict[str, np.ndarray]:
-    """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
+def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:
+    """Returns what keeping channels would change, where that can be done and was asked for."""
+    counts = asked.settings.keep
+    if not counts or not can_keep(unit, asked.context.capabilities):
+        return None
+    ranked = ranked_columns(unit, quadratic)[: counts[-1]]
+    found = {}
+    for count in counts:
+        kept = quadratic.keeping(ranked[:count])
+        found[count] = _loss(unit, kept, asked) + kernel_loss(unit, kept, asked)
+    return Keeping(ranked, found)
 
-    def of(unit: Unit) -> np.ndarray:
-        quadratic = Quadratic.of(unit, asked.context.arrays)
-        weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
-        rows, columns = torch.arange(len(weight)), []
-        for option in asked.options[unit.name]:
-            if option.is_half:
-                columns.append(quadratic.loss(weight, as_half(weight)))
-                continue
 
-            def rounded_so(
-                part: torch.Tensor, factor: Factor, one: Option = option
-            ) -> Rounded:
-                return round_rows(part, one.bits, one.group, factor)
+def _loss(unit: Unit, quadratic: Quadratic, asked: Asked) -> np.ndarray:
+    weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+    left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
+    for option in asked.options[unit.name]:
+        if option.is_half:
+            columns.append(quadratic.loss(weight, as_half(weight)))
+            continue
 
-            rounded = round_parts(weight, rows, parts, rounded_so)
-            columns.append(quadratic.loss(weight, rounded.dequantize(option.group)))
-        return torch.stack(columns, dim=1).numpy()
+        def rounded_so(part: torch.Tensor, factor: Factor, one: Option = option) -> Rounded:
+            return round_rows(part, one.bits, one.group, factor)
 
-    found = for_each(of, asked.units, asked.context.progress, "trying every width")
-    return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
+        rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
+        columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
+    return torch.stack(columns, dim=1).numpy()

@@ -29,7 +29,8 @@ def judge(asked: Asked) -> dict[str, Judgement]:
     for name, totals in _totals(asked).items():
         found[name] *= totals / np.maximum(found[name].sum(axis=0), 1e-30)
     for unit in asked.units:
-        found[unit.name] += fisher.kernel_losses(unit, asked)
+        quadratic = Quadratic.of(unit, asked.context.arrays)
+        found[unit.name] += fisher.kernel_loss(unit, quadratic, asked)
     return {
         unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
     }

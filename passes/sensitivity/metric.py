@@ -32,7 +32,7 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "fisher": Metric("fisher"),
+    "fisher": Metric("fisher", frozenset({"keep"})),
     "kl": Metric("measured", frozenset({"samples", "units"})),
     "trace": Metric("trace"),
     "activation-norm": Metric("activation_norm"),
@@ -63,6 +63,20 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What a unit gains when input channels stay in 16 bits.
+
+    Attributes:
+        columns: Int32, the channels most worth it first.
+        losses: By the number of channels that are kept: what rows then lose, as ``loss`` of
+            a judgement.
+    """
+
+    columns: np.ndarray
+    losses: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What a metric thinks of a unit.
 
@@ -72,22 +86,27 @@ class Judgement:
             ``allocate-bits``. ``fisher`` and ``kl`` give nats per token.
         score: One number for the unit: the larger, the more bits it should get.
         block: The block that the score belongs to; -1 when it is the unit's own.
+        keeping: What keeping input channels would change; None where none can be kept.
     """
 
     loss: np.ndarray
     score: float
     block: int = -1
+    keeping: Keeping | None = None
 
     @classmethod
-    def of_losses(cls, loss: np.ndarray, columns: int) -> Judgement:
+    def of_losses(
+        cls, loss: np.ndarray, columns: int, keeping: Keeping | None = None
+    ) -> Judgement:
         """Scores a unit by what a weight of it loses under the smallest option, on average.
 
         Args:
             loss: Rows x options.
             columns: Weights in a row.
+            keeping: What keeping input channels would change.
         """
         mean = float(loss[:, 0].mean(dtype=np.float64)) / columns
-        return cls(loss, mean)
+        return cls(loss, mean, keeping=keeping)
 
 
 class Judge(Protocol):

@@ -6,9 +6,19 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from ...ir import ArrayStore, LocalHessian, TensorStats, Unit, need_note, note_of
+from ...ir import (
+    ArrayStore,
+    LocalHessian,
+    OutlierColumns,
+    TensorStats,
+    Unit,
+    need_note,
+    note_of,
+)
+from ..numerics.kept_columns import KeptColumns
 from ..numerics.rounding import Factor, factorize, row_errors
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..rewriting.moved import read_moved
@@ -28,16 +38,18 @@ class Quadratic:
         activation: For each product term the variance of the kernel's activation rounding by
             column, under each of ``ACTIVATION_GROUPS``.
         local: For each term what to round against instead of its Hessian; empty for none.
+        kept: Columns that are not rounded; None for none.
     """
 
     rows: tuple[torch.Tensor, ...]
     hessians: tuple[torch.Tensor, ...]
     activation: tuple[torch.Tensor | None, ...]
     local: tuple[RowHessians | None, ...] = ()
+    kept: KeptColumns | None = None
 
     @classmethod
     def of(cls, unit: Unit, arrays: ArrayStore) -> Quadratic:
-        """Reads the terms of ``unit``."""
+        """Reads the terms of ``unit``, all of whose columns are to be rounded."""
         stats = need_note(unit.anchor, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
@@ -61,6 +73,23 @@ class Quadratic:
         local = tuple(found.get((unit.name, at)) for at in range(len(self.rows)))
         return replace(self, local=local) if any(local) else self
 
+    def keeping(self, columns: np.ndarray) -> Quadratic:
+        """Returns the same losses where some columns, if any, stay in 16 bits."""
+        if not len(columns):
+            return replace(self, kept=None)
+        kept = KeptColumns(torch.from_numpy(columns.astype(np.int64)), DAMPING)
+        return replace(self, kept=kept)
+
+    def hidden(self, weight: torch.Tensor) -> torch.Tensor:
+        """Returns what is left to be rounded of a weight."""
+        return weight if self.kept is None else self.kept.hidden(weight)
+
+    def completed(self, exact: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+        """Returns a rounded weight together with the columns that were kept."""
+        if self.kept is None:
+            return stored
+        return self.kept.completed(exact, stored, self.mixed())
+
     def parts(self) -> list[Part]:
         """Returns the rows by the Hessian that they round against."""
         rows = len(self.rows[0])
@@ -72,7 +101,7 @@ class Quadratic:
         kinds = {kind: at for at, kind in enumerate(dict.fromkeys(together))}
         kind_of = torch.tensor([kinds[kind] for kind in together])
         return [
-            Part((kind_of == at).nonzero()[:, 0], factorize(self._local(kind), DAMPING))
+            Part((kind_of == at).nonzero()[:, 0], self._factorized(self._local(kind)))
             for kind, at in kinds.items()
         ]
 
@@ -97,7 +126,11 @@ class Quadratic:
 
     def factor(self) -> Factor:
         """Returns the Hessian to round against."""
-        return factorize(self.mixed(), DAMPING)
+        return self._factorized(self.mixed())
+
+    def _factorized(self, hessian: torch.Tensor) -> Factor:
+        reduced = hessian if self.kept is None else self.kept.reduced(hessian)
+        return factorize(reduced, DAMPING)
 
     def energy(self) -> torch.Tensor:
         """Returns ``E[c_t x_j^2]``, the squared norm of the activations of every column."""
@@ -125,16 +158,23 @@ class Quadratic:
         """Returns, by row, what kernels lose that round activations to int8.
 
         Args:
-            exact: Rows x columns.
+            exact: Rows x columns; what is kept of it is not multiplied by them.
             group: Columns of a token that share a scale; of those between two sizes that
                 calibration looked at, the smaller counts.
         """
         at = max(bisect_right(ACTIVATION_GROUPS, group) - 1, 0)
-        total = torch.zeros(len(exact))
+        total, weights = torch.zeros(len(exact)), self.hidden(exact).square()
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
-                total += 0.5 * rows * (exact.square() @ variance[at])
+                total += 0.5 * rows * (weights @ variance[at])
         return total
+
+
+def kept_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
+    """Returns the input channels of ``unit`` that stay in 16 bits, ascending."""
+    if note_of(unit.anchor, OutlierColumns) is None:
+        return np.zeros(0, dtype=np.int32)
+    return arrays.get(f"{unit.name}/outliers/columns")
 
 
 def _scaled(hessian: torch.Tensor, local: RowHessians | None, owner: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import ArrayStore, Option, QuantSpec, Unit, need_note
+from ..sensitivity.quadratic import kept_columns
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class TunedScales:
             for at, text in enumerate(self._spec.options)
         ]
         self._places = _places(unit.name, [len(one.codes) for one in self._classes], arrays)
+        self._kept = _kept(unit, arrays)
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
@@ -95,6 +97,9 @@ class TunedScales:
         made = torch.empty(self.unit.shape)
         for one, rows in zip(self._classes, self._places, strict=True):
             made[rows] = one.rows(made.shape[1])
+        if self._kept is not None:
+            columns, values = self._kept
+            made[:, columns] = values
         return made
 
     def gradients(self, matrix: torch.Tensor) -> list[torch.Tensor]:
@@ -120,6 +125,15 @@ class TunedScales:
                 one.scales.copy_(scales)
                 one.change.zero_()
             self.unit.replace(self.matrix().numpy())
+
+
+def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns input channels that stay in 16 bits, and rows x channels of their values."""
+    columns = kept_columns(unit, arrays)
+    if not len(columns):
+        return None
+    values = np.array(arrays.get(f"{unit.name}/outliers/kept"), dtype=np.float32)
+    return torch.from_numpy(columns.astype(np.int64)), torch.from_numpy(values.T)
 
 
 def _places(

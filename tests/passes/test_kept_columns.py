@@ -1,0 +1,223 @@
+"""Input channels that stay in 16 bits: the algebra, the choice, and what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from mpqc.backend.onnxruntime import load, open_session
+from mpqc.ir import (
+    Budgeted,
+    Calibrated,
+    OutlierColumns,
+    TensorStats,
+    UsageError,
+    annotate,
+    need_note,
+    note_of,
+    quantizable,
+)
+from mpqc.ir.storage import stored
+from mpqc.passes.machinery.base import PassContext
+from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.numerics import knapsack
+from mpqc.passes.numerics.kept_columns import KeptColumns
+from mpqc.passes.numerics.rounding import row_errors
+from mpqc.passes.rewriting.moved import move
+from mpqc.passes.sensitivity.quadratic import Quadratic, kept_columns
+
+from .rounded import context, noise, parse
+
+CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 96] x) => (float[n, 64] y)
+    { a = MatMul(x, first)
+      b = Relu(a)
+      y = Gemm(b, second, bias) }"""
+LOUD = (5, 40, 41, 90)  # input channels of `first`
+ANNOTATE = "annotate-sensitivity{groups=[32, 64], keep=[4]}"
+ROUND = "fold-permutations,quantize-weights,lower-matmul-nbits"
+
+
+def hessian(columns: int, seed: int = 0, loud: tuple[int, ...] = ()) -> torch.Tensor:
+    torch.manual_seed(seed)
+    x = torch.randn(400, columns) @ (torch.eye(columns) + 0.1 * torch.randn(columns, columns))
+    x[:, list(loud)] *= 30
+    return x.T @ x / len(x)
+
+
+def calibrated(tmp_path: Path) -> tuple[ir.Model, PassContext]:
+    """A model with statistics as if a few input channels of ``first`` were huge."""
+    weights = {"first": noise(96, 128), "second": noise(128, 64, seed=1), "bias": noise(64)}
+    model, table = parse(CHAIN, weights), load("ort-cpu")
+    kernels = tuple(dataclasses.replace(one, accuracy_level=0) for one in table.kernels)
+    work = context(dataclasses.replace(table, kernels=kernels), tmp_path)
+    for unit in quantizable(model):
+        rows, columns = unit.shape
+        loud = LOUD if unit.name == "first" else ()
+        for what, array in {
+            "rows": np.linspace(1, 2, rows),
+            "hessian": hessian(columns, loud=loud).numpy(),
+            "activation": np.zeros((3, columns)),
+        }.items():
+            work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
+        annotate(unit.anchor, TensorStats(unit.name, 1, 200))
+    annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
+    return model, work
+
+
+def result(model: ir.Model, inputs: np.ndarray) -> np.ndarray:
+    with open_session(model, "CPUExecutionProvider", threads=1) as session:
+        return session.run({"x": inputs})["y"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_kept_columns_make_up_for_the_others(seed: int) -> None:
+    h, kept = hessian(24, seed), KeptColumns(torch.tensor([1, 7, 8]), damping=0.0)
+    exact = torch.randn(10, 24)
+    error = kept.hidden(torch.randn(10, 24))
+    stored_ = kept.completed(exact, exact + error, h)
+    least = row_errors(exact, stored_, h)
+    torch.testing.assert_close(
+        least,
+        row_errors(error, torch.zeros_like(error), kept.reduced(h)),
+        rtol=1e-2,
+        atol=1e-4,
+    )
+    for _ in range(20):  # no other values in the kept columns cost less
+        other = stored_.clone()
+        other[:, kept.columns] += 0.05 * torch.randn(10, 3)
+        assert bool((row_errors(exact, other, h) >= least * 0.999).all())
+
+
+def test_what_is_kept_costs_nothing_by_itself() -> None:
+    kept = KeptColumns(torch.tensor([0, 3]), damping=0.1)
+    reduced = kept.reduced(hessian(6))
+    assert not reduced[[0, 3]].any() and not reduced[:, [0, 3]].any()
+    assert torch.linalg.eigvalsh(reduced.double()).min() > -1e-6
+    diagonal = torch.arange(1.0, 7.0)
+    assert kept.reduced(diagonal).tolist() == [0, 2, 3, 0, 5, 6]
+    weight = torch.randn(4, 6)
+    torch.testing.assert_close(
+        kept.completed(weight, torch.zeros(4, 6), diagonal)[:, [0, 3]],
+        weight[:, [0, 3]].half().float(),
+    )
+
+
+def test_loud_channels_are_kept_inside_the_budget(tmp_path: Path) -> None:
+    model, work = calibrated(tmp_path)
+    Pipeline.parse(f"{ANNOTATE},allocate-bits{{budget=4.5, fold=true}}").run(model, work)
+    note = need_note(model, Budgeted)
+    units = {unit.name: unit for unit in quantizable(model)}
+    assert need_note(units["first"].anchor, OutlierColumns).columns == len(LOUD)
+    assert tuple(kept_columns(units["first"], work.arrays)) == LOUD
+    assert note_of(units["second"].anchor, OutlierColumns) is None
+    Pipeline.parse("fold-permutations,quantize-weights").run(model, work)
+    simulated = ir.from_proto(ir.to_proto(model))
+    exact = noise(96, 128)[list(LOUD)].astype(np.float16)
+    assert not np.array_equal(work.arrays.get("first/outliers/kept"), exact)  # it makes up
+    Pipeline.parse("lower-matmul-nbits").run(model, work)
+    size = stored(model)
+    assert size.bits_per_weight == pytest.approx(note.got, abs=24 * 8 / size.weights)
+    assert size.bits_per_weight <= note.got <= 4.5
+    assert size.weights == 96 * 128 + 128 * 64
+    assert size.resident_bits_per_weight == pytest.approx(note.resident, rel=0.01)
+    inputs = noise(5, 96, seed=3)
+    np.testing.assert_allclose(
+        result(model, inputs), result(simulated, inputs), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_keeping_lowers_the_loss_at_the_same_bytes(tmp_path: Path) -> None:
+    losses = []
+    for keep in ("", ", keep=[4]"):
+        model, work = calibrated(tmp_path / str(len(losses)))
+        Pipeline.parse(
+            f"annotate-sensitivity{{groups=[32, 64]{keep}}},"
+            f"allocate-bits{{budget=4.5, fold=true}},{ROUND}"
+        ).run(model, work)
+        losses.append(need_note(model, Budgeted).loss)
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_the_prediction_is_what_rounding_finds(tmp_path: Path) -> None:
+    model, work = calibrated(tmp_path)
+    Pipeline.parse(f"{ANNOTATE},allocate-bits{{budget=4.5}}").run(model, work)
+    predicted = need_note(model, Budgeted).loss
+    exact = {unit.name: torch.from_numpy(unit.matrix()) for unit in quantizable(model)}
+    Pipeline.parse("quantize-weights{refinements=0}").run(model, work)
+    found = sum(
+        float(Quadratic.of(unit, work.arrays).loss(exact[unit.name], rounded).sum())
+        for unit in quantizable(model)
+        for rounded in [torch.from_numpy(unit.matrix())]
+    )
+    assert found == pytest.approx(predicted, rel=0.25)
+    assert need_note(model, Budgeted).loss == pytest.approx(found, rel=1e-3)
+
+
+def test_the_indices_follow_columns_that_move(tmp_path: Path) -> None:
+    model, work = calibrated(tmp_path)
+    Pipeline.parse(f"{ANNOTATE},allocate-bits{{budget=4.5}}").run(model, work)
+    unit = next(one for one in quantizable(model) if one.name == "first")
+    order = np.random.default_rng(0).permutation(96)
+    move(unit, work.arrays, "columns", order)
+    now = kept_columns(unit, work.arrays)
+    assert set(order[now]) == set(LOUD)
+    assert (np.diff(now) > 0).all()
+    ranked = work.arrays.get("first/keep/columns")
+    assert set(order[ranked]) == set(LOUD)
+
+
+def test_judging_again_forgets_the_losses_of_before(tmp_path: Path) -> None:
+    """What moved since is in memory, where it would hide the new losses in their file."""
+    model, work = calibrated(tmp_path)
+    Pipeline.parse(f"{ANNOTATE},allocate-bits{{budget=3.5, fold=true}}").run(model, work)
+    Pipeline.parse("fold-permutations").run(model, work)
+    Pipeline.parse("annotate-sensitivity{groups=[32, 64], metric=weight-error}").run(
+        model, work
+    )
+    assert not any("/keep/" in name for name in work.arrays.names())
+    for unit in quantizable(model):
+        assert f"{unit.name}/loss" not in work.arrays.in_memory()
+
+
+def test_a_price_is_what_the_last_byte_gains() -> None:
+    loss = np.array([[8.0, 4.0, 1.0]] * 4)
+    item = knapsack.Item(loss, np.array([10, 20, 40]), 0, 1)
+    assert knapsack.price([item], 39) is None
+    assert knapsack.price([item], 160) == 0.0
+    found = knapsack.price([item], 60)
+    assert found is not None
+    assert 0.15 <= found <= 0.4 * 1.02
+
+
+@pytest.mark.parametrize(
+    ("passes", "target", "message"),
+    [
+        ("annotate-sensitivity{keep=[8, 8]}", "ort-cpu", "have to rise"),
+        ("annotate-sensitivity{keep=[0]}", "ort-cpu", "have to rise"),
+        ("annotate-sensitivity{metric=trace, keep=[8]}", "ort-cpu", "has no use for keep"),
+        ("annotate-sensitivity{keep=[8]}", "qdq", "keeps no input channels"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(
+    passes: str, target: str, message: str, tmp_path: Path
+) -> None:
+    model, work = calibrated(tmp_path)
+    work = dataclasses.replace(work, capabilities=load(target))
+    with pytest.raises(UsageError, match=message):
+        Pipeline.parse(passes).run(model, work)
+
+
+def test_insert_qdq_refuses_what_it_would_lose(tmp_path: Path) -> None:
+    model, work = calibrated(tmp_path)
+    two = tuple(kernel for kernel in work.capabilities.kernels if kernel.bits > 2)
+    table = dataclasses.replace(work.capabilities, kernels=two)
+    work = dataclasses.replace(work, capabilities=table)
+    text = f"raise-opset,{ANNOTATE},allocate-bits{{budget=5.5}},quantize-weights,insert-qdq"
+    with pytest.raises(UsageError, match="keeps no input channels"):
+        Pipeline.parse(text).run(model, work)
