@@ -133,7 +133,7 @@ class AllocateBits(Pass):
         chosen = [unit for unit in units if note_of(unit.anchor, Sensitivity) is not None]
         settled = note_of(model, Settled) or Settled(0, 0)
         weights = settled.weights + sum(unit.size for unit in units)
-        if not chosen:
+        if not chosen and not settled.weights:
             raise InfeasibleBudget(
                 "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
             )

@@ -189,6 +189,7 @@ class AllocateChannels(Pass):
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses a budget that the smallest widths exceed."""
+        self._check_target(context.capabilities)
         if self.budget is None:
             return
         self._check_expansion()
@@ -202,13 +203,12 @@ class AllocateChannels(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its widths and the order of its channels."""
+        self._check_target(context.capabilities)
         self._check_expansion()
         units = find_units(model)
         plans = [plan for unit in units if (plan := self._plan(unit, context)) is not None]
         if not plans:
-            raise InfeasibleBudget(
-                "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
-            )
+            raise _nothing()
         average = self.bits
         if self.budget is not None:
             average = self._average(self.budget, units, plans)
@@ -229,6 +229,13 @@ class AllocateChannels(Pass):
             "got": sum(sums) / channels,
         }
         return True
+
+    def _check_target(self, table: Capabilities) -> None:
+        if self.levels != "free" and table.lowering != "lower-matmul-nbits":
+            raise UsageError(
+                f"{table.target} has no kernels for {self.levels} levels",
+                hint="take levels=free, or another target",
+            )
 
     def _check_expansion(self) -> None:
         if self.budget is not None and self.levels != "even" and not self.expand:
@@ -262,6 +269,8 @@ class AllocateChannels(Pass):
 
     def _average(self, budget: float, units: list[Unit], plans: list[_Plan]) -> float:
         """Returns the largest average width that fits the budget."""
+        if not plans:
+            raise _nothing()
         weights = sum(unit.size for unit in units)
         room = int(budget * weights / 8)
         widths = sorted({width for plan in plans for width in plan.form.widths})
@@ -295,6 +304,12 @@ class AllocateChannels(Pass):
             for width in plan.used(average)
         )
         return kept + shared + sum(plan.bytes(average) for plan in plans)
+
+
+def _nothing() -> InfeasibleBudget:
+    return InfeasibleBudget(
+        "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
+    )
 
 
 def _resident(average: float, units: list[Unit], plans: list[_Plan]) -> int:

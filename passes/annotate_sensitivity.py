@@ -19,6 +19,7 @@ from ..ir import (
     Calibrated,
     Capabilities,
     LeftInFloat,
+    LocalHessian,
     Option,
     Score,
     Sensitivity,
@@ -27,8 +28,10 @@ from ..ir import (
     UsageError,
     annotate,
     need_note,
+    note_of,
     quantizable,
 )
+from ..ir.content_key import model_key
 from .machinery.base import Pass, PassContext
 from .rewriting.moved import moves_key
 from .sensitivity.checks import check_settings
@@ -192,7 +195,7 @@ class AnnotateSensitivity(Pass):
         table = context.capabilities
         text = f"mpqc.sensitivity/4 {stats} {self} {table.kernels} {table.lookup_bits}"
         text += moves_key(quantizable(model), context.arrays)
-        text += f" {table.convolution_bits} {table.expanding}"
+        text += f" {table.convolution_bits} {table.expanding} {_state(model)}"
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         folder = context.cache or context.scratch
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +220,12 @@ class AnnotateSensitivity(Pass):
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _state(model: ir.Model) -> str:
+    """Returns what passes behind ``calibrate`` have changed, apart from moves and scales."""
+    notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
+    return model_key(model, weights=False) + "".join(str(note) for note in notes if note)
 
 
 def _is_complete(path: Path, units: Sequence[Unit]) -> bool:

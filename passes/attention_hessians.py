@@ -31,6 +31,7 @@ from ..ir import (
     quantizable,
 )
 from ..ir.blocks import Block, blocks_of
+from ..ir.content_key import model_key
 from .attention import Attention, Found, find_attention
 from .machinery.base import Pass, PassContext
 from .numerics.row_hessians import Key, RowHessians
@@ -114,6 +115,7 @@ class AttentionHessians(Pass):
         """Returns where the Hessians of each block are or belong."""
         stats = need_note(model, Calibrated).stats
         text = f"{_FORMAT} {stats} {self} {moves_key(units, context.arrays)}"
+        text += model_key(model, weights=False)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         folder = context.cache or context.scratch
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ class LowerChannels(Pass):
             if note_of(unit.anchor, ChannelSpec) is None:
                 continue
             note = need_note(unit.anchor, ChannelAllocation)
-            why = _obstacle(model, unit)
+            why = _obstacle(model, unit, note)
             for one in self.drops:
                 drop_note(unit.anchor, one)
             if why:
@@ -85,10 +85,11 @@ def _label(note: ChannelAllocation) -> str:
     return "dequantized at run time" if note.levels == "free" else note.levels
 
 
-def _obstacle(model: ir.Model, unit: Unit) -> str:
+def _obstacle(model: ir.Model, unit: Unit, note: ChannelAllocation) -> str:
     """Returns why the model's operators cannot express the unit; empty when they can."""
     opset = model.graph.opset_imports.get("", 1)
-    entries = note_of(unit.anchor, OutlierEntries) is not None
+    # Free levels have their outliers in place already.
+    entries = note_of(unit.anchor, OutlierEntries) is not None and note.levels != "free"
     for wanted, (oldest, operator) in _OPSETS.items():
         if opset < oldest and (wanted == "expansion" or entries):
             return f"opset {opset} has no {operator}; opset {oldest} has"

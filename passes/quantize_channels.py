@@ -31,6 +31,7 @@ from .numerics import channel_rounding as numerics
 from .numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
 from .sensitivity.predicted import settle
 from .sensitivity.quadratic import Quadratic
+from .sweeps.moments import ACTIVATION_GROUPS
 
 ROUNDINGS = ("nearest", "gptq")
 IMPORTANCE = ("even", "fisher")
@@ -185,4 +186,6 @@ def _kernel_loss(
         return 0.0
     widths = note.bits if note.levels == "even" else (_GRID_BITS[note.levels],)
     rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
-    return float(quadratic.kernel_loss(weight, note.group).sum()) if rounds else 0.0
+    # One scale for a row of a grid leaves the kernel its largest groups.
+    group = note.group or max(ACTIVATION_GROUPS)
+    return float(quadratic.kernel_loss(weight, group).sum()) if rounds else 0.0

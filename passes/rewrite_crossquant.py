@@ -12,6 +12,7 @@ from ..ir import (
     BitAllocation,
     Calibrated,
     ColumnScales,
+    InputError,
     QuantSpec,
     Sensitivity,
     Settled,
@@ -27,6 +28,7 @@ from .machinery.base import Pass, PassContext
 from .sensitivity.offered import DEFAULT_GROUPS
 
 MODES = ("emulate", "fold", "dynamic")
+_ROUNDS = 11  # the opset that brought Round
 ACTIVATIONS = ("auto", "token", "group", "tensor", "none")
 _OWN = {  # options that make no sense everywhere, with the modes that take them
     "activation_bits": ("emulate",),
@@ -142,6 +144,12 @@ class RewriteCrossquant(Pass):
     def _rewrite(self, model: ir.Model, context: PassContext) -> bool:
         from .crossquant.rewriting import emulate_all, fold_all
 
+        opset = model.graph.opset_imports.get("", 1)
+        if self.mode != "fold" and opset < _ROUNDS:
+            raise InputError(
+                f"opset {opset} has no Round, which mode={self.mode} needs",
+                hint=f"put raise-opset{{version={_ROUNDS}}} behind normalize",
+            )
         if self.mode == "emulate":
             return emulate_all(
                 model, float(self.alpha), self.activation_bits, self.samples, context

@@ -13,6 +13,7 @@ import torch
 
 from ..ir import (
     Annotation,
+    ChannelAllocation,
     OutlierColumns,
     OutlierEntries,
     TensorStats,
@@ -78,6 +79,11 @@ class SplitOutliers(Pass):
         """Annotates every product that calibration has seen."""
         seen = [u for u in quantizable(model) if note_of(u.anchor, TensorStats) is not None]
         units = [unit for unit in seen if is_splittable(unit)]
+        if any(note_of(unit.anchor, ChannelAllocation) is not None for unit in units):
+            raise UsageError(
+                "the channels have their widths already, those of outliers too",
+                hint="run split-outliers before allocate-channels",
+            )
         if not units:
             raise UsageError(
                 "split-outliers has nothing to split: no weight serves products alone",
@@ -87,11 +93,7 @@ class SplitOutliers(Pass):
         counts = for_each(
             lambda unit: split(unit, context), units, context.progress, "outliers"
         )
-        skipped = {
-            unit.name: "it is looked up or convolved: outliers need a plain product"
-            for unit in seen
-            if not is_splittable(unit)
-        }
+        skipped = {unit.name: _why_not(unit) for unit in seen if not is_splittable(unit)}
         facts = context.report.setdefault(self.name, {})
         facts[self.by] = {"units": len(units), "kept": sum(counts), "skipped": skipped}
         return True
@@ -99,7 +101,9 @@ class SplitOutliers(Pass):
     def count(self, unit: Unit) -> int:
         """Returns how many channels or weights of ``unit`` are chosen."""
         rows, columns = unit.shape
-        return math.ceil(self.share * (columns if self.by == "activation" else rows * columns))
+        if self.by == "activation":
+            return math.ceil(self.share * columns)
+        return math.ceil(self.share * rows * columns)
 
     def _columns(self, unit: Unit, context: PassContext) -> int:
         energy = Quadratic.of(unit, context.arrays).energy()
@@ -126,7 +130,13 @@ class SplitOutliers(Pass):
 
 def is_splittable(unit: Unit) -> bool:
     """Tells whether part of the weight can be multiplied by itself."""
-    return all(use.kind == "product" for use in unit.uses)
+    return not _why_not(unit)
+
+
+def _why_not(unit: Unit) -> str:
+    if any(use.kind != "product" for use in unit.uses):
+        return "it is looked up or convolved: outliers need a plain product"
+    return "it has a single input channel" if unit.shape[1] < 2 else ""
 
 
 def foreseen(unit: Unit, before: Sequence[Pass]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ _NODE_BYTES = 1000  # first guess of what a unit's nodes take in the protobuf
 _ROW_BYTES = 1500  # ... and its rows in mpqc.json and report.html
 _REPORT_BYTES = 8_000
 _SPARE_BYTES = 128
+_ROUNDING = 1e-6
 _SLACK = 0.005  # share of the size that may stay unused without another attempt
 
 
@@ -231,10 +233,28 @@ def finish(
     with open_session(stage / "model.onnx", context.capabilities.provider):
         pass
     facts = manifest(stage, model, context, pipeline, kept, timer)
+    _check_bits(facts)
     with machine_errors(stage):
         write_manifest(stage, facts)
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
     return Outcome(facts, size)
+
+
+def _check_bits(facts: Mapping[str, Any]) -> None:
+    """Refuses a result beyond its budget, whichever pass left more in float than was counted.
+
+    Raises:
+        InfeasibleBudget: It takes more bits than were asked for.
+    """
+    asked, got = facts["asked"].get("bits"), facts["got"]["bits"]
+    if asked is None or got <= asked * (1 + _ROUNDING):
+        return
+    left = [unit for unit in facts["units"] if unit.get("reason")]
+    why = f"; {left[0]['name']!r} stays in float: {left[0]['reason']}" if left else ""
+    raise InfeasibleBudget(
+        f"the result takes {got:.3f} bits per weight, {asked:g} were asked for{why}",
+        hint="ask for a larger budget, or take another preset",
+    )
 
 
 def _sizes(model: ir.Model, source: Source) -> tuple[int, int]:

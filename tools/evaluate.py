@@ -258,7 +258,9 @@ class _Tally:
         self.losses[0].append(-before[at])
         self.losses[1].append(-after[at])
         self.top1.append(wanted.argmax(-1) == got.argmax(-1))
-        after -= before
+        ruled_out = np.isneginf(before)  # such entries weigh nothing, whatever `after` says
+        np.subtract(after, before, out=after, where=~ruled_out)
+        after[ruled_out] = 0.0
         np.exp(before, out=before)
         self.kl.append(-np.einsum("tv,tv->t", before, after))
 

@@ -92,7 +92,9 @@ def _by_cluster(metric: str) -> tuple[str, ...]:
 def _by_channel(levels: str) -> tuple[str, ...]:
     """Returns CMPQ's steps: outliers apart, bits by input channel, one kind of levels."""
     return (
-        *_PREPARED,
+        "normalize",
+        "raise-opset{version=16}",  # single outliers are added by its ScatterElements
+        *_PREPARED[1:],
         "split-outliers{by=activation, share=0.0045}",
         "split-outliers{by=quantization, share=0.0005}",
         f"allocate-channels{{budget={{budget}}, levels={levels}}}",

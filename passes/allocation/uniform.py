@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from ...ir import Option
 from .decision import Candidate, Decision, total_bytes
 from .method import Asked
 
 
 def decide(asked: Asked) -> list[Decision]:
-    """Gives all units the option of the same place in their lists, the largest that fits."""
+    """Gives all units the same option, the largest that fits; else what is next to it."""
     candidates = asked.candidates
-    best = _at(candidates, 0)
-    for place in range(1, max(len(one.options) for one in candidates)):
-        decisions = _at(candidates, place)
+    options = {option for one in candidates for option in one.options}
+    best = [Decision.whole(one, 0) for one in candidates]
+    for option in sorted(options, key=lambda one: (one.bits, -one.group)):
+        decisions = [Decision.whole(one, _place(one, option)) for one in candidates]
         if asked.budget is None or total_bytes(decisions) <= asked.budget:
             best = decisions
     return best
 
 
-def _at(candidates: Sequence[Candidate], place: int) -> list[Decision]:
-    return [Decision.whole(one, min(place, len(one.options) - 1)) for one in candidates]
+def _place(candidate: Candidate, option: Option) -> int:
+    """Returns the place of an option, or of the next wider one."""
+    if option in candidate.options:
+        return candidate.options.index(option)
+    return candidate.place(option.bits)

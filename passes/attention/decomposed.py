@@ -133,19 +133,26 @@ def _masks(node: ir.Node, around: Surroundings) -> list[ir.Value]:
 
 def _size(value: ir.Value, axis: int) -> int:
     """Returns the length of an axis, from the shape or from the Reshape that made it."""
-    if value.shape is not None and isinstance(value.shape[axis], int):
-        return int(value.shape[axis])  # type: ignore[arg-type]
-    node = value.producer()
-    if node is not None and node.op_type == "Reshape":
-        return _entry(node.inputs[1])
-    if node is not None and node.op_type == "Transpose":
-        perm = node.attributes.get_ints("perm", [])
-        if perm and perm[-1] == len(perm) - 1 and node.inputs[0] is not None:
-            return _size(node.inputs[0], -1)
-    if node is not None and _keeps_size(node):
-        given = [one for one in node.inputs if one is not None and stored_tensor(one) is None]
-        return _size(given[0], -1)
+    one: ir.Value | None = value
+    while one is not None:
+        if one.shape is not None and len(one.shape) and isinstance(one.shape[axis], int):
+            return int(one.shape[axis])  # type: ignore[arg-type]
+        node = one.producer()
+        if node is not None and node.op_type == "Reshape":
+            return _entry(node.inputs[1])
+        one, axis = (None if node is None else _same_size(node)), -1
     raise NoMatchError("the graph does not tell the size of its heads")
+
+
+def _same_size(node: ir.Node) -> ir.Value | None:
+    """Returns the input whose last axis is as long as that of the output, if one is."""
+    if node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm", [])
+        return node.inputs[0] if perm and perm[-1] == len(perm) - 1 else None
+    if not _keeps_size(node):
+        return None
+    given = (one for one in node.inputs if one is not None and stored_tensor(one) is None)
+    return next(given, None)
 
 
 def _keeps_size(node: ir.Node) -> bool:

@@ -87,9 +87,20 @@ def _head_size(node: ir.Node, queries: Operand, rows: int, value_size: int) -> i
     return rows // queries.heads
 
 
+def _heads(node: ir.Node, name: str) -> int:
+    """Returns a number of heads.
+
+    Raises:
+        NoMatchError: The node does not tell it, or it makes no sense.
+    """
+    count = node.attributes.get_int(name, 0)
+    if count < 1:
+        raise NoMatchError(f"it has no {name} above zero")
+    return count
+
+
 def _group_query(node: ir.Node) -> tuple[Operand, Operand, Operand]:
-    heads = node.attributes.get_int("num_heads")
-    kv_heads = node.attributes.get_int("kv_num_heads")
+    heads, kv_heads = _heads(node, "num_heads"), _heads(node, "kv_num_heads")
     first = _need(node, 0)
     key, value = _input(node, 1), _input(node, 2)
     if key is None or value is None:
@@ -106,7 +117,7 @@ def _group_query(node: ir.Node) -> tuple[Operand, Operand, Operand]:
 
 
 def _multi_head(node: ir.Node) -> tuple[Operand, Operand, Operand]:
-    heads = node.attributes.get_int("num_heads")
+    heads = _heads(node, "num_heads")
     first, key, value = _need(node, 0), _input(node, 1), _input(node, 2)
     if key is None:
         q, k, v = (Operand(first, "parts", heads, part) for part in range(3))
@@ -129,12 +140,14 @@ def _standard(node: ir.Node) -> tuple[Operand, Operand, Operand]:
     values = [_need(node, at) for at in range(3)]
     counts = [node.attributes.get_int("q_num_heads", 0)]
     counts += [node.attributes.get_int("kv_num_heads", 0)] * 2
-    if all(counts):
+    if min(counts) > 0:
         q, k, v = (Operand(o, "flat", n) for o, n in zip(values, counts, strict=True))
         return q, k, v
     shapes = [value.shape for value in values]
-    known = [int(s[1]) for s in shapes if s is not None and isinstance(s[1], int)]
-    if len(known) < 3:
+    known = [
+        int(s[1]) for s in shapes if s is not None and len(s) == 4 and isinstance(s[1], int)
+    ]
+    if len(known) < 3 or min(known) < 1:
         raise NoMatchError("the graph does not tell how many heads it has")
     q, k, v = (Operand(o, "heads", n) for o, n in zip(values, known, strict=True))
     return q, k, v

@@ -101,7 +101,7 @@ class _Products:
         for value, found in readers.items():
             first = min((use.node for _, use in found), key=lambda node: order[node])
             emit = _Tokens(self.graph, self.names, f"{value.name}/int8", first)
-            self.tokens[value] = emit.codes(value, value.dtype or result_type(*found[0]))
+            self.tokens[value] = emit.codes(value, result_type(*found[0]))
             self.graph.insert_before(first, emit.nodes)
 
     def _weight(self, unit: Unit, stored: Rounded, emit: Emitter) -> tuple[ir.Value, ir.Value]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir import Unit
 from ..lowering.emitter import Emitter, Names
+from ..sensitivity.offered import result_type
 from .sites import Closed
 
 
@@ -36,7 +37,7 @@ def _add(
     readers = [use.node for unit in units for use in unit.uses]
     order = {node: at for at, node in enumerate(graph)}
     first = min(readers, key=lambda node: order[node])
-    dtype = activation.dtype or units[0].tensor.dtype
+    dtype = result_type(units[0], units[0].uses[0])
     emit = Emitter(graph, names, f"{activation.name}/columns", first)
     ones = emit.constant("factors", np.ones(units[0].shape[1], dtype.numpy()))
     scaled = emit.node(None, "scaled", "Mul", [activation, ones], dtype=dtype)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from ...ir import Feeds, UsageError
+from ...ir.units import stored_tensor
 from ..machinery.base import PassContext
 from ..sweeps.measure import exposing
 
@@ -81,7 +82,9 @@ def _tokens_of(
         for feed in context.progress.track(feeds, len(feeds), "looking at activations"):
             seen = {**feed, **(session.run(feed, names) if names else {})}
             for value in values:
-                found[value].append(_some(seen[str(value.name)], _TOKENS // len(feeds)))
+                fixed = stored_tensor(value)
+                array = seen[str(value.name)] if fixed is None else fixed.numpy()
+                found[value].append(_some(array, _TOKENS // len(feeds)))
     return {value: torch.cat(parts) for value, parts in found.items()}
 
 

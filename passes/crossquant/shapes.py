@@ -10,42 +10,68 @@ from ...ir.units import stored_tensor
 
 Dim = int | str | None  # a length, the name of one, or unknown
 Dims = list[Dim]
+Known = Callable[[ir.Value | None], Dims | None]  # shapes of a node's inputs
+Compute = Callable[[ir.Node, Known], Dims | None]
 
 
 def dims_of(value: ir.Value | None) -> Dims | None:
     """Returns the shape of a value, as far as the graph tells; None when not even its rank."""
-    if value is None:
-        return None
+    known: dict[ir.Value | None, Dims | None] = {None: None}
+    begun: set[ir.Value] = set()
+    todo = [value]
+    while todo:  # not by recursion: graphs are deeper than Python's stack
+        one = todo[-1]
+        if one is None or one in known:
+            todo.pop()
+            continue
+        told, compute = _told(one), _compute(one.producer())
+        node = one.producer()
+        if told is not None or node is None or compute is None:
+            known[one] = told
+        elif one in begun:
+            known[one] = compute(node, known.get)
+        else:
+            begun.add(one)
+            todo += [given for given in node.inputs if given not in known]
+    return known[value]
+
+
+def _told(value: ir.Value) -> Dims | None:
+    """Returns the shape that the graph gives a value."""
     tensor = stored_tensor(value)
     if tensor is not None:
         return [int(dim) for dim in tensor.shape.numpy()]
     if value.shape is not None:
         return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-    node = value.producer()
+    return None
+
+
+def _compute(node: ir.Node | None) -> Compute | None:
+    """Returns what works out the shape of a node's output, if anything does."""
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
-    computed = _COMPUTED.get(node.op_type)
-    return computed(node) if computed is not None else None
+    return _COMPUTED.get(node.op_type)
 
 
-def _same(node: ir.Node) -> Dims | None:
-    return dims_of(node.inputs[0])
+def _same(node: ir.Node, known: Known) -> Dims | None:
+    return known(node.inputs[0])
 
 
-def _reshaped(node: ir.Node) -> Dims | None:
+def _reshaped(node: ir.Node, known: Known) -> Dims | None:
+    del known
     return _asked(node.inputs[1])
 
 
-def _transposed(node: ir.Node) -> Dims | None:
-    first = dims_of(node.inputs[0])
+def _transposed(node: ir.Node, known: Known) -> Dims | None:
+    first = known(node.inputs[0])
     if first is None:
         return None
     perm = node.attributes.get_ints("perm", list(reversed(range(len(first)))))
     return [first[at] for at in perm]
 
 
-def _unsqueezed(node: ir.Node) -> Dims | None:
-    first = dims_of(node.inputs[0])
+def _unsqueezed(node: ir.Node, known: Known) -> Dims | None:
+    first = known(node.inputs[0])
     axes = node.inputs[1] if len(node.inputs) > 1 else None
     tensor = stored_tensor(axes) if axes is not None else None
     if first is None or tensor is None:
@@ -57,12 +83,12 @@ def _unsqueezed(node: ir.Node) -> Dims | None:
     return rest
 
 
-def _expanded(node: ir.Node) -> Dims | None:
-    return _broadcast(dims_of(node.inputs[0]), _asked(node.inputs[1]))
+def _expanded(node: ir.Node, known: Known) -> Dims | None:
+    return _broadcast(known(node.inputs[0]), _asked(node.inputs[1]))
 
 
-def _elementwise(node: ir.Node) -> Dims | None:
-    return _broadcast(dims_of(node.inputs[0]), dims_of(node.inputs[1]))
+def _elementwise(node: ir.Node, known: Known) -> Dims | None:
+    return _broadcast(known(node.inputs[0]), known(node.inputs[1]))
 
 
 def _broadcast(first: Dims | None, second: Dims | None) -> Dims | None:
@@ -75,17 +101,17 @@ def _broadcast(first: Dims | None, second: Dims | None) -> Dims | None:
     return first[:lead] + [b if a == 1 else a for a, b in pairs]
 
 
-def _product(node: ir.Node) -> Dims | None:
-    first, second = dims_of(node.inputs[0]), dims_of(node.inputs[1])
-    if first is None or second is None or len(second) < 2:
+def _product(node: ir.Node, known: Known) -> Dims | None:
+    first, second = known(node.inputs[0]), known(node.inputs[1])
+    if first is None or second is None or min(len(first), len(second)) < 2:
         return None
     turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
     lead = first[:-1] if len(first) >= len(second) else [*second[:-2], first[-2]]
     return [*lead, second[-2] if turned else second[-1]]
 
 
-def _looked_up(node: ir.Node) -> Dims | None:
-    table, ids = dims_of(node.inputs[0]), dims_of(node.inputs[1])
+def _looked_up(node: ir.Node, known: Known) -> Dims | None:
+    table, ids = known(node.inputs[0]), known(node.inputs[1])
     if table is None or ids is None or node.attributes.get_int("axis", 0) != 0:
         return None
     return [*ids, *table[1:]]
@@ -108,7 +134,7 @@ def _asked(shape: ir.Value | None) -> Dims | None:
     return parts
 
 
-_COMPUTED: dict[str, Callable[[ir.Node], Dims | None]] = {
+_COMPUTED: dict[str, Compute] = {
     **dict.fromkeys(("Cast", "Identity", "LayerNormalization", "Relu", "Softmax"), _same),
     **dict.fromkeys(("Add", "Div", "Mul", "Sub"), _elementwise),
     **dict.fromkeys(("Gemm", "MatMul"), _product),

@@ -107,7 +107,8 @@ def find_sites(model: ir.Model, *, cache: bool = False) -> tuple[list[Site], lis
             sites.append(site)
         except Refusal as refusal:
             seen.add(activation)
-            units = [read[one.node] for one in activation.uses() if one.node in read]
+            found = [read[one.node] for one in activation.uses() if one.node in read]
+            units = [unit for unit in found if not unit.reason]
             closed.append(Closed(activation, tuple(units), str(refusal)))
     return sites, closed
 

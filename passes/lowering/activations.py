@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import BlockId, Feeds, annotate, note_of
+from ...ir.units import stored_tensor
 from ..machinery.base import PassContext
 from ..numerics.activation_grid import Grid
 from ..numerics.histogram import Histogram
@@ -26,7 +27,13 @@ def observe(
     """
     seen = {value: Histogram() for value in values}
     given = {str(value.name): value for value in values if value.is_graph_input()}
-    computed = [value for value in values if not value.is_graph_input()]
+    computed = []
+    for value in values:
+        fixed = stored_tensor(value)
+        if fixed is not None:
+            seen[value].add(fixed.numpy())
+        elif not value.is_graph_input():
+            computed.append(value)
     with context.runner.session(exposing(model, computed)) as session:
         for feed in context.progress.track(feeds, len(feeds), "observing activations"):
             for name, value in given.items():

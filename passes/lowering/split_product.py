@@ -125,4 +125,26 @@ class KeptOutliers:
         terms = node("terms", "Mul", [seen, emit_wide("values", values, dtype, self._emit)])
         places = node("rows", "Expand", [rows, node("dims", "Shape", [terms])])
         inputs = [product, places, terms]
+        if dtype == ir.DataType.FLOAT16:  # which ONNX Runtime's CPU cannot scatter
+            return self._scattered_wide(inputs, emit)
         return node("sum", "ScatterElements", inputs, axis=-1, reduction="add")
+
+    def _scattered_wide(self, inputs: Sequence[ir.Value], emit: Emitter) -> ir.Value:
+        """Emits the sum of halves in float32."""
+        product, places, terms = inputs
+
+        def cast(name: str, value: ir.Value, to: ir.DataType) -> ir.Value:
+            given = {"to": int(to)}
+            name = f"entries/{name}"
+            return emit.node("outliers", name, "Cast", [value], given, dtype=to)
+
+        wide = ir.DataType.FLOAT
+        total = emit.node(
+            "outliers",
+            "entries/sum",
+            "ScatterElements",
+            [cast("product", product, wide), places, cast("terms/wide", terms, wide)],
+            {"axis": -1, "reduction": "add"},
+            dtype=wide,
+        )
+        return cast("narrow", total, ir.DataType.FLOAT16)

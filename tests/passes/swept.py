@@ -84,12 +84,15 @@ def sentences(count: int = 6, length: int = 24, seed: int = 0) -> Calibration:
     return Calibration(feeds, "noise", f"sentences-{count}-{length}-{seed}", "ids")
 
 
-def vectors(count: int = 6, length: int = 40, seed: int = 0) -> Calibration:
+def vectors(
+    count: int = 6, length: int = 40, seed: int = 0, dtype: type = np.float32
+) -> Calibration:
     rng = np.random.default_rng(seed)
     feeds: list[Feeds] = [
-        {"x": rng.standard_normal((length, 64)).astype(np.float32)} for _ in range(count)
+        {"x": rng.standard_normal((length, 64)).astype(dtype)} for _ in range(count)
     ]
-    return Calibration(feeds, "noise", f"vectors-{count}-{length}-{seed}")
+    key = f"vectors-{count}-{length}-{seed}-{dtype.__name__}"
+    return Calibration(feeds, "noise", key)
 
 
 def context(folder: Path, calibration: Calibration, *, seed: int = 0) -> PassContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.machinery.spec import parse_passes
 
 from .rounded import noise, parse
-from .swept import CALIBRATE, context, language, run, sentences, vectors
+from .swept import CALIBRATE, TABLE, context, language, run, sentences, vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 READY = f"{CALIBRATE},annotate-sensitivity{{groups=[32, 64]}}"
@@ -278,3 +279,14 @@ def test_unknown_granularity() -> None:
     with pytest.raises(UsageError) as caught:
         parse_passes("allocate-bits{budget=4.0, granularity=rows}")
     assert "row" in caught.value.hint
+
+
+def test_uniform_means_the_same_width_where_units_offer_others(tmp_path: Path) -> None:
+    """A table that can be looked up at 4 and 8 bits only made all products 2 bits wide."""
+    table = dataclasses.replace(TABLE, lookup_bits=(4, 8))
+    work = dataclasses.replace(context(tmp_path, sentences()), capabilities=table)
+    model = language()
+    allocate = "annotate-sensitivity,allocate-bits{budget=5.0, method=uniform}"
+    run(f"{CALIBRATE},{allocate}", model, work)
+    notes = [need_note(unit.anchor, BitAllocation) for unit in quantizable(model)]
+    assert {Option.parse(one).bits for note in notes for one in note.options} == {4}

@@ -248,3 +248,20 @@ def test_heads_that_mix_are_refused_with_a_reason(tmp_path: Path) -> None:
     reshape.replace_input_with(0, double.outputs[0])
     with pytest.raises(UsageError, match="channels of its values are mixed with one another"):
         run(LOOKED, model, context(tmp_path, sentences(2, 12)))
+
+
+@pytest.mark.parametrize("metric", ["trace", "fisher"])
+def test_losses_are_not_those_that_another_pipeline_found(metric: str, tmp_path: Path) -> None:
+    """Both read one cache, whose key did not tell whether heads had been looked at."""
+    judge = f"annotate-sensitivity{{metric={metric}}}"
+
+    def losses(folder: str, passes: str) -> dict[str, np.ndarray]:
+        work = context(tmp_path / folder, sentences(count=4))
+        model = run(passes, language(), work)
+        return {u.name: work.arrays.get(f"{u.name}/loss") for u in quantizable(model)}
+
+    losses("shared", f"{CALIBRATE},{judge}")
+    shared = losses("shared", f"{LOOKED},{judge}")
+    fresh = losses("fresh", f"{LOOKED},{judge}")
+    for name, loss in fresh.items():
+        np.testing.assert_array_equal(shared[name], loss)

@@ -147,3 +147,37 @@ def test_a_weight_that_stays_in_float_is_named() -> None:
     body = f"{_PRODUCTS} s = MatMul(q, t) a = Softmax(s) o = MatMul(a, v) z = MatMul(wq, wk)"
     model = parse(_OPEN + body + " " + _TAIL, weights())
     assert "'wq' stays in float" in reason(model)
+
+
+@pytest.mark.parametrize(
+    ("operator", "why"),
+    [
+        ("o = com.microsoft.MultiHeadAttention <num_heads = 0> (q, k, v)", "num_heads"),
+        ("o = com.microsoft.MultiHeadAttention (q, k, v)", "num_heads"),
+        ("o = Attention <q_num_heads = -4, kv_num_heads = -4> (q, k, v)", "how many heads"),
+    ],
+)
+def test_heads_that_make_no_sense_are_no_match(operator: str, why: str) -> None:
+    assert why in reason(fused(operator))
+
+
+def test_a_long_way_to_the_size_of_heads() -> None:
+    """The stack of Python is shorter than a chain of Casts may be."""
+    model = decomposed()
+    node = next(one for one in model.graph if one.op_type == "Softmax")
+    scores = node.inputs[0]
+    assert scores is not None
+    product = next(one for one in model.graph if len(one.inputs) == 2 and _is_scores(one))
+    source = product.inputs[0]
+    assert source is not None
+    for at in range(1500):
+        cast = ir.node("Cast", [source], {"to": 1}, name=f"cast{at}")
+        cast.outputs[0].name = f"cast{at}"
+        model.graph.insert_before(product, cast)
+        source = cast.outputs[0]
+    product.replace_input_with(0, source)
+    assert only(model).heads == 4
+
+
+def _is_scores(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and all(value.producer() for value in node.inputs if value)

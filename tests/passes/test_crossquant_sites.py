@@ -178,3 +178,45 @@ def test_what_stands_in_the_way_is_told(text: str, why: str) -> None:
     model = parse(header + INPUT + text, weights("first", "second") | {"gain": noise(64)})
     _, closed = find_sites(model)
     assert any(re.search(why, one.why) for one in closed), [one.why for one in closed]
+
+
+def deep(layers: int) -> ir.Model:
+    """Gated layers on a residual stream, without a shape between input and output."""
+    lines, given, last = [], {}, "x"
+    for at in range(layers):
+        lines += [
+            f"g{at} = MatMul({last}, wg{at})",
+            f"s{at} = Sigmoid(g{at})",
+            f"a{at} = Mul(g{at}, s{at})",
+            f"u{at} = MatMul({last}, wu{at})",
+            f"m{at} = Mul(a{at}, u{at})",
+            f"d{at} = MatMul(m{at}, wd{at})",
+            f"r{at} = Add({last}, d{at})",
+        ]
+        given |= weights(f"wg{at}", f"wu{at}", f"wd{at}")
+        last = f"r{at}"
+    return built("{ " + "\n".join(lines) + f" y = Identity({last}) }}", given)
+
+
+@pytest.mark.timeout(60)
+def test_shapes_of_a_deep_graph_take_no_time() -> None:
+    """Every branch was followed once more in every layer: 24 layers never ended."""
+    sites, _ = find_sites(deep(60))
+    assert {site.name for site in sites} == {f"m{at}" for at in range(60)}
+
+
+def test_a_closed_activation_names_no_unit_that_is_not_quantized() -> None:
+    """One weight is read as it is and transposed, so nothing was calibrated for it."""
+    model = built(
+        """{ a = Gelu <approximate = "none"> (x)
+             b = MatMul(a, w)
+             c = MatMul(a, both)
+             turned = Transpose <perm = [1, 0]> (both)
+             d = MatMul(c, turned)
+             y = Add(b, d) }""",
+        weights("w", "both"),
+    )
+    model.graph.opset_imports[""] = 20
+    _, closed = find_sites(model)
+    assert closed
+    assert not any(unit.reason for one in closed for unit in one.units)

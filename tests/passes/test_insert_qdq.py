@@ -264,3 +264,19 @@ def test_a_row_that_no_group_divides_stays_in_float_and_says_why(tmp_path: Path)
     InsertQdq().run(model, context)
     assert "whole groups" in context.report["insert-qdq"]["skipped"]["W"]
     assert Counter(node.op_type for node in model.graph) == {"MatMul": 1}
+
+
+def test_learned_queries_are_quantized_too(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[m, 4] B) => (float[m, 96] Y)
+        { L = MatMul(A, W)
+           Y = MatMul(B, L) }"""
+    given = {"W": noise(COLUMNS, 96), "A": noise(4, COLUMNS, seed=1)}
+    feeds = {"B": noise(5, 4, seed=2)}
+    step = InsertQdq(activations="uint8")
+    lowered, _ = lower(parse(text, given), [f"8g{COLUMNS}"], tmp_path, step, [feeds])
+    found, exact = (
+        run(lowered, feeds, "onnxruntime"),
+        run(parse(text, given), feeds, "onnxruntime"),
+    )
+    assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from mpqc.backend.onnxruntime import open_session
+from mpqc.backend.onnxruntime import load, open_session
 from mpqc.ir import (
     Budgeted,
     ChannelAllocation,
+    InfeasibleBudget,
     LeftInFloat,
     UsageError,
     find_units,
@@ -25,7 +27,8 @@ from mpqc.ir import (
 from mpqc.ir.storage import stored
 from mpqc.passes.machinery.base import PassContext
 
-from .swept import CALIBRATE, context, language, language_weights, run, sentences
+from .rounded import noise, parse
+from .swept import CALIBRATE, context, language, language_weights, run, sentences, vectors
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort]
 BOTH = (
@@ -187,3 +190,53 @@ def test_old_operators_cannot_scatter(work: PassContext) -> None:
     assert set(skipped) == set(language_weights()) - {"table"}
     assert "opset 16 has" in skipped["up"]
     assert sum(note_of(node, LeftInFloat) is not None for node in model.graph) == 5
+
+
+def test_halves_are_scattered_in_a_type_that_runtimes_scatter(folder: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+        g (float16[n, 64] x) => (float16[n, 64] y) { y = MatMul(x, w) }"""
+    work = context(folder, vectors(dtype=np.float16))
+    model = parse(text, {"w": (noise(64, 64) / 8).astype(np.float16)})
+    allocate = "allocate-channels{bits=4, levels=even},quantize-channels,lower-channels"
+    run(f"{CALIBRATE}{BOTH},{allocate}", model, work)
+    with open_session(model, threads=1) as session:
+        (found,) = session.run({"x": noise(5, 64, seed=3).astype(np.float16)}).values()
+    assert found.dtype == np.float16
+    assert np.isfinite(found).all()
+
+
+def test_outliers_are_split_before_channels_get_widths(work: PassContext) -> None:
+    allocate = "allocate-channels{bits=4, levels=even}"
+    with pytest.raises(UsageError, match="have their widths already"):
+        run(
+            f"{CALIBRATE},{allocate},split-outliers{{by=activation, share=0.1}}",
+            language(),
+            work,
+        )
+
+
+def test_a_single_channel_is_no_outlier(folder: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+        g (float[n, 64] x) => (float[n, 4096] y)
+        { a = MatMul(x, w)
+          b = ReduceMean <axes = [1], keepdims = 1> (a)
+          y = MatMul(b, wide) }"""
+    work = context(folder, vectors())
+    model = parse(text, {"w": noise(64, 80), "wide": noise(1, 4096, seed=1)})
+    run(f"{CALIBRATE},split-outliers{{by=activation, share=0.03}}", model, work)
+    assert "single input channel" in str(work.report["split-outliers"])
+
+
+def test_nothing_to_allocate_is_an_error(folder: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+        g (float[n, 64] x) => (float[n, 16] y) { y = MatMul(x, w) }"""
+    work = context(folder, vectors())
+    model = parse(text, {"w": noise(64, 16)})
+    with pytest.raises(InfeasibleBudget, match="nothing in this model"):
+        run(f"{CALIBRATE},allocate-channels{{budget=4.0, levels=even}}", model, work)
+
+
+def test_standard_onnx_has_no_kernels_for_grids(folder: Path) -> None:
+    work = replace(context(folder, sentences(count=4)), capabilities=load("qdq"))
+    with pytest.raises(UsageError, match="no kernels for grid8 levels"):
+        run(f"{CALIBRATE},allocate-channels{{bits=4, levels=grid8}}", language(), work)

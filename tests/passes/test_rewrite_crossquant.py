@@ -389,3 +389,33 @@ def test_search_needs_samples(tmp_path: Path) -> None:
         run(f"{CROSS}{{alpha=search}}", model, work)
     run(f"{CROSS}{{alpha=0.15}}", model, work)
     np.testing.assert_allclose(logits(model), logits(outlier_model()), rtol=1e-4, atol=2e-5)
+
+
+LEARNED = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[n, 64] x) => (float[n, 64] y)
+    { a = MatMul(x, w)
+      q = MatMul(latents, v)
+      s = ReduceMean <keepdims = 1> (q)
+      b = Mul(a, s)
+      y = MatMul(b, u) }"""
+
+
+@pytest.mark.parametrize("mode", ["mode=fold, alpha=search", "mode=emulate", "mode=dynamic"])
+def test_learned_queries_are_activations_too(mode: str, tmp_path: Path) -> None:
+    """What a product multiplies may be a constant, which no run of the model hands out."""
+    given = {"w": noise(64, 64) / 8, "v": noise(64, 64, seed=1) / 8}
+    given |= {"u": noise(64, 64, seed=2) / 8, "latents": noise(16, 64, seed=3)}
+    work = context(tmp_path, vectors())
+    model = run(f"{CALIBRATE},{CROSS}{{{mode}}}", parse(LEARNED, given), work)
+    with open_session(model, threads=1) as session:
+        assert np.isfinite(session.run({"x": noise(5, 64, seed=4)})["y"]).all()
+
+
+@pytest.mark.parametrize("mode", ["emulate", "dynamic"])
+def test_an_opset_without_round_is_told(mode: str, tmp_path: Path) -> None:
+    model = outlier_model()
+    work = context(tmp_path, sentences())
+    run(CALIBRATE, model, work)
+    model.graph.opset_imports[""] = 10
+    with pytest.raises(InputError, match="has no Round"):
+        run(f"{CROSS}{{mode={mode}}}", model, work)

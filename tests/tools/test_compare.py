@@ -393,3 +393,10 @@ def test_colors_differ_enough_from_the_paper() -> None:
 
     assert min(contrast(one, "#ffffff") for one in chart._LIGHT) > 3
     assert min(contrast(one, "#0d1117") for one in chart._DARK) > 4.5
+
+
+def test_what_is_no_number_is_not_drawn() -> None:
+    """A resumed comparison drew it again and again, and never came to an end."""
+    point = {"method": "a", "status": "measured", "bits": 3.0, "kl": 0.5}
+    root = ET.fromstring(draw([point, {**point, "bits": 2.0, "kl": None}]))
+    assert "a" in "".join(root.itertext())

@@ -15,8 +15,9 @@ import pytest
 import mpqc
 from mpqc.backend.onnxruntime import optimized_ops
 from mpqc.ir import InfeasibleBudget, UsageError
+from mpqc.passes.numerics.divergence import kl_divergence
 from mpqc.tools.cli import main
-from mpqc.tools.evaluate import evaluate
+from mpqc.tools.evaluate import _Tally, evaluate
 from mpqc.tools.inspection import inspect_file
 from mpqc.tools.resume import opt
 
@@ -288,3 +289,48 @@ def test_the_report_runs_nothing(tmp_path: Path) -> None:
     assert not tags.tags & {"script", "img", "link", "iframe", "object"}
     assert "&lt;script&gt;" in page
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def old_vector_model(path: Path, opset: int) -> Path:
+    model = onnx.load(vector_model(path))
+    model.opset_import[0].version = opset
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("preset", ["cmpq", "cmpq-grid", "cmpq-even"])
+def test_older_operators_do_not_cost_the_budget(preset: str, tmp_path: Path) -> None:
+    """Opset 14 cannot add single outliers: all weights stayed in float, and nobody minded."""
+    model = old_vector_model(tmp_path / "model.onnx", 14)
+    budget: dict[str, Any] = {"file_budget": 6.0} if preset != "cmpq-even" else {"budget": 6.0}
+    result = mpqc.compile(
+        model, **budget, preset=preset, output=tmp_path / "out", random_calibration=True, **FEW
+    )
+    assert result.got <= 6.0
+
+
+def test_a_result_beyond_its_budget_is_refused(tmp_path: Path) -> None:
+    model = old_vector_model(tmp_path / "model.onnx", 10)
+    passes = (
+        "normalize,partition-blocks,calibrate,allocate-channels{budget=6.0},"
+        "quantize-channels,lower-channels"
+    )
+    with pytest.raises(InfeasibleBudget, match=r"takes 32\.0.*opset 10 has no"):
+        mpqc.compile(
+            model,
+            file_budget=6.0,
+            passes=passes,
+            output=tmp_path / "out",
+            random_calibration=True,
+            **FEW,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_that_a_model_rules_out_weigh_nothing() -> None:
+    tally = _Tally()
+    wanted = np.array([[1.0, 2.0, -np.inf], [0.0, 0.0, 0.0]])
+    found = np.array([[1.1, 2.0, -np.inf], [0.0, 0.0, 0.0]])
+    tally.add_logits(wanted[None], found[None], np.zeros((1, 2), int))
+    expected = kl_divergence(wanted[:1], found[:1])
+    assert tally.facts()["kl"] == pytest.approx(float(expected[0]))

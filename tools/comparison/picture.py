@@ -18,5 +18,6 @@ def draw(points: Sequence[dict[str, Any]]) -> str:
     series: dict[str, list[Place]] = {}
     for one in measured:
         name = f"{one['method']}, file budget" if one.get("file") else one["method"]
-        series.setdefault(name, []).append((one["bits"], one.get(key, 0.0)))
+        if one.get(key) is not None:  # not a number in JSON: nothing to draw
+            series.setdefault(name, []).append((one["bits"], one[key]))
     return Chart("stored bits per weight", title, joined=tuple(series)).draw(series)
