@@ -158,10 +158,8 @@ class _Folding:
             factors = torch.from_numpy(by_class(chosen.factors, each.classes))
             for at, variance in before[each.unit.name].items():
                 x = part[each.unit.uses[at].activation]
-                ratio = _ratio(x, factors)
-                replace_moved(
-                    each.unit, self.context.arrays, at, "activation", variance * ratio
-                )
+                measured = _variance_after(x, factors, variance)
+                replace_moved(each.unit, self.context.arrays, at, "activation", measured)
 
     def _fold(self, site: Site, chosen: Scales, found: _Found) -> None:
         units = consumed(site)
@@ -222,11 +220,18 @@ def _variances(unit: Unit, arrays: ArrayStore) -> dict[int, np.ndarray]:
     }
 
 
-def _ratio(x: torch.Tensor, factors: torch.Tensor) -> np.ndarray:
-    """Returns how the variance of rounding grows when the columns of ``x`` are divided."""
+def _variance_after(x: torch.Tensor, factors: torch.Tensor, before: np.ndarray) -> np.ndarray:
+    """Returns what rounding does to the columns of ``x`` once they are divided.
+
+    Args:
+        x: Some tokens x columns.
+        factors: By what the columns are divided.
+        before: What calibration found on all tokens, with their weights: group sizes x columns.
+    """
     even = torch.ones(len(x))
-    after, before = rounding_variance(x / factors, even), rounding_variance(x, even)
-    return (after / before.clamp_min(1e-30)).numpy()
+    here, after = rounding_variance(x, even), rounding_variance(x / factors, even)
+    level = torch.from_numpy(before).mean(dim=1) / here.mean(dim=1).clamp_min(1e-30)
+    return (after * level[:, None]).numpy()
 
 
 def emulate_all(

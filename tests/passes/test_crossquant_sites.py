@@ -182,7 +182,9 @@ def test_what_stands_in_the_way_is_told(text: str, why: str) -> None:
 
 def deep(layers: int) -> ir.Model:
     """Gated layers on a residual stream, without a shape between input and output."""
-    lines, given, last = [], {}, "x"
+    lines: list[str] = []
+    given: Weights = {}
+    last = "x"
     for at in range(layers):
         lines += [
             f"g{at} = MatMul({last}, wg{at})",

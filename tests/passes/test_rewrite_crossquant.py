@@ -132,7 +132,9 @@ def test_the_stats_hold_for_the_rewritten_graph(tmp_path: Path) -> None:
         unit = next(one for one in quantizable(model) if one.name == name)
         anew = read_moved(unit, work.arrays, 0, what)
         if what == "activation":  # weighed by token, and only measured on some of them
-            assert 0.5 < array.mean() / anew.mean() < 2
+            ratios = array / np.maximum(anew, 0.01 * anew.mean(axis=1, keepdims=True))
+            assert 0.5 < np.median(ratios) < 2
+            assert ratios.max() < 20
         elif what != "hessian" or name not in divided:
             tolerance = 0.02 * float(np.abs(anew).max())
             np.testing.assert_allclose(array, anew, rtol=0.02, atol=tolerance)
