@@ -2,7 +2,8 @@
 
 At the price that a byte has where the budget is met, every row takes the option of least
 ``loss + price * bytes``. A unit that keeps channels has smaller losses and more bytes; it does
-so if the sum over its rows is clearly smaller.
+so if the sum over its rows is clearly smaller. What is kept leaves fewer bytes for the rows,
+which makes them dearer, so the price is raised until both agree.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..numerics import knapsack
 from .decision import Candidate
 
 _CLEAR = 0.99  # every unit that keeps channels is one more product at run time
+_STEP = 1.25  # by which the price rises
 
 
 def with_kept(
@@ -34,9 +36,14 @@ def with_kept(
     if not any(offered.values()):
         return list(candidates)
     price = knapsack.price([one.item for one in candidates], budget)
-    if price is None:
-        return list(candidates)
-    return [_best(one, offered[one.unit.name], price) for one in candidates]
+    while price is not None:
+        chosen = [_best(one, offered[one.unit.name], price) for one in candidates]
+        left = budget - sum(kept_bytes(one.unit, one.kept) for one in chosen)
+        found = knapsack.price([one.item for one in chosen], left)
+        if (found is not None and found <= price) or not any(one.kept for one in chosen):
+            return chosen
+        price *= _STEP
+    return list(candidates)
 
 
 def _losses(candidate: Candidate, arrays: ArrayStore) -> dict[int, np.ndarray]:

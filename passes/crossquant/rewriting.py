@@ -226,7 +226,7 @@ def _variance_after(x: torch.Tensor, factors: torch.Tensor, before: np.ndarray) 
     Args:
         x: Some tokens x columns.
         factors: By what the columns are divided.
-        before: What calibration found on all tokens, with their weights: group sizes x columns.
+        before: What calibration found on all tokens, weighted: group sizes x columns.
     """
     even = torch.ones(len(x))
     here, after = rounding_variance(x, even), rounding_variance(x / factors, even)
