@@ -154,6 +154,9 @@ class AllocateBits(Pass):
         self._check(used + offered, kept, weights)
         for candidate in candidates:
             _annotate_kept(candidate, context)
+        kept_by = {one.unit.name: one.kept for one in candidates if one.kept}
+        if kept_by:
+            context.report[self.name] = {"kept": kept_by}
         for decision in decisions:
             _annotate(decision, context)
         taken = [option for unit in chosen for option, _ in _taken(unit)]

@@ -112,6 +112,7 @@ def test_loud_channels_are_kept_inside_the_budget(tmp_path: Path) -> None:
     units = {unit.name: unit for unit in quantizable(model)}
     assert need_note(units["first"].anchor, OutlierColumns).columns == len(LOUD)
     assert tuple(kept_columns(units["first"], work.arrays)) == LOUD
+    assert work.report["allocate-bits"]["kept"] == {"first": len(LOUD)}
     assert note_of(units["second"].anchor, OutlierColumns) is None
     Pipeline.parse("fold-permutations,quantize-weights").run(model, work)
     simulated = ir.from_proto(ir.to_proto(model))
