@@ -53,8 +53,6 @@ class AnnotateSensitivity(Pass):
 
     - ``fisher``: every unit is rounded with GPTQ at every width, and the error ``d`` of each
       row goes through the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
-      Kernels that round activations to int8 do it in groups of the weights' size, and add
-      ``1/2 g_n sum_k w_nk^2 v_k`` with the mean square ``v`` of that error.
     - ``kl``: the prediction of a whole unit is replaced by the divergence measured in the
       model when this unit alone is stored so; its rows keep their shares.
     - ``trace``: ``1/2 g_n tr(H) / columns |d|^2``, the average Hessian trace of HAWQ-V2.

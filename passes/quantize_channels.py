@@ -31,7 +31,6 @@ from .numerics import channel_rounding as numerics
 from .numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
 from .sensitivity.predicted import settle
 from .sensitivity.quadratic import Quadratic
-from .sweeps.moments import ACTIVATION_GROUPS
 
 ROUNDINGS = ("nearest", "gptq")
 IMPORTANCE = ("even", "fisher")
@@ -186,6 +185,4 @@ def _kernel_loss(
         return 0.0
     widths = note.bits if note.levels == "even" else (_GRID_BITS[note.levels],)
     rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
-    # One scale for a row of a grid leaves the kernel its largest groups.
-    group = note.group or max(ACTIVATION_GROUPS)
-    return float(quadratic.kernel_loss(weight, group).sum()) if rounds else 0.0
+    return quadratic.kernel_loss(weight) if rounds else 0.0

@@ -148,15 +148,13 @@ class QuantizeWeights(Pass):
         left = quadratic.hidden(weight)
         order = _order(unit, context)
         stored = torch.empty_like(weight)
-        kernels, start = 0.0, 0
+        start = 0
         for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
             option, rows = Option.parse(text), order[start : start + count]
             start += count
             if option.is_half:
                 stored[rows] = as_half(weight[rows])
                 continue
-            if context.capabilities.rounds_activations(option.kernel_bits):
-                kernels += float(quadratic.kernel_loss(weight, option.group)[rows].sum())
             rounded = round_parts(left, rows, parts, partial(self._round, option))
             stored[rows] = rounded.dequantize(option.group)
             context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
@@ -171,7 +169,7 @@ class QuantizeWeights(Pass):
         if not _is_half(unit):
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.anchor, spec)
-        return loss, kernels
+        return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round(self, option: Option, weight: torch.Tensor, factor: Factor) -> Rounded:
         bits, group = option.bits, option.group
@@ -208,3 +206,12 @@ def _order(unit: Unit, context: PassContext) -> torch.Tensor:
     if name in context.arrays:
         return torch.from_numpy(np.array(context.arrays.get(name), dtype=np.int64))
     return torch.arange(unit.shape[0])
+
+
+def _kernel_loss(
+    note: BitAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
+) -> float:
+    """Returns what the kernels' own rounding of activations costs, where they round."""
+    widths = [Option.parse(text).kernel_bits for text in note.options]
+    rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
+    return quadratic.kernel_loss(weight) if rounds else 0.0

@@ -158,8 +158,10 @@ class _Folding:
             factors = torch.from_numpy(by_class(chosen.factors, each.classes))
             for at, variance in before[each.unit.name].items():
                 x = part[each.unit.uses[at].activation]
-                measured = _variance_after(x, factors, variance)
-                replace_moved(each.unit, self.context.arrays, at, "activation", measured)
+                ratio = _ratio(x, factors)
+                replace_moved(
+                    each.unit, self.context.arrays, at, "activation", variance * ratio
+                )
 
     def _fold(self, site: Site, chosen: Scales, found: _Found) -> None:
         units = consumed(site)
@@ -220,18 +222,11 @@ def _variances(unit: Unit, arrays: ArrayStore) -> dict[int, np.ndarray]:
     }
 
 
-def _variance_after(x: torch.Tensor, factors: torch.Tensor, before: np.ndarray) -> np.ndarray:
-    """Returns what rounding does to the columns of ``x`` once they are divided.
-
-    Args:
-        x: Some tokens x columns.
-        factors: By what the columns are divided.
-        before: What calibration found on all tokens, weighted: group sizes x columns.
-    """
+def _ratio(x: torch.Tensor, factors: torch.Tensor) -> np.ndarray:
+    """Returns how the variance of rounding grows when the columns of ``x`` are divided."""
     even = torch.ones(len(x))
-    here, after = rounding_variance(x, even), rounding_variance(x / factors, even)
-    level = torch.from_numpy(before).mean(dim=1) / here.mean(dim=1).clamp_min(1e-30)
-    return (after * level[:, None]).numpy()
+    after, before = rounding_variance(x / factors, even), rounding_variance(x, even)
+    return (after / before.clamp_min(1e-30)).numpy()
 
 
 def emulate_all(

@@ -33,6 +33,7 @@ from ..numerics.activations import (
 from ..numerics.rounding import LOSSLESS_BITS, nearest
 from ..rewriting.moved import read_moved
 from ..sensitivity.quadratic import Quadratic
+from ..sweeps.moments import ACTIVATION_BLOCK
 from .folding import by_class, consumed
 from .sites import Site
 
@@ -48,8 +49,8 @@ class Deployed:
     Attributes:
         bits: Width of the weights' codes.
         group: Columns of a weight that share a scale; 0 stands for whole rows.
-        activations: What shares a scale of 8 bits: each ``token``, each such ``group`` of
-            columns of it, the ``tensor``; or ``none``, when they are not rounded.
+        activations: What shares a scale of 8 bits: each ``token``, each ``group`` of columns
+            of a token, the ``tensor``; or ``none``, when they are not rounded.
         exact: Whether only powers of two may be factors.
     """
 
@@ -64,7 +65,7 @@ class Deployed:
             return None
         if self.activations == "tensor":
             return tensor_steps(x)
-        return block_steps(x, self.group if self.activations == "group" else 0)
+        return block_steps(x, ACTIVATION_BLOCK if self.activations == "group" else 0)
 
 
 @dataclass(frozen=True)

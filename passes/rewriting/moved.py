@@ -20,7 +20,7 @@ from ...ir import ArrayStore, Unit
 
 _CHANGES = ("rows-from", "columns-from", "rows-by", "columns-by")
 # By array of a term: the axis that it follows, and the power of the weights' growth by which
-# it shrinks. A Hessian follows it on its last two axes, others on their last.
+# it shrinks. A Hessian follows it on its last two axes.
 _FOLLOWS = {
     "rows": ("rows", 2),
     "owners": ("rows", 0),
@@ -117,7 +117,7 @@ def read_moved(unit: Unit, arrays: ArrayStore, term: int, what: str) -> np.ndarr
     square = what in _SQUARES
     if f"{unit.name}/{axis}-from" in arrays:
         order = arrays.get(f"{unit.name}/{axis}-from")
-        array = array[..., order[:, None], order] if square else array[..., order]
+        array = array[..., order[:, None], order] if square else array[order]
     if power and f"{unit.name}/{axis}-by" in arrays:
         shrink = (1 / arrays.get(f"{unit.name}/{axis}-by")) ** power
         array *= np.outer(shrink, shrink) if square else shrink
@@ -142,5 +142,5 @@ def replace_moved(
         kept *= arrays.get(f"{unit.name}/{axis}-by") ** power
     if f"{unit.name}/{axis}-from" in arrays:
         order = arrays.get(f"{unit.name}/{axis}-from")
-        kept[..., order] = kept.copy()
+        kept[order] = kept.copy()
     arrays.put(f"{unit.name}/{term}/{what}", kept)

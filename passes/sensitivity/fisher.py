@@ -15,11 +15,11 @@ from .quadratic import Quadratic
 
 
 def judge(asked: Asked) -> dict[str, Judgement]:
-    """Predicts the divergence of every row, and what its kernel adds to it."""
+    """Predicts the divergence of every row."""
 
     def of(unit: Unit) -> Judgement:
         quadratic = Quadratic.of(unit, asked.context.arrays)
-        loss = _loss(unit, quadratic, asked) + kernel_loss(unit, quadratic, asked)
+        loss = _loss(unit, quadratic, asked)
         return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
 
     found = for_each(of, asked.units, asked.context.progress, "trying every width")
@@ -36,28 +36,13 @@ def losses(asked: Asked) -> dict[str, np.ndarray]:
     return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
 
 
-def kernel_loss(unit: Unit, quadratic: Quadratic, asked: Asked) -> np.ndarray:
-    """Returns what kernels that round activations lose: rows x options, nats per token."""
-    weight, table = torch.from_numpy(unit.matrix()), asked.context.capabilities
-    columns = [
-        quadratic.kernel_loss(weight, option.group)
-        if table.rounds_activations(option.kernel_bits)
-        else torch.zeros(len(weight))
-        for option in asked.options[unit.name]
-    ]
-    return torch.stack(columns, dim=1).numpy()
-
-
 def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:
     """Returns what keeping channels would change, where that can be done and was asked for."""
     counts = asked.settings.keep
     if not counts or not can_keep(unit, asked.context.capabilities):
         return None
     ranked = ranked_columns(unit, quadratic)[: counts[-1]]
-    found = {}
-    for count in counts:
-        kept = quadratic.keeping(ranked[:count])
-        found[count] = _loss(unit, kept, asked) + kernel_loss(unit, kept, asked)
+    found = {n: _loss(unit, quadratic.keeping(ranked[:n]), asked) for n in counts}
     return Keeping(ranked, found)
 
 

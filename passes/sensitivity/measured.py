@@ -22,15 +22,11 @@ _SAMPLES = 2  # when nobody says how many
 def judge(asked: Asked) -> dict[str, Judgement]:
     """Measures the totals of units; the shares of their rows are predicted.
 
-    Units that ``units`` leaves out keep their prediction. What kernels add by rounding
-    activations, which torch does not, is predicted for all.
+    Units that ``units`` leaves out keep their prediction.
     """
     found = fisher.losses(asked)
     for name, totals in _totals(asked).items():
         found[name] *= totals / np.maximum(found[name].sum(axis=0), 1e-30)
-    for unit in asked.units:
-        quadratic = Quadratic.of(unit, asked.context.arrays)
-        found[unit.name] += fisher.kernel_loss(unit, quadratic, asked)
     return {
         unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,6 @@ from ..numerics.kept_columns import KeptColumns
 from ..numerics.rounding import Factor, factorize, row_errors
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..rewriting.moved import read_moved
-from ..sweeps.moments import ACTIVATION_GROUPS
 
 # Measured on held-out Hessians: 0.01 fits the calibration text, and not the next one.
 DAMPING = 0.1
@@ -35,8 +33,7 @@ class Quadratic:
     Attributes:
         rows: One vector for each term.
         hessians: One matrix for each term, or a vector where it is diagonal.
-        activation: For each product term the variance of the kernel's activation rounding by
-            column, under each of ``ACTIVATION_GROUPS``.
+        activation: For each product term the variance of the kernel's activation rounding.
         local: For each term what to round against instead of its Hessian; empty for none.
         kept: Columns that are not rounded; None for none.
     """
@@ -154,19 +151,12 @@ class Quadratic:
             total += 0.5 * rows * row_errors(exact, stored, hessian)
         return total
 
-    def kernel_loss(self, exact: torch.Tensor, group: int) -> torch.Tensor:
-        """Returns, by row, what kernels lose that round activations to int8.
-
-        Args:
-            exact: Rows x columns; what is kept of it is not multiplied by them.
-            group: Columns of a token that share a scale; of those between two sizes that
-                calibration looked at, the smaller counts.
-        """
-        at = max(bisect_right(ACTIVATION_GROUPS, group) - 1, 0)
-        total, weights = torch.zeros(len(exact)), self.hidden(exact).square()
+    def kernel_loss(self, exact: torch.Tensor) -> float:
+        """Returns what rounding the activations to int8 costs, which no option changes."""
+        total, weights = 0.0, self.hidden(exact).square()
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
-                total += 0.5 * rows * (weights @ variance[at])
+                total += float((0.5 * rows * (weights @ variance)).sum())
         return total
 
 

@@ -28,12 +28,10 @@ import torch
 
 from ...ir import Unit
 from ...ir.array_file import ArrayFile
-from ..numerics.activations import block_steps, rounded
 from .token_file import TokenFile
 
 WEIGHT_RANGE = (0.05, 4.0)
-# Kernels that round activations to int8 have one scale for a group of columns, as the weights.
-ACTIVATION_GROUPS = (32, 64, 128)
+ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
 UNSEEN = 0.1  # share of the probability that goes to rows that calibration did not see
 
 
@@ -50,7 +48,7 @@ class UnitMoments:
             yield self.name(at, "rows"), (rows,)
             if use.kind != "conv":
                 yield self.name(at, "hessian"), (columns, columns)
-                yield self.name(at, "activation"), (len(ACTIVATION_GROUPS), columns)
+                yield self.name(at, "activation"), (columns,)
             if use.kind == "product":
                 yield self.name(at, "low"), (columns,)
                 yield self.name(at, "high"), (columns,)
@@ -185,17 +183,14 @@ def weighted_gram(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def rounding_variance(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Returns the mean squared error of each column when tokens are rounded to int8 in groups.
+    """Returns the error variance of each column when tokens are rounded to int8 in blocks.
 
-    Args:
-        inputs: Tokens x columns.
-        weights: How much each token counts.
-
-    Returns:
-        One row for each of ``ACTIVATION_GROUPS``, one column for each column of ``inputs``.
+    The step is ``absmax / 127`` of the token's block, and a uniform error has variance
+    ``step^2 / 12``. Tokens count by ``weights``.
     """
-    share = weights / weights.sum()
-    errors = (
-        rounded(inputs, block_steps(inputs, group)) - inputs for group in ACTIVATION_GROUPS
-    )
-    return torch.stack([share @ error.square() for error in errors])
+    columns = inputs.shape[1]
+    missing = -columns % ACTIVATION_BLOCK
+    padded = torch.nn.functional.pad(inputs, (0, missing))
+    steps = padded.reshape(len(inputs), -1, ACTIVATION_BLOCK).abs().amax(dim=2) / 127
+    variance = (weights / weights.sum()) @ steps.square() / 12
+    return variance.repeat_interleave(ACTIVATION_BLOCK)[:columns]

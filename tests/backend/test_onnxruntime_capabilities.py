@@ -86,7 +86,7 @@ def offered() -> list[tuple[int, int]]:
 def test_kernels_round_activations_in_the_groups_of_their_weights(
     bits: int, group: int
 ) -> None:
-    """What `annotate-sensitivity` predicts for an option rests on this."""
+    """What the capability table and the docs say about them."""
     rng = np.random.default_rng(bits * group)
     codes = rng.integers(0, 1 << bits, (64, 512 // group, group), np.uint8)
     scales = rng.uniform(0.05, 0.15, codes.shape[:2]).astype(np.float32)

@@ -17,7 +17,6 @@ from mpqc.passes.numerics.activations import (
     rounded,
     tensor_steps,
 )
-from mpqc.passes.sweeps.moments import ACTIVATION_GROUPS, rounding_variance
 
 ALPHAS = st.floats(0, 1)
 BITS = st.sampled_from((4, 8))
@@ -51,20 +50,6 @@ def test_the_ends_are_per_token_and_per_column(seed: int, bits: int) -> None:
     torch.testing.assert_close(cross_steps(x, 1.0, bits), token.expand_as(x))
     torch.testing.assert_close(cross_steps(x, 0.0, bits), column.expand_as(x))
     torch.testing.assert_close(block_steps(x, 0, bits), cross_steps(x, 1.0, bits))
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 99), st.sampled_from((40, 64, 128, 200)))
-def test_larger_groups_round_more_coarsely(seed: int, columns: int) -> None:
-    x = activations(seed, tokens=200, columns=columns)
-    found = rounding_variance(x, torch.ones(len(x)))
-    assert found.shape == (len(ACTIVATION_GROUPS), columns)
-    assert bool((found.sum(dim=1).diff() >= 0).all())
-    even = rounding_variance(torch.randn(2000, columns), torch.ones(2000))
-    # Errors are spread evenly over the step, and the largest of 8 to 128 normal numbers, which
-    # makes it, lies at one to three standard deviations.
-    assert bool((even > (1 / 127) ** 2 / 12).all())
-    assert bool((even < (3 / 127) ** 2 / 12).all())
 
 
 @settings(deadline=None, max_examples=20)

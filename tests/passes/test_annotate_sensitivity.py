@@ -11,13 +11,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from mpqc.ir import (
-    Calibration,
-    Kernel,
     LeftInFloat,
     Option,
     Sensitivity,
     UsageError,
-    need_note,
     note_of,
     quantizable,
 )
@@ -64,33 +61,6 @@ def test_rows_sum_to_the_total_and_wider_is_better(tmp_path: Path) -> None:
         bits = [Option.parse(text).bits for text in note.options]
         assert bits == [2, 4, 8]
         assert note.total[0] > note.total[1] > note.total[2]
-
-
-_WIDE = """<ir_version: 8, opset_import: ["" : 17]>
-    g (float[n, 256] x) => (float[n, 16] y) { y = MatMul(x, w) }"""
-
-
-def test_large_groups_cost_more_where_kernels_round_activations(tmp_path: Path) -> None:
-    """A column that is always huge spoils the int8 activations of its group."""
-    inputs = noise(64, 256)
-    inputs[:, 0] *= 1000
-    given = Calibration([{"x": inputs}] * 2, "noise", "one huge column")
-    added = {}
-    for level in (0, 4):
-        kernel = Kernel(8, (32, 64, 128), 1, 1, level, 0.2)
-        work = context(tmp_path / str(level), given)
-        work = dataclasses.replace(
-            work, capabilities=dataclasses.replace(work.capabilities, kernels=(kernel,))
-        )
-        model = parse(_WIDE, {"w": noise(256, 16, seed=1) * (np.arange(256) > 0)[:, None]})
-        run(f"{CALIBRATE},annotate-sensitivity{{groups=[32, 64, 128]}}", model, work)
-        (unit,) = quantizable(model)
-        note = need_note(unit.anchor, Sensitivity)
-        added[level] = dict(zip(note.options, note.total, strict=True))
-    found = [added[4][f"8g{group}"] - added[0][f"8g{group}"] for group in (32, 64, 128)]
-    # As many weights meet a coarse activation as stand in the group of the huge column.
-    assert found[1] / found[0] == pytest.approx(63 / 31, rel=0.3)
-    assert found[2] / found[1] == pytest.approx(127 / 63, rel=0.3)
 
 
 def test_expanding_widths_are_offered_when_asked_for(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def calibrated(tmp_path: Path) -> tuple[ir.Model, PassContext]:
         for what, array in {
             "rows": np.linspace(1, 2, rows),
             "hessian": hessian(columns, loud=loud).numpy(),
-            "activation": np.zeros((3, columns)),
+            "activation": np.zeros(columns),
         }.items():
             work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
         annotate(unit.anchor, TensorStats(unit.name, 1, 200))

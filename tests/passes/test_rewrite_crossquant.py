@@ -132,9 +132,7 @@ def test_the_stats_hold_for_the_rewritten_graph(tmp_path: Path) -> None:
         unit = next(one for one in quantizable(model) if one.name == name)
         anew = read_moved(unit, work.arrays, 0, what)
         if what == "activation":  # weighed by token, and only measured on some of them
-            ratios = array / np.maximum(anew, 0.01 * anew.mean(axis=1, keepdims=True))
-            assert 0.5 < np.median(ratios) < 2
-            assert ratios.max() < 20
+            assert 0.5 < array.mean() / anew.mean() < 2
         elif what != "hessian" or name not in divided:
             tolerance = 0.02 * float(np.abs(anew).max())
             np.testing.assert_allclose(array, anew, rtol=0.02, atol=tolerance)
@@ -150,7 +148,7 @@ def test_arrays_can_move_and_grow_and_be_replaced(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_moved(unit, work.arrays, 0, "high"), before["high"][order])
     found = read_moved(unit, work.arrays, 0, "hessian")
     np.testing.assert_allclose(found, before["hessian"][np.ix_(order, order)], rtol=1e-5)
-    fresh = np.outer(np.arange(1, 4), np.linspace(1, 2, unit.shape[1])).astype(np.float32)
+    fresh = np.linspace(1, 2, unit.shape[1], dtype=np.float32)
     replace_moved(unit, work.arrays, 0, "activation", fresh)
     np.testing.assert_allclose(
         read_moved(unit, work.arrays, 0, "activation"), fresh, rtol=1e-5
