@@ -47,7 +47,7 @@ _CALIBRATE = "calibrate"
 _PREPARED = ("normalize", "partition-blocks", _CALIBRATE)
 _LOWERED = ("lower-matmul-nbits", "verify-numerics")
 _ONE_GROUP = "annotate-sensitivity{metric=fisher}"
-_GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128]}"
+_GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"
 _BY_ROW = (
     "allocate-bits{budget={budget}, granularity=row, fold=true}",
     "fold-permutations",
