@@ -19,7 +19,9 @@ from ..numerics import knapsack
 from .decision import Candidate
 
 _CLEAR = 0.99  # every unit that keeps channels is one more product at run time
-_STEP = 1.25  # by which the price rises
+_STEP = 1.25  # by which the price rises; faster while what is kept leaves too few bytes
+_MOST_STEPS = 200
+_LEAST = 1e-6  # of what a byte costs on average, where all that is offered fits the budget
 
 
 def with_kept(
@@ -36,13 +38,17 @@ def with_kept(
     if not any(offered.values()):
         return list(candidates)
     price = knapsack.price([one.item for one in candidates], budget)
-    while price is not None:
+    if price is None:
+        return list(candidates)
+    total = sum(float(one.item.loss[:, 0].sum(dtype=np.float64)) for one in candidates)
+    price = max(price, _LEAST * total / budget)
+    for _ in range(_MOST_STEPS):
         chosen = [_best(one, offered[one.unit.name], price) for one in candidates]
         left = budget - sum(kept_bytes(one.unit, one.kept) for one in chosen)
         found = knapsack.price([one.item for one in chosen], left)
         if (found is not None and found <= price) or not any(one.kept for one in chosen):
             return chosen
-        price *= _STEP
+        price *= _STEP if found is not None else 2 * _STEP
     return list(candidates)
 
 

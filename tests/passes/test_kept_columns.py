@@ -142,9 +142,10 @@ def test_keeping_lowers_the_loss_at_the_same_bytes(tmp_path: Path) -> None:
     assert losses[1] < 0.7 * losses[0]
 
 
+@pytest.mark.timeout(60)
 def test_what_is_kept_never_costs_the_budget(tmp_path: Path) -> None:
     """Half of the channels in 16 bits lose next to nothing, and take all bytes there are."""
-    for budget in (2.71, 3.0, 5.0):
+    for budget in (2.71, 3.0, 5.0, 9.0, 9.5):  # at 9 bits all fits, at a price of zero
         model, work = calibrated(tmp_path)
         keep = ANNOTATE.replace("[4]", "[4, 48]")
         Pipeline.parse(f"{keep},allocate-bits{{budget={budget}}}").run(model, work)
