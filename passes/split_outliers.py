@@ -20,6 +20,7 @@ from ..ir import (
     Unit,
     UsageError,
     annotate,
+    drop_note,
     note_of,
     quantizable,
 )
@@ -56,6 +57,7 @@ class SplitOutliers(Pass):
     name: ClassVar[str] = "split-outliers"
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (OutlierColumns, OutlierEntries)
+    drops: ClassVar[tuple[type[Annotation], ...]] = (ChannelAllocation,)
     by: str
     share: float
     bits: int = 3
@@ -79,11 +81,8 @@ class SplitOutliers(Pass):
         """Annotates every product that calibration has seen."""
         seen = [u for u in quantizable(model) if note_of(u.anchor, TensorStats) is not None]
         units = [unit for unit in seen if is_splittable(unit)]
-        if any(note_of(unit.anchor, ChannelAllocation) is not None for unit in units):
-            raise UsageError(
-                "the channels have their widths already, those of outliers too",
-                hint="run split-outliers before allocate-channels",
-            )
+        for unit in units:
+            drop_note(unit.anchor, ChannelAllocation)  # its channels are others now
         if not units:
             raise UsageError(
                 "split-outliers has nothing to split: no weight serves products alone",

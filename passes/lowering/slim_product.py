@@ -55,8 +55,8 @@ class SlimProduct:
             emit: Where load-time nodes go.
         """
         self._role, self._emit = role, emit
-        self._selection = Selection("outliers/x", columns, count, emit)
         self._kept = emit.constant("outliers", kept)
+        self._selection = Selection("outliers/x", columns, count, emit)
 
     def added(
         self, product: ir.Value, activation: ir.Value, dtype: ir.DataType, emit: Emitter

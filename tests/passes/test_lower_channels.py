@@ -206,13 +206,9 @@ def test_halves_are_scattered_in_a_type_that_runtimes_scatter(folder: Path) -> N
 
 
 def test_outliers_are_split_before_channels_get_widths(work: PassContext) -> None:
-    allocate = "allocate-channels{bits=4, levels=even}"
-    with pytest.raises(UsageError, match="have their widths already"):
-        run(
-            f"{CALIBRATE},{allocate},split-outliers{{by=activation, share=0.1}}",
-            language(),
-            work,
-        )
+    late = "allocate-channels{bits=4, levels=even},split-outliers{by=activation, share=0.1}"
+    with pytest.raises(UsageError, match="quantize-channels"):
+        run(f"{CALIBRATE},{late},quantize-channels", language(), work)
 
 
 def test_a_single_channel_is_no_outlier(folder: Path) -> None:
