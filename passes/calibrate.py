@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,6 +50,9 @@ class Calibrate(Pass):
 
     Attributes:
         objective: ``auto``, ``logits`` or ``regression``: what the divergence is measured on.
+        coupled: Gather how errors of different rows of a product act together as well, for
+            ``quantize-weights{coupled=true}``; takes a matrix of rows x rows for each product
+            of at most 8192 rows, and needs gradients.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -57,6 +60,7 @@ class Calibrate(Pass):
     writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
     costly: ClassVar[bool] = True
     objective: str = "auto"
+    coupled: bool = False
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates ``model`` and mounts the stats file in the array store."""
@@ -69,7 +73,7 @@ class Calibrate(Pass):
         facts = _read_facts(path)
         reused = facts is not None
         if facts is None:
-            facts = _gather(model, good, objective, path, context)
+            facts = _gather(model, good, objective, path, context, coupled=self.coupled)
         _annotate(model, units, facts, context.calibration, objective, path.stem)
         forget_moves(good, context.arrays)
         context.arrays.mount(path)
@@ -83,14 +87,20 @@ class Calibrate(Pass):
         return True
 
     def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
-        """Returns where the stats of this model and these samples are or belong."""
-        text = "\n".join(
-            (_FORMAT, model_key(model), samples.key, str(len(samples.training)), str(self))
-        )
-        key = hashlib.sha256(f"{text}\n{context.seed}".encode()).hexdigest()[:32]
+        """Returns where the stats of this model and these samples are or belong.
+
+        What was gathered with couplings between rows serves those who need none, too.
+        """
+        text = "\n".join((_FORMAT, model_key(model), samples.key, str(len(samples.training))))
         folder = context.cache or context.scratch
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{key}.safetensors"
+
+        def place(one: Calibrate) -> Path:
+            whole = f"{text}\n{one}\n{context.seed}"
+            return folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.safetensors"
+
+        more = place(replace(self, coupled=True))
+        return more if _read_facts(more) is not None else place(self)
 
 
 def _read_facts(path: Path) -> dict[str, Any] | None:
@@ -123,6 +133,8 @@ def _gather(
     objective: Objective,
     path: Path,
     context: PassContext,
+    *,
+    coupled: bool,
 ) -> dict[str, Any]:
     """Runs the sweeps into ``path``, which appears complete or not at all."""
     assert context.calibration is not None
@@ -130,7 +142,7 @@ def _gather(
     partial = path.with_suffix(f".{os.getpid()}.partial")
     refused, begun = context.runner.unsupported(model.graph), time.perf_counter()
     try:
-        file = MomentFile(partial, units)
+        file = MomentFile(partial, units, coupled=coupled and not refused)
         if refused:
             why = next(iter(refused.values()))
             context.progress.say(f"no gradients: {why}; measuring in the runtime instead")

@@ -31,13 +31,17 @@ from ..ir import (
 from ..ir.text_form import did_you_mean
 from .allocate_bits import AllocateBits
 from .attention import find_attention
+from .attention_hessians import AttentionHessians
+from .calibrate import Calibrate
 from .fold_permutations import FoldPermutations
 from .lowering.emitter import Names
 from .machinery.base import Pass, PassContext
 from .machinery.parallel import for_each
+from .numerics.coupled_rows import round_coupled
 from .numerics.rounding import Factor, Rounded, as_half, nearest, round_rows
-from .numerics.row_hessians import round_parts
+from .numerics.row_hessians import Part, round_parts
 from .rewriting.halved import store_as_half
+from .sensitivity.coupling import between_rows, read_coupling
 from .sensitivity.predicted import settle
 from .sensitivity.quadratic import Quadratic, kept_columns
 from .sweeps.local import LocalHessians
@@ -65,6 +69,9 @@ class QuantizeWeights(Pass):
             that they depend on, too; ``no`` takes the Hessians as they are. Tokens keep the
             weights of ``calibrate``; after ``attention-hessians`` what stands behind the
             attention is looked at anew.
+        coupled: Rows make up for each other's errors, too, by what
+            ``calibrate{coupled=true}`` has found between them; units without it are rounded
+            row by row.
         samples: Gather them on this many samples only, the first ones; 0 takes all
             (``sequential=block``, ``layer``).
     """
@@ -75,6 +82,7 @@ class QuantizeWeights(Pass):
     rounding: str = "gptq"
     refinements: int = 3
     sequential: str = "no"
+    coupled: bool = False
     samples: int = 0
 
     def __post_init__(self) -> None:
@@ -88,6 +96,10 @@ class QuantizeWeights(Pass):
             raise UsageError(
                 "rounding=nearest looks at no other unit", hint="leave out sequential"
             )
+        if self.rounding == "nearest" and self.coupled:
+            raise UsageError(
+                "rounding=nearest looks at no other row", hint="leave out coupled"
+            )
         if self.samples < 0:
             raise UsageError(f"quantize-weights cannot look at {self.samples} samples")
         if self.samples and self.sequential == "no":
@@ -97,9 +109,11 @@ class QuantizeWeights(Pass):
             )
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
-        """Refuses an allocation that counts on a fold that does not come."""
+        """Refuses what counts on another pass that does not come, or does something else."""
         if self.sequential != "no":
             check_can_run(model, context, str(self))
+        if self.coupled:
+            _check_coupled(before)
         folds = False
         for one in before:
             folds = one.fold if isinstance(one, AllocateBits) else folds
@@ -112,6 +126,8 @@ class QuantizeWeights(Pass):
         units = [u for u in quantizable(model) if note_of(u.anchor, BitAllocation) is not None]
         if any(note_of(unit.anchor, SharedRows) is not None for unit in units):
             _refuse_unfolded()
+        if self.coupled:
+            _check_has_coupling(units, context)
 
         def work(unit: Unit, found: Hessians) -> tuple[float, float]:
             return self._quantize(unit, found, context)
@@ -146,17 +162,18 @@ class QuantizeWeights(Pass):
         quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
         left = quadratic.hidden(weight)
-        order = _order(unit, context)
+        classes = _classes(unit, note, context)
+        coupling = read_coupling(unit, context.arrays) if self.coupled else None
         stored = torch.empty_like(weight)
-        start = 0
-        for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
-            option, rows = Option.parse(text), order[start : start + count]
-            start += count
-            if option.is_half:
-                stored[rows] = as_half(weight[rows])
+        if coupling is None or _is_half(unit):
+            made = [self._round_rows(one, weight, left, parts) for one in classes]
+        else:
+            made = self._round_coupled(classes, left, coupling, parts[0].factor)
+        for at, (one, rounded) in enumerate(zip(classes, made, strict=True)):
+            if rounded is None:
+                stored[one.rows] = as_half(weight[one.rows])
                 continue
-            rounded = round_parts(left, rows, parts, partial(self._round, option))
-            stored[rows] = rounded.dequantize(option.group)
+            stored[one.rows] = rounded.dequantize(one.option.group)
             context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
             context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
         if len(columns):
@@ -165,17 +182,92 @@ class QuantizeWeights(Pass):
             context.arrays.put(f"{unit.name}/outliers/kept", kept.T.contiguous().numpy())
         unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
+        if coupling is not None:
+            loss += between_rows(coupling, stored - weight, quadratic.hessians[0])
         annotate(unit.anchor, replace(note, loss=loss))
         if not _is_half(unit):
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.anchor, spec)
         return loss, _kernel_loss(note, quadratic, weight, context)
 
+    def _round_rows(
+        self,
+        one: _Class,
+        weight: torch.Tensor,
+        left: torch.Tensor,
+        parts: Sequence[Part],
+    ) -> Rounded | None:
+        """Rounds the rows of a class, each by itself; None where they stay in float16."""
+        if one.option.is_half:
+            return None
+        return round_parts(left, one.rows, parts, partial(self._round, one.option))
+
+    def _round_coupled(
+        self,
+        classes: Sequence[_Class],
+        left: torch.Tensor,
+        coupling: torch.Tensor,
+        factor: Factor,
+    ) -> list[Rounded | None]:
+        """Rounds all rows of a unit, the coarse ones first, so that finer ones make up."""
+        by_width = sorted(range(len(classes)), key=lambda at: classes[at].option.bits)
+        coarse_first = [classes[at] for at in by_width]
+        made = round_coupled(
+            left,
+            coupling,
+            [one.rows for one in coarse_first],
+            [partial(self._round, one.option, factor=factor) for one in coarse_first],
+            [one.option.group for one in coarse_first],
+        )
+        return [made[by_width.index(at)] for at in range(len(classes))]
+
     def _round(self, option: Option, weight: torch.Tensor, factor: Factor) -> Rounded:
         bits, group = option.bits, option.group
         if self.rounding == "nearest":
             return nearest(weight, bits, group, factor.price)
         return round_rows(weight, bits, group, factor, refinements=self.refinements)
+
+
+@dataclass(frozen=True)
+class _Class:
+    """Rows of a unit that were given the same option."""
+
+    option: Option
+    rows: torch.Tensor
+
+
+def _classes(unit: Unit, note: BitAllocation, context: PassContext) -> list[_Class]:
+    """Returns the rows in stored order, by option."""
+    parts = torch.split(_order(unit, context), list(note.counts))
+    options = [Option.parse(text) for text in note.options]
+    return [_Class(option, rows) for option, rows in zip(options, parts, strict=True)]
+
+
+def _check_coupled(before: Sequence[Pass]) -> None:
+    """Refuses passes before that gather nothing between rows, or round rows differently."""
+    if any(isinstance(one, AttentionHessians) for one in before):
+        _refuse_own_hessians()
+    gathered = [one for one in before if isinstance(one, Calibrate)]
+    if gathered and not gathered[-1].coupled:
+        raise UsageError(
+            "quantize-weights{coupled=true} needs to know how rows act together",
+            hint="calibrate{coupled=true}",
+        )
+
+
+def _refuse_own_hessians() -> None:
+    raise UsageError(
+        "attention-hessians gives rows Hessians of their own, so they cannot be coupled",
+        hint="leave out attention-hessians, or coupled=true",
+    )
+
+
+def _check_has_coupling(units: Sequence[Unit], context: PassContext) -> None:
+    """Says so when nothing couples rows, as where there are no gradients."""
+    if any(note_of(unit.anchor, LocalHessian) is not None for unit in units):
+        _refuse_own_hessians()
+    if not any(f"{unit.name}/0/coupling" in context.arrays for unit in units):
+        context.progress.say("nothing is known between rows: each is rounded by itself")
 
 
 def _gatherer(model: ir.Model, context: PassContext) -> LocalHessians | WeightedHessians:

@@ -38,13 +38,22 @@ class Preset:
         """
         text = ",".join(self.passes)
         if objective != "auto":
-            text = text.replace(_CALIBRATE, f"{_CALIBRATE}{{objective={objective}}}", 1)
+            text = _with_objective(text, objective)
         width = "4" if bits < _BYTE_WIDE else "8"
         return text.replace("{budget}", print_value(bits)).replace("{width}", width)
 
 
+def _with_objective(text: str, objective: str) -> str:
+    """Adds the option to the first pass that calibrates."""
+    options = f"objective={objective}"
+    if f"{_CALIBRATE}{{" in text:
+        return text.replace(f"{_CALIBRATE}{{", f"{_CALIBRATE}{{{options}, ", 1)
+    return text.replace(_CALIBRATE, f"{_CALIBRATE}{{{options}}}", 1)
+
+
 _CALIBRATE = "calibrate"
 _PREPARED = ("normalize", "partition-blocks", _CALIBRATE)
+_COUPLED = (*_PREPARED[:-1], f"{_CALIBRATE}{{coupled=true}}")
 _LOWERED = ("lower-matmul-nbits", "verify-numerics")
 _ONE_GROUP = "annotate-sensitivity{metric=fisher}"
 _GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"
@@ -108,7 +117,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "default": Preset(
             "Fisher sensitivity by rows, exact allocation, GPTQ, scales tuned together.",
-            (*_PREPARED, _GROUPS, *_BY_ROW, "tune-scales", *_LOWERED),
+            (
+                *_COUPLED,
+                _GROUPS,
+                *_BY_ROW[:-1],
+                "quantize-weights{rounding=gptq, coupled=true}",
+                "tune-scales",
+                *_LOWERED,
+            ),
         ),
         "fast": Preset(
             "The default with one group size and scales that are not tuned: half the time.",

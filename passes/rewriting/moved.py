@@ -20,17 +20,18 @@ from ...ir import ArrayStore, Unit
 
 _CHANGES = ("rows-from", "columns-from", "rows-by", "columns-by")
 # By array of a term: the axis that it follows, and the power of the weights' growth by which
-# it shrinks. A Hessian follows it on its last two axes.
+# it shrinks. Square ones follow it on their last two axes.
 _FOLLOWS = {
     "rows": ("rows", 2),
     "owners": ("rows", 0),
+    "coupling": ("rows", 1),
     "hessian": ("columns", 1),
     "local": ("columns", 1),
     "activation": ("columns", 2),
     "low": ("columns", 1),
     "high": ("columns", 1),
 }
-_SQUARES = ("hessian", "local")
+_SQUARES = ("hessian", "local", "coupling")
 
 
 def move(unit: Unit, arrays: ArrayStore, axis: str, order: np.ndarray) -> None:
@@ -110,7 +111,8 @@ def read_moved(unit: Unit, arrays: ArrayStore, term: int, what: str) -> np.ndarr
         unit: The unit.
         arrays: The side store.
         term: Which use of the unit.
-        what: ``rows``, ``owners``, ``hessian``, ``local``, ``activation``, ``low``, ``high``.
+        what: ``rows``, ``owners``, ``coupling``, ``hessian``, ``local``, ``activation``,
+            ``low``, ``high``.
     """
     array: np.ndarray = np.array(arrays.get(f"{unit.name}/{term}/{what}"))
     axis, power = _FOLLOWS[what]
@@ -133,7 +135,7 @@ def replace_moved(
         unit: The unit.
         arrays: The side store.
         term: Which use of the unit.
-        what: As for ``read_moved``, but no Hessian.
+        what: As for ``read_moved``, but nothing square.
         array: What holds for the unit as it is today.
     """
     axis, power = _FOLLOWS[what]

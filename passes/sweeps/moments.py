@@ -11,6 +11,8 @@ the logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the 
     hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
 
 The smallest and the largest input of every column are kept as well, as ``low`` and ``high``.
+Where it is asked for, products have ``coupling = E[(dl/dy) (dl/dy)^T]``, rows x rows, too: how
+much errors of different rows add up or cancel in the loss. Its diagonal is ``rows``.
 
 For a convolution, whose positions share their gradient, it is the diagonal Fisher information,
 ``rows[n] = E[mean_k (dl/dw_nk)^2]`` with the identity for a Hessian, which is not kept.
@@ -32,6 +34,7 @@ from .token_file import TokenFile
 
 WEIGHT_RANGE = (0.05, 4.0)
 ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
+MOST_COUPLED_ROWS = 8192  # the matrix between rows has the square of this
 UNSEEN = 0.1  # share of the probability that goes to rows that calibration did not see
 
 
@@ -41,8 +44,12 @@ class UnitMoments:
 
     unit: Unit
 
-    def arrays(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Yields every array's name and shape."""
+    def arrays(self, coupled: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yields every array's name and shape.
+
+        Args:
+            coupled: Whether there is one between the rows, for units that one product reads.
+        """
         rows, columns = self.unit.shape
         for at, use in enumerate(self.unit.uses):
             yield self.name(at, "rows"), (rows,)
@@ -52,6 +59,9 @@ class UnitMoments:
             if use.kind == "product":
                 yield self.name(at, "low"), (columns,)
                 yield self.name(at, "high"), (columns,)
+        alone = len(self.unit.uses) == 1 and self.unit.uses[0].kind == "product"
+        if coupled and alone and rows <= MOST_COUPLED_ROWS:
+            yield self.name(0, "coupling"), (rows, rows)
 
     def name(self, use: int, what: str) -> str:
         """Returns the name of an array of the ``use``-th term."""
@@ -64,10 +74,10 @@ class MomentFile:
     The arrays of the block at work stay in memory until ``flush``.
     """
 
-    def __init__(self, path: Path, units: list[Unit]) -> None:
-        shapes = {name: shape for unit in units for name, shape in UnitMoments(unit).arrays()}
+    def __init__(self, path: Path, units: list[Unit], *, coupled: bool = False) -> None:
+        shapes = dict(one for unit in units for one in UnitMoments(unit).arrays(coupled))
         self._file = ArrayFile.create(path, shapes, np.float32)
-        self._names = sorted(shapes)
+        self._names = frozenset(shapes)
         self._counts: dict[str, int] = defaultdict(int)
         self._open: dict[str, torch.Tensor] = {}
         self._tokens = TokenFile(path.parent)
@@ -79,6 +89,9 @@ class MomentFile:
         term = array * count if count else array
         self._open[name] = self._open[name] + term if name in self._open else term
         self._counts[name] += count
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
     @property
     def is_weighted(self) -> bool:
@@ -139,7 +152,7 @@ class MomentFile:
         """
         self.flush()
         self._tokens.save(tokens)
-        for name in sorted(set(self._names) - self._ranged):
+        for name in sorted(self._names - self._ranged):
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
         self._file.close(metadata)

@@ -225,6 +225,7 @@ class _Sweep:
         elif _name(tap.output) in gradients:
             gradient = _flat(gradients[_name(tap.output)])
             rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
+            self._add_coupling(tap, gradient)
         else:
             rows, weights = own_error(_flat(found[_name(tap.output)])), torch.ones(len(inputs))
             positions = len(inputs)
@@ -235,6 +236,11 @@ class _Sweep:
         variance = rounding_variance(inputs, weights)
         self.file.add(name(tap.at, "activation"), variance, len(inputs))
         self.file.add_inputs(tap.moments, tap.at, inputs)
+
+    def _add_coupling(self, tap: _Tap, gradient: torch.Tensor) -> None:
+        name = tap.moments.name(tap.at, "coupling")
+        if name in self.file:
+            self.file.add(name, gradient.T @ gradient, 0)
 
     def _add_convolution(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
         if gradient is None:

@@ -96,6 +96,7 @@ def by_autograd(samples: Calibration, seed: int) -> dict[str, torch.Tensor]:
             gram = (inputs * (weight / weight.sum())[:, None]).T @ inputs
             add(f"{name}/0/rows", grad.square().sum(0).detach())
             add(f"{name}/0/hessian", gram.detach(), len(ids))
+            add(f"{name}/0/coupling", grad.T @ grad)
         p = logits.detach().softmax(1)
         spread = p * (1 - p)
         weight = (spread.sum(1) / spread.sum(1).mean()).clamp(*CLIP)
@@ -113,7 +114,7 @@ def by_autograd(samples: Calibration, seed: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("seed", [0, 3])
 def test_moments_are_those_of_autograd(seed: int, tmp_path: Path) -> None:
     samples = sentences()
-    work = calibrated(tmp_path, language(), samples, seed=seed)
+    work = calibrated(tmp_path, language(), samples, seed=seed, coupled="true")
     found, wanted = moments(work), by_autograd(samples, seed)
     assert work.report["calibrate"]["sweep"] == "torch"
     for name, array in wanted.items():
@@ -225,6 +226,23 @@ def test_stats_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [one.report["calibrate"]["reused"] for one in (first, again)] == [False, True]
     for name, array in moments(first).items():
         torch.testing.assert_close(moments(again)[name], array, rtol=0, atol=0)
+
+
+def test_what_couples_rows_is_gathered_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps, samples = Sweeps(monkeypatch), sentences()
+    plain = moments(calibrated(tmp_path, language(), samples))
+    assert not any(name.endswith("coupling") for name in plain)
+    more = moments(calibrated(tmp_path, language(), samples, coupled="true"))
+    assert sweeps.count == 2
+    for name in ("up", "down", "up2", "down2"):
+        torch.testing.assert_close(
+            more[f"{name}/0/coupling"].diagonal(), more[f"{name}/0/rows"], rtol=1e-4, atol=0
+        )
+    assert "table/0/coupling" not in more
+    calibrated(tmp_path, language(), samples)
+    assert sweeps.count == 2, "the larger file serves those who need less"
 
 
 def test_stats_belong_to_model_samples_seed_and_options(
