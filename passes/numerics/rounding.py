@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
@@ -25,7 +26,8 @@ _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal 
 _LARGEST_SCALE = 65504.0
 _ROWS_AT_ONCE = 2048  # what is held of them at a time fits into a processor's cache
 # Columns depend on each other one by one inside a strip, by small products inside a block, and
-# by large products beyond it.
+# by large products beyond it. What goes one by one is left to numpy, which takes a third of
+# torch's time to begin with an operation: for 32 rows that is nearly all there is.
 _BLOCK, _STRIP = 64, 16
 LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
 
@@ -175,14 +177,18 @@ def _compensated(
     for start, stop in _blocks(left.shape[1], _BLOCK):
         block = left[:, start:stop].T.contiguous()
         wide = scales[:, owner[start:stop]].T.contiguous()
-        corner = upper[start:stop, start:stop]
+        corner = upper[start:stop, start:stop].contiguous()
         made, errors = torch.empty_like(block), torch.empty_like(block)
+        left_np, wide_np, corner_np = block.numpy(), wide.numpy(), corner.numpy()
+        made_np, errors_np = made.numpy(), errors.numpy()
         for first, last in _blocks(stop - start, _STRIP):
             for k in range(first, last):
-                code = torch.div(block[k], wide[k], out=made[k]).round_().clamp_(low, high)
-                error = torch.addcmul(block[k], code, wide[k], value=-1, out=errors[k])
-                error.mul_(inverse[start + k])
-                block[k + 1 : last].addr_(corner[k, k + 1 : last], error, alpha=-1)
+                code, error = made_np[k], errors_np[k]
+                _nearest_code(left_np[k], wide_np[k], low, high, out=code)
+                np.multiply(code, wide_np[k], out=error)
+                np.subtract(left_np[k], error, out=error)
+                np.multiply(error, inverse[start + k], out=error)
+                left_np[k + 1 : last] -= corner_np[k, k + 1 : last, None] * error
             block[last:].addmm_(corner[first:last, last:].T, errors[first:last], alpha=-1)
         codes[:, start:stop] = made.T
         left[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
@@ -230,18 +236,33 @@ def _descend(
     for start, stop in _blocks(columns, _BLOCK):
         span = slice(start, stop)
         scale, value = wide[:, span].T.contiguous(), values[:, span].T.contiguous()
-        local, corner = slope[:, span].T.contiguous(), hessian[span, span]
+        local, corner = slope[:, span].T.contiguous(), hessian[span, span].contiguous()
         made, steps = torch.empty_like(value), torch.empty_like(value)
+        value_np, scale_np, local_np = value.numpy(), scale.numpy(), local.numpy()
+        made_np, steps_np, corner_np = made.numpy(), steps.numpy(), corner.numpy()
         for first, last in _blocks(stop - start, _STRIP):
             for k in range(first, last):
-                wanted = torch.add(value[k], local[k], alpha=-inverse[start + k])
-                code = torch.div(wanted, scale[k], out=made[k]).round_().clamp_(low, high)
-                step = torch.mul(code, scale[k], out=steps[k]).sub_(value[k])
-                local[k + 1 : last].addr_(corner[k, k + 1 : last], step)
+                code, step = made_np[k], steps_np[k]
+                np.multiply(local_np[k], -inverse[start + k], out=step)
+                np.add(step, value_np[k], out=step)
+                _nearest_code(step, scale_np[k], low, high, out=code)
+                np.multiply(code, scale_np[k], out=step)
+                np.subtract(step, value_np[k], out=step)
+                local_np[k + 1 : last] += corner_np[k, k + 1 : last, None] * step
             local[last:].addmm_(corner[last:, first:last], steps[first:last])
         result[:, span] = made.T
         slope[:, stop:].addmm_(steps.T, hessian[span, stop:])
     return result
+
+
+def _nearest_code(
+    values: np.ndarray, scales: np.ndarray, low: int, high: int, *, out: np.ndarray
+) -> None:
+    """Writes to ``out`` the codes that come nearest to ``values``."""
+    np.divide(values, scales, out=out)
+    np.rint(out, out=out)
+    np.maximum(out, low, out=out)
+    np.minimum(out, high, out=out)
 
 
 def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:

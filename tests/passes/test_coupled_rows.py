@@ -42,6 +42,10 @@ def rounder(hessian: torch.Tensor, bits: int) -> Callable[[torch.Tensor], Rounde
     return lambda rows: gptq(rows, bits, GROUP, factor, refinements=1)
 
 
+def in_a_byte(rows: torch.Tensor) -> Rounded:
+    return nearest(rows, 8, GROUP, torch.ones(rows.shape[1]))
+
+
 def cost(coupling: torch.Tensor, error: torch.Tensor, hessian: torch.Tensor) -> float:
     return float(((coupling @ error @ hessian) * error).sum())
 
@@ -61,7 +65,7 @@ def test_finer_rows_make_up_for_coarser_ones() -> None:
     weight, coupling, hessian = case(7)
     coarse, fine = torch.arange(0, 96, 2), torch.arange(1, 96, 2)
     classes = [coarse, fine]
-    rounders = [rounder(hessian, 2), lambda rows: nearest(rows, 8, GROUP, torch.ones(64))]
+    rounders = [rounder(hessian, 2), in_a_byte]
     made = round_coupled(weight, coupling, classes, rounders, [GROUP, GROUP])
     found = torch.empty_like(weight)
     apart = torch.empty_like(weight)
