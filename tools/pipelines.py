@@ -116,7 +116,7 @@ def _by_channel(levels: str) -> tuple[str, ...]:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "default": Preset(
-            "Fisher sensitivity by rows, exact allocation, GPTQ, scales tuned together.",
+            "Fisher sensitivity by row, exact allocation, GPTQ of coupled rows, scales tuned.",
             (
                 *_COUPLED,
                 _GROUPS,
@@ -127,7 +127,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
         ),
         "fast": Preset(
-            "The default with one group size and scales that are not tuned: half the time.",
+            "The default with one group size, each row by itself, scales not tuned: faster.",
             (*_PREPARED, _ONE_GROUP, *_BY_ROW, *_LOWERED),
         ),
         "uniform": Preset(
