@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...ir import ArrayStore, Unit
@@ -17,13 +19,13 @@ def read_coupling(unit: Unit, arrays: ArrayStore) -> torch.Tensor | None:
     """Returns ``E[(dl/dy) (dl/dy)^T]``, rows x rows, what is between rows taken in part.
 
     None where ``calibrate{coupled=true}`` has found nothing: another kind of unit, too many
-    rows, or no gradient.
+    rows, no gradient, or one too large for its square.
     """
     if f"{unit.name}/0/coupling" not in arrays:
         return None
     found = torch.from_numpy(read_moved(unit, arrays, 0, "coupling"))
     alone = found.diagonal().clone()
-    if not alone.mean() > 0:
+    if not 0 < float(alone.mean()) < math.inf:
         return None
     found *= _SHARE
     found.diagonal().copy_(alone)

@@ -165,6 +165,18 @@ def test_coupling_follows_rows_that_move_and_grow(work: PassContext) -> None:
     torch.testing.assert_close(read(unit, work) * wide, before[order][:, order])
 
 
+@pytest.mark.parametrize("value", [0.0, np.inf, np.nan])
+def test_gradients_that_vanish_or_overflow_couple_nothing(
+    value: float, work: PassContext
+) -> None:
+    model = run(COUPLED, language(), work)
+    unit = next(one for one in quantizable(model) if one.name == "up")
+    broken = np.full((unit.shape[0], unit.shape[0]), value, np.float32)
+    work.arrays.put("up/0/coupling", broken)
+    assert read_coupling(unit, work.arrays) is None
+    run("quantize-weights{coupled=true}", model, work)
+
+
 def read(unit: Unit, work: PassContext) -> torch.Tensor:
     found = read_coupling(unit, work.arrays)
     assert found is not None
