@@ -124,7 +124,7 @@ def test_methods_of_a_file_go_on_where_they_were(
     words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, output = tmp_path / "methods.toml", tmp_path / "out"
-    nearest = "default + quantize-weights{rounding=nearest}"
+    nearest = "default + quantize-weights{rounding=nearest, coupled=false}"
     file = recipe(
         path, nearest=nearest, units=PIPELINE.replace("t}}", "t}, granularity=unit}")
     )
