@@ -98,7 +98,7 @@ class QuantizeWeights(Pass):
             )
         if self.rounding == "nearest" and self.coupled:
             raise UsageError(
-                "rounding=nearest looks at no other row", hint="leave out coupled"
+                "rounding=nearest looks at no other row", hint="say coupled=false"
             )
         if self.samples < 0:
             raise UsageError(f"quantize-weights cannot look at {self.samples} samples")

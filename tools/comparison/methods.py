@@ -18,7 +18,7 @@ from ..settings import CompileSettings, make_settings
 _BUDGET = "{budget}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+=()-]{0,39}")  # of a folder too
 _CHANGED = re.compile(r"\s*([\w-]+)\s*\+\s*(.*)", re.DOTALL)
-_EXAMPLE = '[methods]\nname = "default + quantize-weights{rounding=nearest}"'
+_EXAMPLE = '[methods]\nname = "fast + quantize-weights{rounding=nearest}"'
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Method:
     Attributes:
         name: What it is called in tables and files.
         text: A pipeline in which ``{budget}`` stands for stored bits per weight, or a preset
-            and options to change in it (``default + quantize-weights{rounding=nearest}``);
+            and options to change in it (``fast + quantize-weights{rounding=nearest}``);
             None for the preset called ``name``.
     """
 
