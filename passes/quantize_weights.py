@@ -127,7 +127,7 @@ class QuantizeWeights(Pass):
         if any(note_of(unit.anchor, SharedRows) is not None for unit in units):
             _refuse_unfolded()
         if self.coupled:
-            _check_has_coupling(units, context)
+            _check_coupling(units, context)
 
         def work(unit: Unit, found: Hessians) -> tuple[float, float]:
             return self._quantize(unit, found, context)
@@ -166,7 +166,7 @@ class QuantizeWeights(Pass):
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
         stored = torch.empty_like(weight)
         if coupling is None or _is_half(unit):
-            made = [self._round_rows(one, weight, left, parts) for one in classes]
+            made = [self._round_rows(one, left, parts) for one in classes]
         else:
             made = self._round_coupled(classes, left, coupling, parts[0].factor)
         for at, (one, rounded) in enumerate(zip(classes, made, strict=True)):
@@ -191,11 +191,7 @@ class QuantizeWeights(Pass):
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round_rows(
-        self,
-        one: _Class,
-        weight: torch.Tensor,
-        left: torch.Tensor,
-        parts: Sequence[Part],
+        self, one: _Class, left: torch.Tensor, parts: Sequence[Part]
     ) -> Rounded | None:
         """Rounds the rows of a class, each by itself; None where they stay in float16."""
         if one.option.is_half:
@@ -262,8 +258,8 @@ def _refuse_own_hessians() -> None:
     )
 
 
-def _check_has_coupling(units: Sequence[Unit], context: PassContext) -> None:
-    """Says so when nothing couples rows, as where there are no gradients."""
+def _check_coupling(units: Sequence[Unit], context: PassContext) -> None:
+    """Refuses rows with Hessians of their own; says so where nothing was found between rows."""
     if any(note_of(unit.anchor, LocalHessian) is not None for unit in units):
         _refuse_own_hessians()
     if not any(f"{unit.name}/0/coupling" in context.arrays for unit in units):

@@ -52,16 +52,18 @@ def _with_objective(text: str, objective: str) -> str:
 
 
 _CALIBRATE = "calibrate"
-_PREPARED = ("normalize", "partition-blocks", _CALIBRATE)
-_COUPLED = (*_PREPARED[:-1], f"{_CALIBRATE}{{coupled=true}}")
+_IN_FORM = ("normalize", "partition-blocks")
+_PREPARED = (*_IN_FORM, _CALIBRATE)
+_COUPLED = (*_IN_FORM, f"{_CALIBRATE}{{coupled=true}}")
 _LOWERED = ("lower-matmul-nbits", "verify-numerics")
 _ONE_GROUP = "annotate-sensitivity{metric=fisher}"
 _GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"
 _BY_ROW = (
     "allocate-bits{budget={budget}, granularity=row, fold=true}",
     "fold-permutations",
-    "quantize-weights{rounding=gptq}",
 )
+_ROUNDED = "quantize-weights{rounding=gptq}"
+_ROUNDED_COUPLED = "quantize-weights{rounding=gptq, coupled=true}"
 _UNIFORM = (
     _ONE_GROUP,
     "allocate-bits{budget={budget}, method=uniform}",
@@ -120,15 +122,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             (
                 *_COUPLED,
                 _GROUPS,
-                *_BY_ROW[:-1],
-                "quantize-weights{rounding=gptq, coupled=true}",
+                *_BY_ROW,
+                _ROUNDED_COUPLED,
                 "tune-scales",
                 *_LOWERED,
             ),
         ),
         "fast": Preset(
             "The default with one group size, each row by itself, scales not tuned: faster.",
-            (*_PREPARED, _ONE_GROUP, *_BY_ROW, *_LOWERED),
+            (*_PREPARED, _ONE_GROUP, *_BY_ROW, _ROUNDED, *_LOWERED),
         ),
         "uniform": Preset(
             "Uniform GPTQ: the same width for every unit, the largest that fits the budget.",
@@ -164,7 +166,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "crossquant": Preset(
             "CrossQuant: column scales searched and folded, then the method of fast.",
-            (*_PREPARED, _FOLDED, _ONE_GROUP, *_BY_ROW, *_LOWERED),
+            (*_PREPARED, _FOLDED, _ONE_GROUP, *_BY_ROW, _ROUNDED, *_LOWERED),
         ),
         "cmpq": Preset(
             "CMPQ as published: free codebooks by channel; needs a file budget.",
