@@ -259,7 +259,7 @@ def _refuse_own_hessians() -> None:
 
 
 def _check_coupling(units: Sequence[Unit], context: PassContext) -> None:
-    """Refuses rows with Hessians of their own; says so where nothing was found between rows."""
+    """Refuses rows with Hessians of their own; says so where nothing couples any."""
     if any(note_of(unit.anchor, LocalHessian) is not None for unit in units):
         _refuse_own_hessians()
     if not any(f"{unit.name}/0/coupling" in context.arrays for unit in units):
