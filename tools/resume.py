@@ -28,7 +28,7 @@ from ..passes.machinery.dump import RUN, Dump, read_dump
 from ..passes.machinery.instruments import TimePasses
 from ..passes.machinery.pipeline import Pipeline
 from .compilation import finish
-from .dump_folder import calibration_in, original_in
+from .dump_folder import calibration_in, original_in, prepare_dumps
 from .settings import DEFAULTS
 from .stats_cache import stats_folder
 from .watch import Watch
@@ -126,6 +126,7 @@ class _Job:
         """Runs them; fills ``stage`` if there is one. Returns the report of the whole run."""
         context, timer = self._context(scratch), TimePasses()
         settings = dict(self.dump.settings)
+        self._prepare_dumps(context)
         instruments = self.watch.instruments(timer, str(self.pipeline), settings)
         self.pipeline.run(self.dump.model, context, instruments, self.first)
         if self.watch.time_passes:
@@ -133,6 +134,13 @@ class _Job:
         if stage is not None:
             self._write(stage, context, settings, timer)
         return context.report
+
+    def _prepare_dumps(self, context: PassContext) -> None:
+        """Hands on what the dumps of this run need so that a run can go on from them too."""
+        target, original = self.watch.dump_after_each, original_in(self.folder)
+        if target is None or original is None or target.absolute() == self.folder:
+            return
+        prepare_dumps(target, read_model(original.onnx), original, context.calibration)
 
     def _write(
         self, stage: Path, context: PassContext, settings: dict[str, Any], timer: TimePasses

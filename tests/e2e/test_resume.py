@@ -11,6 +11,7 @@ import torch
 
 import mpqc
 from mpqc.tools.resume import opt
+from mpqc.tools.watch import Watch
 
 from .models import (
     LENGTH,
@@ -81,6 +82,24 @@ def test_every_dump_resumes_to_the_same_bytes(
         resumed = opt(dump, output=tmp_path / f"from-{dump.stem}")
         assert resumed.output is not None
         assert contents(resumed.output) == wanted, dump.name
+
+
+def test_dumps_of_a_resumed_run_resume_too(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    whole = mpqc.compile(
+        language(tmp_path),
+        budget=3.2,
+        output=tmp_path / "out",
+        dump_after_each=first,
+        cache=tmp_path / "cache",
+        **NOISE,
+    )
+    (start,) = first.glob("*_annotate-sensitivity.onnx")
+    opt(start, watch=Watch(dump_after_each=second))
+    (rounded,) = second.glob("*_quantize-weights.onnx")
+    resumed = opt(rounded, output=tmp_path / "again")
+    assert resumed.output is not None
+    assert contents(resumed.output) == contents(whole.output)
 
 
 @pytest.mark.parametrize(("make", "budget"), MODELS)
