@@ -14,8 +14,8 @@ venv: .venv/stamp  ## Make .venv, or bring it up to date
 demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits a weight and show what it cost
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)
 
-methods: .venv/demo-stamp  ## Compare all presets on three models, for docs/methods.md (hours)
-	$(BIN)/python -m mpqc.tools.benchmarks methods -o build/methods --document docs/methods.md
+methods: .venv/demo-stamp  ## Compare all presets on three models (hours)
+	$(BIN)/python -m mpqc.tools.benchmarks methods -o build/methods --document build/methods/methods.md
 
 # Most tests are small: a process a core gets through them sooner than a core a thread.
 test: .venv/stamp  ## Run the tests, the slow ones left out

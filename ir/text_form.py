@@ -204,6 +204,8 @@ def _coerce(value: Any, kind: Any) -> Any:
     """Gives an integer that stands for a float, or a scalar for a list, its type."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return _as_float(value)
+    if kind is str and value is None:
+        return "none"  # a word like any other where there is no other way to say nothing
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return print_value(value)
     if typing.get_origin(kind) is tuple:

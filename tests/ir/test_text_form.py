@@ -77,6 +77,11 @@ def test_wrong_texts_say_why(text: str, cause: str) -> None:
         build_record(Sample, *parse_record(text))
 
 
+def test_none_is_a_word_where_there_is_no_other_way_to_say_nothing() -> None:
+    given = parse_record("sample{some-text=none, maybe=none, words=[none, a]}")
+    assert build_record(Sample, *given) == Sample(some_text="none", words=("none", "a"))
+
+
 def test_a_number_too_large_for_a_float_is_no_crash() -> None:
     name, fields = parse_record("sample{real=" + "9" * 400 + "}")
     assert build_record(Sample, name, fields).real == float("inf")

@@ -29,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what the benchmark needs to know."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="exported folder or file")
     parser.add_argument("--budget", default="3.5", help="stored bits per weight (3.5)")
+    parser.add_argument("--preset", default="default", help="which method (default)")
     parser.add_argument("--calibration", metavar="PATH", type=Path, nargs="+", default=[])
     parser.add_argument("--samples", metavar="N", type=int, default=64)
     parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
@@ -59,6 +60,7 @@ def compile_apart(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs ``mpqc compile`` with nothing in its cache; returns seconds and bytes."""
     words = [sys.executable, "-m", "mpqc.tools.cli", "compile", str(chosen.model), "--json"]
     words += ["--budget", chosen.budget, "--target", chosen.target]
+    words += ["--preset", chosen.preset]
     words += ["--samples", str(chosen.samples)]
     words += ["--sequence-length", str(chosen.sequence_length), "-o", str(folder / "compiled")]
     if chosen.calibration:

@@ -117,7 +117,8 @@ $ python -m mpqc.tools.benchmarks methods --calibration FIRST --text SECOND \\
     --document docs/methods.md
 ```
 
-(`make methods`), which prepares the models and runs for each of them
+which prepares the models and runs for each of them what stands below. `make methods` takes the
+halves of the text that ships with Python instead.
 
 ```console
 $ mpqc compare MODEL --budgets 2.5,3,3.5,4,4.5 --calibration FIRST --text SECOND -o DIR
