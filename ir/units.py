@@ -29,6 +29,7 @@ FLOAT_TYPES = (
     ir.DataType.BFLOAT16,
     ir.DataType.DOUBLE,
 )
+_LARGEST_WEIGHT = 65504.0 * 128  # what a code of 8 bits and a float16 scale can stand for
 _VIEWS = {"Identity", "Transpose", "Cast"}
 
 # Inputs that carry weights. What else reads a constant (a mask that is added, a table of
@@ -286,7 +287,7 @@ class _Search:
         return _Reader(holder, None, where, reader.multiplies)
 
     def unit(self, weight: ir.Value) -> Unit | None:
-        """Returns the unit of ``weight``, or None if nothing multiplies by it."""
+        """Returns the unit of ``weight``; None if it is a mask or nothing multiplies by it."""
         tensor = stored_tensor(weight)
         assert tensor is not None
         views: list[ir.Node] = []
@@ -295,6 +296,8 @@ class _Search:
             return None
         readers.sort(key=lambda reader: self.order.get(reader.node, -1))
         uses = [reader.use for reader in readers if reader.use is not None]
+        if {use.kind for use in uses} == {"lookup"} and _rules_out(tensor):
+            return None
         refusals = [reader.refusal for reader in readers if reader.refusal]
         if (
             any(view.outputs[0].is_graph_output() for view in views)
@@ -304,6 +307,13 @@ class _Search:
         refused = dict.fromkeys(reader.node for reader in readers if reader.use is None)
         reason = _reason(uses, refusals)
         return Unit(weight, tuple(uses), tuple(views), reason, tuple(refused))
+
+
+def _rules_out(table: ir.TensorProtocol) -> bool:
+    """Tells whether a table is one of masks: its first or last row has entries like -inf."""
+    entries = table.numpy()
+    ends = np.stack([entries[0], entries[-1]]).astype(np.float64)
+    return bool((np.abs(ends) > _LARGEST_WEIGHT).any())
 
 
 def _is_large(value: ir.Value) -> bool:

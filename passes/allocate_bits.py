@@ -101,6 +101,10 @@ class AllocateBits(Pass):
             raise UsageError(f"a budget of {self.budget} bits per weight makes no sense")
         if self.share is not None and not 0 <= self.share <= 1:
             raise UsageError(f"a share of {self.share} is not between 0 and 1")
+        if self.fold and self.granularity == "unit":
+            raise UsageError(
+                "whole units have no rows to put in a shared order", hint="say fold=false"
+            )
         self._check_bits()
 
     def _check_bits(self) -> None:
@@ -112,10 +116,15 @@ class AllocateBits(Pass):
 
     def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
         """Refuses a budget below what the smallest options of all units take."""
-        if self.method == "clusters" or self.share is not None:
-            return  # what these take, no budget decides: it is known when they have run
         judges = [one for one in before if isinstance(one, AnnotateSensitivity)]
         judge = judges[-1] if judges else AnnotateSensitivity()
+        if judge.keep and self.method != "budget":
+            raise UsageError(
+                f"allocate-bits{{method={self.method}}} keeps no channels in 16 bits",
+                hint="leave out keep of annotate-sensitivity",
+            )
+        if self.method == "clusters" or self.share is not None:
+            return  # what these take, no budget decides: it is known when they have run
         fixed, smallest, kept, weights = 0, 0, 0, 0
         for unit in find_units(model):
             weights += unit.size

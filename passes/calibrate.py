@@ -18,6 +18,7 @@ from ..ir import (
     BlockId,
     Calibrated,
     Calibration,
+    InputError,
     LeftInFloat,
     LocalHessian,
     TensorStats,
@@ -136,7 +137,11 @@ def _gather(
     *,
     coupled: bool,
 ) -> dict[str, Any]:
-    """Runs the sweeps into ``path``, which appears complete or not at all."""
+    """Runs the sweeps into ``path``, which appears complete or not at all.
+
+    Raises:
+        InputError: The samples overflow the model.
+    """
     assert context.calibration is not None
     samples = context.calibration.training
     partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -149,6 +154,7 @@ def _gather(
             positions = measure(model, units, objective, samples, file, context)
         else:
             positions = sweep(blocks_of(model), units, objective, samples, file, context)
+        _refuse_overflow(file)
         facts = {
             "format": _FORMAT,
             "positions": positions,
@@ -162,6 +168,22 @@ def _gather(
     finally:
         partial.unlink(missing_ok=True)
     return facts
+
+
+def _refuse_overflow(file: MomentFile) -> None:
+    """Refuses samples on which squares of activations or gradients are no numbers.
+
+    Raises:
+        InputError: Names a unit.
+    """
+    broken = file.overflown()
+    if broken:
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise InputError(
+            f"what {broken[0]!r}{others} multiplies on these samples, or its gradient, is NaN "
+            "or has squares beyond float32",
+            hint="look for entries of 1e19 or more in the samples, and run the model on them",
+        )
 
 
 def _by_row(unit: Unit, objective: Objective) -> bool:

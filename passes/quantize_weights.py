@@ -38,7 +38,14 @@ from .lowering.emitter import Names
 from .machinery.base import Pass, PassContext
 from .machinery.parallel import for_each
 from .numerics.coupled_rows import round_coupled
-from .numerics.rounding import Factor, Rounded, as_half, nearest, round_rows
+from .numerics.rounding import (
+    Factor,
+    Rounded,
+    as_half,
+    nearest,
+    round_rows,
+    working_bytes,
+)
 from .numerics.row_hessians import Part, round_parts
 from .rewriting.halved import store_as_half
 from .sensitivity.coupling import between_rows, read_coupling
@@ -100,6 +107,10 @@ class QuantizeWeights(Pass):
             raise UsageError(
                 "rounding=nearest looks at no other row", hint="say coupled=false"
             )
+        if self.refinements < 0:
+            raise UsageError(f"quantize-weights cannot refine {self.refinements} times")
+        if self.rounding == "nearest" and self.refinements != type(self).refinements:
+            raise UsageError("rounding=nearest refines nothing", hint="leave out refinements")
         if self.samples < 0:
             raise UsageError(f"quantize-weights cannot look at {self.samples} samples")
         if self.samples and self.sequential == "no":
@@ -133,7 +144,13 @@ class QuantizeWeights(Pass):
             return self._quantize(unit, found, context)
 
         if self.sequential == "no":
-            losses = for_each(lambda one: work(one, {}), units, context.progress, "rounding")
+            losses = for_each(
+                lambda one: work(one, {}),
+                units,
+                context.progress,
+                "rounding",
+                need=lambda one: working_bytes(*one.shape, coupled=self.coupled),
+            )
         else:
             check_can_run(model, context, str(self))
             gather, by_layer = _gatherer(model, context), self.sequential == "layer"

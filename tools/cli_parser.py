@@ -24,7 +24,7 @@ Results go to stdout, everything else to stderr. --json prints one object, on fa
 _EXAMPLES = {
     "compile": "mpqc compile model.onnx --budget 3.5 -o compiled",
     "export": "mpqc export SmolLM2-135M -o exported",
-    "opt": "mpqc opt dumps/003_annotate-sensitivity.onnx -o resumed",
+    "opt": "mpqc opt dumps/004_annotate-sensitivity.onnx -o resumed",
     "inspect": "mpqc inspect compiled/model.onnx",
     "eval": "mpqc eval exported compiled --text held_out.txt",
     "compare": "mpqc compare exported --text held_out.txt -o compared",

@@ -140,6 +140,7 @@ class _Job:
         target, original = self.watch.dump_after_each, original_in(self.folder)
         if target is None or original is None or target.absolute() == self.folder:
             return
+        assert original.onnx is not None, "a folder of dumps has its original as ONNX"
         prepare_dumps(target, read_model(original.onnx), original, context.calibration)
 
     def _write(

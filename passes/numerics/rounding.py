@@ -8,6 +8,7 @@ extreme value of a group, whatever its sign, can sit on the longer side of the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ _FRACTIONS = {
 }
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
 _LARGEST_SCALE = 65504.0
+_SMALLEST_GROUP = 32
 _ROWS_AT_ONCE = 2048  # what is held of them at a time fits into a processor's cache
 # Columns depend on each other one by one inside a strip, by small products inside a block, and
 # by large products beyond it. What goes one by one is left to numpy, which takes a third of
@@ -69,12 +71,31 @@ class Factor:
     price: torch.Tensor
 
 
+def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
+    """Estimates what rounding a matrix takes above the matrix and its Hessian, as measured.
+
+    Args:
+        rows: Its rows.
+        columns: Its columns.
+        coupled: Whether rows make up for each other's errors.
+    """
+    groups = columns // _SMALLEST_GROUP + 1
+    factors = 40 * (columns**2 + (rows**2 if coupled else 0))
+    refit = 16 * min(rows, _ROWS_AT_ONCE) * groups**2
+    return factors + refit + 24 * rows * columns
+
+
 def factorize(hessian: torch.Tensor, damping: float) -> Factor:
     """Prepares a Hessian, or the diagonal of a diagonal one, for rounding.
 
     The damping doubles until the factorization succeeds; a dead column (zero diagonal) thereby
     gets a positive price too.
+
+    Raises:
+        ValueError: The Hessian holds NaN or infinity, for which no damping would do.
     """
+    if not math.isfinite(float(hessian.sum(dtype=torch.float64))):
+        raise ValueError("a Hessian holds NaN or infinity")
     if hessian.ndim == 1:
         return _diagonal_factor(hessian, damping)
     mean = float(hessian.diagonal().mean())
@@ -106,7 +127,7 @@ def _range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def _storable(scales: torch.Tensor) -> torch.Tensor:
+def storable(scales: torch.Tensor) -> torch.Tensor:
     """Rounds scales to what float16 can hold; a zero becomes the smallest normal number."""
     sign = torch.where(scales < 0, -1.0, 1.0)
     size = scales.abs().clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
@@ -133,10 +154,10 @@ def search_scales(
     blocks, prices = _grouped(weight, group), _grouped(price[None], group)
     extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
     best = torch.full_like(extreme, torch.inf)
-    scales = _storable(extreme / low)
+    scales = storable(extreme / low)
     for sign in (1.0, -1.0) if bits <= 3 else (1.0,):
         for fraction in _FRACTIONS.get(bits, (1.0,)):
-            scale = _storable(extreme * (sign * fraction / low))
+            scale = storable(extreme * (sign * fraction / low))
             codes = (blocks / scale).round_().clamp_(low, high)
             error = codes.mul_(scale).sub_(blocks).square_().mul_(prices).sum(2, keepdim=True)
             better = error < best
@@ -212,9 +233,10 @@ def _refit_scales(
     for g in range(groups):
         span = slice(g * group, min((g + 1) * group, columns))
         matrix[:, g] = _grouped((codes[:, span] @ hessian[span]) * codes, group).sum(2)
-    ridge = matrix.diagonal(dim1=1, dim2=2).mean(1) * 1e-4 + 1e-12
+    mean = matrix.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = torch.where(mean > 0, mean * 1e-4, 1.0)
     matrix += torch.diag_embed(ridge[:, None].expand(rows, groups))
-    return _storable(torch.linalg.solve(matrix, target[..., None])[..., 0])
+    return storable(torch.linalg.solve(matrix, target[..., None])[..., 0])
 
 
 def _descend(

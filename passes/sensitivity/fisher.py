@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import torch
 
 from ...ir import Option, Unit
 from ..machinery.parallel import for_each
-from ..numerics.rounding import Factor, Rounded, as_half, round_rows
+from ..numerics.rounding import Factor, Rounded, as_half, round_rows, working_bytes
 from ..numerics.row_hessians import round_parts
 from .keeping import can_keep, ranked_columns
 from .metric import Asked, Judgement, Keeping
 from .quadratic import Quadratic
+
+T = TypeVar("T")
 
 
 def judge(asked: Asked) -> dict[str, Judgement]:
@@ -22,7 +27,7 @@ def judge(asked: Asked) -> dict[str, Judgement]:
         loss = _loss(unit, quadratic, asked)
         return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
 
-    found = for_each(of, asked.units, asked.context.progress, "trying every width")
+    found = _for_each(of, asked)
     return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
 
 
@@ -32,8 +37,18 @@ def losses(asked: Asked) -> dict[str, np.ndarray]:
     def of(unit: Unit) -> np.ndarray:
         return _loss(unit, Quadratic.of(unit, asked.context.arrays), asked)
 
-    found = for_each(of, asked.units, asked.context.progress, "trying every width")
+    found = _for_each(of, asked)
     return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
+
+
+def _for_each(of: Callable[[Unit], T], asked: Asked) -> list[T]:
+    return for_each(
+        of,
+        asked.units,
+        asked.context.progress,
+        "trying every width",
+        need=lambda unit: working_bytes(*unit.shape),
+    )
 
 
 def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:

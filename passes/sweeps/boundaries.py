@@ -18,6 +18,7 @@ class Boundaries:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[tuple[str, str], Path] = {}
+        self._halves: set[Path] = set()  # what holds bfloat16
         self._numbers = count()
 
     def put(self, kind: str, name: str, tensor: torch.Tensor) -> None:
@@ -25,8 +26,11 @@ class Boundaries:
         self._folder.mkdir(parents=True, exist_ok=True)
         if (kind, name) not in self._files:
             self._files[kind, name] = self._folder / f"{next(self._numbers):06d}.npy"
-        path = self._files[kind, name]
-        np.save(path, tensor.detach().numpy(), allow_pickle=False)
+        path, kept = self._files[kind, name], tensor.detach()
+        if kept.dtype == torch.bfloat16:  # which numpy does not have
+            kept = kept.view(torch.uint16)
+            self._halves.add(path)
+        np.save(path, kept.numpy(), allow_pickle=False)
 
     def add(self, kind: str, name: str, tensor: torch.Tensor) -> None:
         """Adds to what is kept under ``name``."""
@@ -38,7 +42,8 @@ class Boundaries:
         path = self._files.get((kind, name))
         if path is None:
             return None
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        tensor = torch.from_numpy(np.load(path, allow_pickle=False))
+        return tensor.view(torch.bfloat16) if path in self._halves else tensor
 
     def drop(self, kind: str, name: str) -> None:
         """Forgets the tensor under ``name``."""

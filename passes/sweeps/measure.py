@@ -18,10 +18,11 @@ from ..machinery.base import PassContext, Session
 from ..numerics.divergence import kl_divergence
 from ..numerics.rounding import nearest, row_errors
 from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
-from .objective import Objective
+from .objective import MASKED, Objective
 
 _PROBE_BITS, _PROBE_GROUP = 4, 32
 _PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian
+_MOST_HELD = 1 << 30  # bytes of sums in memory: here they are those of all units
 
 
 def exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
@@ -76,6 +77,8 @@ def divergence(
         if objective.kind == "logits":
             total += float(kl_divergence(flat_p, flat_q).sum())
         else:
+            real = np.abs(flat_p) < MASKED
+            flat_p, flat_q = np.where(real, flat_p, 0), np.where(real, flat_q, 0)
             scale = max(float(np.square(flat_p).mean()), 1e-24) * flat_p.shape[1]
             total += float(0.5 * np.square(flat_q - flat_p).sum() / scale)
     return total, places
@@ -131,6 +134,8 @@ def measure(
     with context.runner.session(exposing(model, wanted)) as session:
         for feed in context.progress.track(feeds, len(feeds), "calibrating"):
             _add_sample(units, {**feed, **session.run(feed, names)}, file)
+            if file.held_bytes > _MOST_HELD:
+                file.flush()
     file.flush()
     probes = feeds[:_PROBE_SAMPLES]
     outputs = [str(value.name) for value in objective.outputs]

@@ -98,6 +98,11 @@ class MomentFile:
         """Whether weights of tokens were kept."""
         return self._tokens.filled
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the sums that are in memory."""
+        return sum(array.nbytes for array in self._open.values())
+
     def keep(self, name: str, weights: torch.Tensor) -> None:
         """Keeps ``c_t`` of one sample behind those of the samples before."""
         self._tokens.append(name, weights.half().numpy())
@@ -141,6 +146,14 @@ class MomentFile:
         return float(np.trace(self._file.array(name))) / (
             len(self._file.array(name)) * max(self._counts[name], 1)
         )
+
+    def overflown(self) -> list[str]:
+        """Returns the names of units with sums that are not finite."""
+        self.flush()
+        broken = (
+            name for name in self._names if not np.isfinite(self._file.array(name)).all()
+        )
+        return sorted({name.rsplit("/", 2)[0] for name in broken})
 
     def finish(self, positions: float, metadata: Mapping[str, str], tokens: Path) -> None:
         """Turns sums into expectations and closes the file.

@@ -19,6 +19,7 @@ from ...ir import FLOAT_TYPES, UsageError, find_units
 
 Kind = Literal["logits", "regression"]
 KINDS = ("auto", "logits", "regression")
+MASKED = 1e18  # entries from here on rule something out; their squares are beyond float32
 _KEEPS_NUMBERS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -42,8 +43,9 @@ class Objective:
             generator: Source of the label or the direction.
         """
         if self.kind == "regression":
-            size = output.float().square().mean().sqrt().clamp_min(1e-12)
-            direction = torch.randn(output.shape, generator=generator)
+            real = output.abs() < MASKED
+            size = output.float().where(real, 0.0).square().mean().sqrt().clamp_min(1e-12)
+            direction = torch.randn(output.shape, generator=generator).where(real, 0.0)
             scale = size * math.sqrt(_channels(output))
             return (direction / scale).to(output.dtype)
         flat = output.reshape(-1, output.shape[-1])

@@ -19,6 +19,7 @@ from ...ir import Unit, UsageError, operands
 from ...ir.blocks import Block, blocks_of
 from ..machinery.base import PassContext, SilentProgress
 from ..machinery.parallel import for_each
+from ..numerics.rounding import working_bytes
 from ..numerics.row_hessians import Key, RowHessians
 from .prefix import Prefix
 
@@ -105,7 +106,13 @@ def in_sequence(
 def _each(
     work: Callable[[Unit, Hessians], T], units: Sequence[Unit], found: Hessians
 ) -> list[T]:
-    return for_each(lambda unit: work(unit, found), units, SilentProgress(), "rounding")
+    return for_each(
+        lambda unit: work(unit, found),
+        units,
+        SilentProgress(),
+        "rounding",
+        need=lambda unit: working_bytes(*unit.shape),
+    )
 
 
 def _by_block(units: Sequence[Unit], blocks: Sequence[Block]) -> dict[int, list[Unit]]:

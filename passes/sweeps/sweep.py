@@ -49,6 +49,13 @@ class _Tap:
     def output(self) -> ir.Value:
         return self.use.node.outputs[0]
 
+    @property
+    def gain(self) -> float:
+        """By what the product is multiplied before it is the output: ``alpha`` of a Gemm."""
+        if self.use.node.op_type != "Gemm":
+            return 1.0
+        return float(self.use.node.attributes.get_float("alpha", 1.0))
+
 
 @dataclass
 class _Stage:
@@ -220,14 +227,15 @@ class _Sweep:
             self._expect(chances)
             spread = chances * (1 - chances)
             rows, weights = spread.sum(dim=0), spread.sum(dim=1)
-            rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
-            weights = (weights / weights.mean()).clamp(*WEIGHT_RANGE)
+            rows = tap.gain**2 * ((1 - UNSEEN) * rows + UNSEEN * rows.mean())
+            weights = (weights / weights.mean().clamp_min(1e-30)).clamp(*WEIGHT_RANGE)
         elif _name(tap.output) in gradients:
-            gradient = _flat(gradients[_name(tap.output)])
+            gradient = tap.gain * _flat(gradients[_name(tap.output)])
             rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
             self._add_coupling(tap, gradient)
         else:
-            rows, weights = own_error(_flat(found[_name(tap.output)])), torch.ones(len(inputs))
+            rows = tap.gain**2 * own_error(_flat(found[_name(tap.output)]))
+            weights = torch.ones(len(inputs))
             positions = len(inputs)
         name = tap.moments.name
         self.file.keep(name(tap.at, "tokens"), weights)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from mpqc.ir import find_units, quantizable
+from mpqc.ir import check_finite, find_units, quantizable
 
 from .texts import model, ramp
 
@@ -88,6 +88,16 @@ CONDITIONAL = """g (float[N, 64] x, bool c) => (float[N, 100] y) {
         else_branch = no () => (float[N, 100] b) { b = MatMul (x, w) }
     >
 }"""
+
+
+@pytest.mark.parametrize("never", [-np.inf, np.finfo(np.float32).min, -1e9])
+def test_a_table_of_masks_is_no_weight(never: float) -> None:
+    found = model("g (int64[N] i) => (float[N, 100] y) { y = Gather (t, i) }", t=(64, 100))
+    assert [unit.name for unit in find_units(found)] == ["t"]
+    table = np.triu(np.full((64, 100), never, np.float32), 1)
+    found.graph.initializers["t"].const_value = ir.Tensor(table, name="t")
+    assert find_units(found) == []
+    check_finite(found)
 
 
 def test_a_weight_read_inside_control_flow_names_the_node_around_it() -> None:

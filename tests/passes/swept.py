@@ -38,7 +38,7 @@ _LANGUAGE = """<ir_version: 8, opset_import: ["" : 17]>
       z = Add(y, f)
       logits = MatMul(z, head) }"""
 
-_VECTOR = """<ir_version: 8, opset_import: ["" : 17]>
+VECTOR = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[n, 64] x) => (float[n, 80] y)
     { a = MatMul(x, first)
       b = Tanh(a)
@@ -72,7 +72,7 @@ def vector_weights() -> dict[str, np.ndarray]:
 
 def vector() -> ir.Model:
     """Two products and a bias: x -> y."""
-    return parse(_VECTOR, vector_weights())
+    return parse(VECTOR, vector_weights())
 
 
 def sentences(count: int = 6, length: int = 24, seed: int = 0) -> Calibration:

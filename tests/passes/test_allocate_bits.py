@@ -192,12 +192,19 @@ def test_nonsense_budgets(budget: str) -> None:
         ("method=ratio, budget=4.0, bits=[4]", "two bits"),
         ("method=ratio, bits=[4, 2], share=1.5", "between 0 and 1"),
         ("granularity=unit", "needs budget"),
+        ("granularity=unit, budget=4.0, fold=true", "say fold=false"),
     ],
 )
 def test_methods_refuse_what_they_would_ignore(options: str, word: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_passes(f"allocate-bits{{{options}}}")
     assert word in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_channels_are_kept_inside_a_budget_only(work: PassContext) -> None:
+    uniform = "annotate-sensitivity{keep=[8]},allocate-bits{budget=4, method=uniform}"
+    with pytest.raises(UsageError, match="keeps no channels"):
+        run(f"{CALIBRATE},{uniform}", language(), work)
 
 
 def scored(model: ir.Model, scores: dict[str, tuple[float, int]]) -> ir.Model:

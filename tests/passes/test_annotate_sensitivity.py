@@ -94,7 +94,7 @@ def test_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first = annotated(tmp_path)
     from mpqc.passes.sensitivity import fisher
 
-    def never(*given: Any) -> None:
+    def never(*given: Any, **more: Any) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(fisher, "for_each", never)

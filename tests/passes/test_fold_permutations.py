@@ -195,13 +195,6 @@ def test_columns_that_rule_their_groups_are_kept_apart(
     assert work.report["fold-permutations"]["folded"] == folded
 
 
-def test_whole_units_need_no_order(tmp_path: Path) -> None:
-    model, work = prepared("gated", tmp_path)
-    text = "allocate-bits{budget=4, fold=true, granularity=unit},fold-permutations"
-    Pipeline.parse(text).run(model, work)
-    assert work.report["fold-permutations"]["folded"] == []
-
-
 def test_what_counts_on_the_fold_is_refused_without_it(tmp_path: Path) -> None:
     model, work = prepared("gated", tmp_path)
     with pytest.raises(UsageError, match="fold-permutations"):

@@ -138,6 +138,12 @@ def test_eight_bits_lose_next_to_nothing(work: PassContext) -> None:
         assert error < 0.01 * np.linalg.norm(before[unit.name])
 
 
+@pytest.mark.parametrize("options", ["refinements=-1", "rounding=nearest, refinements=1"])
+def test_refinements_that_would_be_ignored(options: str) -> None:
+    with pytest.raises(UsageError, match="refine"):
+        parse_passes(f"quantize-weights{{{options}}}")
+
+
 def test_unknown_rounding() -> None:
     with pytest.raises(UsageError) as caught:
         parse_passes("quantize-weights{rounding=nearst}")

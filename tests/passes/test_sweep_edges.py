@@ -9,13 +9,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from mpqc.ir import Calibration, Feeds, find_units
+from mpqc.ir import Calibration, Feeds, InputError, find_units
 from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.sweeps import choose_objective
+from mpqc.passes.sweeps.boundaries import Boundaries
 from mpqc.passes.sweeps.moments import unseen_share
 
 from .rounded import noise, parse
-from .swept import CALIBRATE, context, run
+from .swept import CALIBRATE, VECTOR, context, run, vector, vector_weights, vectors
 
 pytestmark = [pytest.mark.ort, pytest.mark.usefixtures("one_thread")]
 
@@ -79,6 +80,42 @@ def test_a_unit_that_no_gradient_reaches_is_judged_by_its_own_output(tmp_path: P
     assert torch.allclose(hessian, inputs.T @ inputs / 30, atol=1e-5)
 
 
+GEMM = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 64] x) => (float[n, 80] y)
+    { a = Gemm <alpha = ALPHA> (x, first) b = Tanh(a) y = Gemm (b, second) }"""
+
+
+def test_what_a_gemm_multiplies_by_counts(tmp_path: Path) -> None:
+    """Errors of the weights reach the output ``alpha`` times."""
+    first, second = noise(64, 96, seed=1) / 8, noise(96, 80, seed=2) / 10
+
+    def importance(alpha: float) -> torch.Tensor:
+        weights = {"first": first / alpha, "second": second}
+        work = context(tmp_path / str(alpha), vectors())
+        run(CALIBRATE, parse(GEMM.replace("ALPHA", str(alpha)), weights), work)
+        return rows(work, "first")
+
+    torch.testing.assert_close(importance(0.125), importance(1.0) / 64, rtol=1e-3, atol=0.0)
+
+
+def test_entries_that_are_ruled_out_are_no_size(tmp_path: Path) -> None:
+    plain = context(tmp_path / "plain", vectors())
+    run(CALIBRATE, vector(), plain)
+    bias = noise(80, seed=3)
+    bias[5], bias[7] = -np.inf, np.finfo(np.float32).min
+    work = context(tmp_path / "masked", vectors())
+    run(CALIBRATE, parse(VECTOR, {**vector_weights(), "bias": bias}), work)
+    ratio = rows(work, "first") / rows(plain, "first")
+    assert bool(((ratio > 0.5) & (ratio < 2)).all())
+
+
+def test_samples_that_overflow_are_refused_by_name(tmp_path: Path) -> None:
+    samples = vectors()
+    samples.feeds[0]["x"][0, 0] = 1e20
+    with pytest.raises(InputError, match=r"'first'.* multiplies on these samples"):
+        run(CALIBRATE, vector(), context(tmp_path, samples))
+
+
 def test_convolutions_are_measured_where_torch_cannot_run(tmp_path: Path) -> None:
     tail = """t = ReduceMean <axes = [2, 3], keepdims = 0> (c)
         s = ReduceSum <keepdims = 0> (t)
@@ -113,3 +150,16 @@ def test_logits_are_known_however_the_ids_reach_the_table(way: str) -> None:
 def test_the_share_of_unseen_rows_is_that_of_rows_seen_once() -> None:
     assert unseen_share(torch.tensor([0.0, 1, 1, 6])) == pytest.approx(0.25)
     assert unseen_share(torch.zeros(3)) == 0
+
+
+def test_bfloat16_crosses_the_boundaries_of_blocks(tmp_path: Path) -> None:
+    kept = Boundaries(tmp_path / "kept")
+    values = torch.linspace(-3, 3, 7).bfloat16()
+    kept.put("value", "a", values)
+    kept.add("gradient", "a", values)
+    kept.add("gradient", "a", values)
+    for kind, wanted in (("value", values), ("gradient", 2 * values)):
+        found = kept.get(kind, "a")
+        assert found is not None
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, wanted)

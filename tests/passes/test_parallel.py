@@ -1,0 +1,62 @@
+"""Work on all cores waits where memory has no room for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mpqc.passes.machinery import memory, parallel
+from mpqc.passes.machinery.base import SilentProgress
+
+
+@pytest.mark.parametrize(("need", "most"), [(10, 4), (30, 2), (70, 1), (500, 1)])
+def test_calls_share_the_memory(need: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "available_memory", lambda: 100)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    running, peak, lock = 0, 0, threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return item * item
+
+    items = list(range(12))
+    found = parallel.for_each(work, items, SilentProgress(), "", need=lambda _: need)
+    assert found == [item * item for item in items]
+    assert peak == most
+
+
+def test_a_call_that_fails_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "available_memory", lambda: 100)
+
+    def work(item: int) -> int:
+        return 1 // item
+
+    with pytest.raises(ZeroDivisionError):
+        parallel.for_each(work, [0, 0, 0, 0], SilentProgress(), "", need=lambda _: 60)
+
+
+def test_a_container_bounds_what_the_system_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "meminfo"
+    system.write_text("MemTotal:  9 kB\nMemAvailable:   4 kB\n")
+    monkeypatch.setattr(memory, "_SYSTEM", system)
+    monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    assert memory.available_memory() == 4096
+    (tmp_path / "memory.max").write_text("2000\n")
+    (tmp_path / "memory.current").write_text("1500\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 300\n")
+    assert memory.available_memory() == 800
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() == 4096
+    monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "none")
+    assert memory.available_memory() is None
