@@ -46,7 +46,12 @@ class Calibration:
     @property
     def validation(self) -> Sequence[Feeds]:
         """The samples kept back; the fitted ones when there is only a single sample."""
-        return self.feeds[self._fitted :] or self.feeds[-1:]
+        return self.kept_back or self.feeds[-1:]
+
+    @property
+    def kept_back(self) -> Sequence[Feeds]:
+        """The samples that nothing is fitted to, if there are any."""
+        return self.feeds[self._fitted :]
 
     def first(self, count: int) -> Sequence[Feeds]:
         """Returns the first ``count`` samples that passes fit to; 0 stands for all."""

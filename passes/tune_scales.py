@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,14 +45,15 @@ class TuneScales(Pass):
     clearly lowers the divergence (3 %) on samples that nothing was fitted to.
 
     Attributes:
-        samples: Calibration samples to take steps on, spread evenly; 0 takes all.
+        samples: Calibration samples to take steps on, spread evenly; 0 takes all. The products
+            of a step round to bfloat16 where the processor multiplies that.
         rate: Largest relative change of a scale of 2-bit codes in a step, half as large for
             every further bit; falls to zero along a cosine.
     """
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
-    samples: int = 24
+    samples: int = 0
     rate: float = 2e-3
 
     def __post_init__(self) -> None:
@@ -68,17 +70,16 @@ class TuneScales(Pass):
                 f"{self.name} needs samples and the original model",
                 hint="give calibration data, or leave the pass out",
             )
-        refused = context.runner.unsupported(model.graph)
-        if refused:
-            why = next(iter(refused.values()))
-            context.progress.say(f"scales stay as they are, no gradients: {why}")
-            context.report[self.name] = {"kept": False, "why": why}
-            return False
         tuned = [
             TunedScales(unit, context.arrays)
             for unit in quantizable(model)
             if note_of(unit.anchor, QuantSpec) is not None
         ]
+        why = _obstacle(model, tuned, context)
+        if why:
+            context.progress.say(f"scales stay as they are: {why}")
+            context.report[self.name] = {"kept": False, "why": why}
+            return False
         note = need_note(model, Calibrated)
         objective = choose_objective(model, context.calibration.tokens, note.objective)
         chain = Chain(blocks_of(model), tuned, objective.outputs, context.runner)
@@ -96,7 +97,7 @@ class TuneScales(Pass):
     ) -> dict[str, float | bool | int]:
         """Takes the steps; returns how far that helped on samples nothing was fitted to."""
         assert context.calibration is not None
-        held_out = context.calibration.validation
+        held_out = context.calibration.kept_back
         before = tuner.divergence(held_out)
         chosen = self._chosen(context.calibration.training, context.seed)
         parameters = [one for unit in tuned for one in unit.parameters()]
@@ -104,15 +105,18 @@ class TuneScales(Pass):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(len(chosen)))
         for feeds in context.progress.track(chosen, len(chosen), "tuning scales"):
             optimizer.zero_grad()
-            tuner.differentiate(feeds)
+            with _coarse_products():
+                tuner.differentiate(feeds)
             optimizer.step()
             schedule.step()
+        for unit in tuned:
+            unit.settle()
         after = tuner.divergence(held_out)
         return {
             "samples": len(chosen),
             "before": before,
             "after": after,
-            "kept": after < _CLEAR * before or not held_out,
+            "kept": after < _CLEAR * before,
         }
 
     def _chosen(self, feeds: Sequence[Feeds], seed: int) -> list[Feeds]:
@@ -143,9 +147,10 @@ class _Tuner:
         self.chain.backward(values, gradients)
 
     def divergence(self, samples: Sequence[Feeds]) -> float:
-        """Returns the mean over ``samples``; 0 when there are none."""
-        found = [self._compare(feeds, self.chain.forward(feeds))[0] for feeds in samples]
-        return float(np.mean(found)) if found else 0.0
+        """Returns the mean over ``samples``."""
+        return float(
+            np.mean([self._compare(feeds, self.chain.forward(feeds))[0] for feeds in samples])
+        )
 
     def _compare(
         self, feeds: Feeds, values: dict[str, torch.Tensor]
@@ -153,6 +158,28 @@ class _Tuner:
         outputs = self.chain.outputs(values)
         exact = self.original.run(feeds, list(outputs))
         return divergence(self.objective, exact, outputs)
+
+
+def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContext) -> str:
+    """Returns why nothing can be tuned; empty when something can."""
+    assert context.calibration is not None
+    if not tuned:
+        return "no unit is stored in codes"
+    if not context.calibration.kept_back:
+        return "no sample is left to judge them by"
+    refused = context.runner.unsupported(model.graph)
+    return f"no gradients: {next(iter(refused.values()))}" if refused else ""
+
+
+@contextmanager
+def _coarse_products() -> Iterator[None]:
+    """Lets float32 products round to bfloat16 where that is quick: gradients are noisier."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _schedule(steps: int) -> Callable[[int], float]:

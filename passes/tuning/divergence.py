@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..sweeps.objective import MASKED
+
 Outputs = dict[str, torch.Tensor]
 _RULED_OUT = -1e4  # no float32 probability is this small
 _AT_ONCE = 16  # positions whose logits fit into a processor's cache
@@ -50,6 +52,7 @@ def _log_shares(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _relative(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, torch.Tensor]:
-    energy = exact.float().square().sum().clamp_min(1e-24)
-    difference = found.float() - exact.float()
+    real = exact.abs() < MASKED
+    energy = exact.float().where(real, 0.0).square().sum().clamp_min(1e-24)
+    difference = (found.float() - exact.float()).where(real, 0.0)
     return float(0.5 * difference.square().sum() / energy), difference.div_(energy)

@@ -11,6 +11,7 @@ import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import ArrayStore, Option, QuantSpec, Unit, need_note
+from ..numerics.rounding import storable
 from ..sensitivity.quadratic import kept_columns
 
 
@@ -116,14 +117,18 @@ class TunedScales:
         moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
         return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
 
-    def store(self, arrays: ArrayStore) -> None:
-        """Writes the scales, as float16, and the weight that they now stand for."""
+    def settle(self) -> None:
+        """Rounds the scales to what is stored of them."""
         with torch.no_grad():
-            for at, one in enumerate(self._classes):
-                scales = one.tuned().half()
-                arrays.put(f"{self.unit.name}/scales/{at}", scales.numpy())
-                one.scales.copy_(scales)
+            for one in self._classes:
+                one.scales.copy_(storable(one.tuned()))
                 one.change.zero_()
+
+    def store(self, arrays: ArrayStore) -> None:
+        """Writes the settled scales, as float16, and the weight that they now stand for."""
+        for at, one in enumerate(self._classes):
+            arrays.put(f"{self.unit.name}/scales/{at}", one.scales.half().numpy())
+        with torch.no_grad():
             self.unit.replace(self.matrix().numpy())
 
 

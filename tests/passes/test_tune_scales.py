@@ -93,12 +93,22 @@ def test_scales_of_more_levels_move_less(work: PassContext) -> None:
         with torch.no_grad():
             for one in tuned.parameters():
                 one.fill_(0.5)
+        tuned.settle()
         tuned.store(work.arrays)
         for option, name, old in zip(options, names, before, strict=True):
             ratio = work.arrays.get(name).astype(np.float32) / old
             np.testing.assert_allclose(ratio, 1 + 0.5 * 2 ** (2 - option.bits), rtol=1e-3)
             widths.add(option.bits)
     assert len(widths) > 1
+
+
+def test_what_is_judged_is_what_is_stored(work: PassContext) -> None:
+    rounded = f"{CALIBRATE},annotate-sensitivity,allocate-bits{{budget=8.5}},quantize-weights"
+    model = run(f"{rounded},tune-scales{{rate=0.01}}", language(), work)
+    judged = work.report["tune-scales"]
+    assert judged["kept"]
+    run("tune-scales{rate=0.00001}", model, work)
+    assert work.report["tune-scales"]["before"] == pytest.approx(judged["after"], rel=1e-6)
 
 
 def test_result_that_is_no_better_is_dropped(work: PassContext) -> None:
@@ -115,7 +125,7 @@ def test_result_that_is_no_better_is_dropped(work: PassContext) -> None:
 def test_gains_too_small_to_be_more_than_chance_are_dropped(work: PassContext) -> None:
     model = run(ROUNDED, language(), work)
     weights = weights_of(model)
-    run("tune-scales{rate=0.00001}", model, work)
+    run("tune-scales{rate=0.0003}", model, work)
     facts = work.report["tune-scales"]
     assert 0.97 * facts["before"] < facts["after"] < facts["before"]
     assert not facts["kept"]
@@ -162,6 +172,22 @@ def test_refuses_what_cannot_be() -> None:
     for text in ("tune-scales{rate=0.0}", "tune-scales{samples=-1}", "tune-scales{rate=2.0}"):
         with pytest.raises(UsageError, match="tune-scales cannot take"):
             parse_passes(text)
+
+
+def test_nothing_in_codes_leaves_nothing_to_tune(work: PassContext) -> None:
+    halves = "annotate-sensitivity{bits=[16]},allocate-bits{budget=16.5},quantize-weights"
+    run(f"{CALIBRATE},{halves},tune-scales", language(), work)
+    assert work.report["tune-scales"] == {"kept": False, "why": "no unit is stored in codes"}
+
+
+def test_nobody_judges_by_what_was_fitted_to(tmp_path: Path) -> None:
+    work = rounding(tmp_path, language(), with_held_out(sentences(count=1)))
+    model = run(ROUNDED, language(), work)
+    weights = weights_of(model)
+    run("tune-scales", model, work)
+    assert work.report["tune-scales"]["why"] == "no sample is left to judge them by"
+    changed = weights_of(model)
+    assert all(np.array_equal(weights[name], changed[name]) for name in weights)
 
 
 def test_needs_the_original(tmp_path: Path) -> None:
