@@ -38,6 +38,8 @@ _OWN = {  # options that make no sense everywhere, with the modes that take them
     "exact": ("fold", "dynamic"),
     "explicit": ("fold", "dynamic"),
     "cache": ("fold", "dynamic"),
+    "least": ("fold", "dynamic"),
+    "optional": ("fold",),
 }
 
 
@@ -85,6 +87,10 @@ class RewriteCrossquant(Pass):
         explicit: Where no producer can take a scale, divide the activation at run time.
         cache: Let scales reach the key-value cache that the model hands out. Only right if
             callers do nothing with a cache but feed it back.
+        least: Share of an activation's predicted loss that a search must take away; where it
+            finds less, nothing is scaled. Small gains are mostly noise of the few samples.
+        optional: Leave a model as it is where no producer at all can take a scale, which is an
+            error otherwise.
     """
 
     name: ClassVar[str] = "rewrite-crossquant"
@@ -101,6 +107,8 @@ class RewriteCrossquant(Pass):
     exact: bool = False
     explicit: bool = False
     cache: bool = False
+    least: float = 0.0
+    optional: bool = False
 
     def __post_init__(self) -> None:
         _check_word("mode", self.mode, MODES)
@@ -115,6 +123,16 @@ class RewriteCrossquant(Pass):
             raise UsageError(f"mode={self.mode} takes no weights of {self.bits} bits")
         if self.samples < 1:
             raise UsageError("rewrite-crossquant needs at least one sample to look at")
+        self._check_least()
+
+    def _check_least(self) -> None:
+        if not 0 <= self.least < 1:
+            raise UsageError(f"rewrite-crossquant: least must be in 0 to 1, not {self.least}")
+        if self.least and "search" not in (self.alpha, self.beta):
+            raise UsageError(
+                "rewrite-crossquant{least=...} is for a search",
+                hint="give alpha=search, or leave it out",
+            )
 
     def _check_combination(self) -> None:
         """Refuses options that would be ignored."""

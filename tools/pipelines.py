@@ -76,6 +76,9 @@ _APTQ = (
     "quantize-weights{rounding=gptq, sequential=layer, samples=16}",
 )
 _FOLDED = "rewrite-crossquant{alpha=search, beta=search, bits={width}}"
+_FOLDED_IF_CLEAR = (
+    "rewrite-crossquant{alpha=search, beta=search, bits={width}, least=0.05, optional=true}"
+)
 
 
 def _by_block(metric: str) -> tuple[str, ...]:
@@ -118,9 +121,10 @@ def _by_channel(levels: str) -> tuple[str, ...]:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "default": Preset(
-            "Fisher sensitivity by row, exact allocation, GPTQ of coupled rows, scales tuned.",
+            "Column scales, exact allocation by row, GPTQ of coupled rows, tuned scales.",
             (
                 *_COUPLED,
+                _FOLDED_IF_CLEAR,
                 _GROUPS,
                 *_BY_ROW,
                 _ROUNDED_COUPLED,
@@ -129,7 +133,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
         ),
         "fast": Preset(
-            "The default with one group size, each row by itself, scales not tuned: faster.",
+            "The default without folds: one group size, each row by itself, scales not tuned.",
             (*_PREPARED, _ONE_GROUP, *_BY_ROW, _ROUNDED, *_LOWERED),
         ),
         "uniform": Preset(

@@ -65,14 +65,15 @@ def fold_all(
     """Folds column scales wherever a producer can take them; returns whether any were.
 
     Raises:
-        InputError: There is no such place, and nothing else to do either.
+        InputError: There is no such place, there is nothing else to do either, and something
+            has to be done.
     """
     added = []
     sites, closed = find_sites(model, cache=settings.cache)
     if settings.explicit:
         added = with_factors(model, closed)
         sites, closed = find_sites(model, cache=settings.cache)
-    if not sites and settings.mode == "fold":
+    if not sites and settings.mode == "fold" and not settings.optional:
         raise _nothing(closed)
     work, found = _Folding(model, settings, deployed, context), _Found()
     if context.calibration is None:
@@ -147,6 +148,7 @@ class _Folding:
             alphas=self.alphas,
             betas=self.betas,
             identity=self.searched,
+            least=self.settings.least,
         )
 
     def _fold_seen(self, site: Site, chosen: Scales, part: Seen, found: _Found) -> None:

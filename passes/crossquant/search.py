@@ -143,6 +143,7 @@ def search(
     alphas: tuple[float, ...] = ALPHAS,
     betas: tuple[float, ...] = (0.0,),
     identity: bool = True,
+    least: float = 0.0,
 ) -> Scales:
     """Returns the cheapest scales.
 
@@ -154,6 +155,7 @@ def search(
         alphas: Candidates.
         betas: Candidates.
         identity: Whether no scales at all are a candidate.
+        least: Share of their loss that scales must take away to be better than none.
     """
     products = [
         one for unit in consumed(site) for one in _products(unit, seen, arrays, deployed)
@@ -175,7 +177,8 @@ def search(
     for alpha, beta in product(alphas, betas):
         factors = magnitudes.factors(alpha, beta, deployed.exact)
         tried.append(Scales(factors, alpha, beta, cost(factors), plain))
-    return min(tried, key=lambda scales: scales.cost)
+    best = min(tried, key=lambda scales: scales.cost)
+    return best if not identity or best.cost < (1 - least) * plain else tried[0]
 
 
 @dataclass(frozen=True)

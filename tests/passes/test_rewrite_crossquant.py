@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mpqc.backend.onnxruntime import open_session
-from mpqc.ir import ColumnScales, InputError, UsageError, note_of, quantizable
+from mpqc.ir import ColumnScales, InputError, UsageError, listing, note_of, quantizable
 from mpqc.ir.storage import stored
 from mpqc.passes.machinery.base import PassContext
 from mpqc.passes.machinery.pipeline import Pipeline
@@ -218,6 +218,20 @@ def test_search_finds_no_scales_where_none_help(tmp_path: Path) -> None:
     assert 0.8 < site["predicted"] / site["predicted_plain"] <= 1
 
 
+def test_small_gains_scale_nothing(tmp_path: Path) -> None:
+    gains = rewritten("alpha=search, bits=4", tmp_path / "any")[1]
+    shares = {
+        name: 1 - one["predicted"] / one["predicted_plain"]
+        for name, one in facts(gains)["scaled"].items()
+    }
+    assert len(shares) > 1
+    least = sorted(shares.values())[-2] + 1e-6
+    clear = rewritten(f"alpha=search, bits=4, least={least}", tmp_path / "clear")[1]
+    assert facts(clear)["scaled"].keys() == {max(shares, key=lambda name: shares[name])}
+    small = {name for name, share in shares.items() if share < least}
+    assert small <= facts(clear)["better_plain"].keys()
+
+
 # Int8 products
 
 
@@ -351,6 +365,9 @@ def test_weights_of_four_bits_are_better_off_too(tmp_path: Path) -> None:
         ("mode=dynamic, bits=3", "no weights of 3 bits"),
         ("activations=rows", "no activations 'rows'"),
         ("samples=0", "at least one sample"),
+        ("alpha=search, least=1.0", "in 0 to 1"),
+        ("least=0.05", "is for a search"),
+        ("mode=dynamic, optional=true", "mode=dynamic has no optional"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: str, why: str) -> None:
@@ -368,6 +385,17 @@ def test_a_model_without_producers_is_an_error_that_says_why(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"no producer .* 'x' is given, not made") as error:
         run(f"{CALIBRATE},{CROSS}", parse(CLOSED, SQUARES), work)
     assert "explicit=true" in str(error.value.hint)
+
+
+def test_a_model_without_producers_may_stay_as_it_is(tmp_path: Path) -> None:
+    work = context(tmp_path, vectors())
+    model = parse(CLOSED, SQUARES)
+    before = listing(model)
+    run(f"{CALIBRATE},{CROSS}{{alpha=search, optional=true}}", model, work)
+    assert facts(work)["scaled"] == {}
+    assert facts(work)["closed"].keys() == {"x", "b"}
+    plain = run(CALIBRATE, parse(CLOSED, SQUARES), work)
+    assert listing(model) == listing(plain) != before
 
 
 def test_explicit_division_serves_where_nothing_else_does(tmp_path: Path) -> None:
