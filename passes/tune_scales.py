@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..ir import (
     Annotation,
     BlockId,
     Calibrated,
+    Calibration,
     Feeds,
     QuantSpec,
     UsageError,
@@ -84,7 +86,7 @@ class TuneScales(Pass):
         objective = choose_objective(model, context.calibration.tokens, note.objective)
         chain = Chain(blocks_of(model), tuned, objective.outputs, context.runner)
         with context.runner.session(context.original) as original:
-            tuner = _Tuner(chain, original, objective.kind)
+            tuner = _Tuner(chain, original, objective.kind, context.calibration)
             facts = self._tune(tuner, tuned, context)
         if facts["kept"]:
             for one in tuned:
@@ -134,11 +136,13 @@ class _Tuner:
         chain: The rounded model.
         original: The original in the target runtime.
         objective: ``logits`` or ``regression``.
+        samples: Tell what is padding.
     """
 
     chain: Chain
     original: Session
     objective: str
+    samples: Calibration
 
     def differentiate(self, feeds: Feeds) -> None:
         """Adds the gradient of the divergence of one sample to the parameters'."""
@@ -157,7 +161,8 @@ class _Tuner:
     ) -> tuple[float, dict[str, torch.Tensor]]:
         outputs = self.chain.outputs(values)
         exact = self.original.run(feeds, list(outputs))
-        return divergence(self.objective, exact, outputs)
+        real = partial(self.samples.real_places, feeds)
+        return divergence(self.objective, exact, outputs, real)
 
 
 def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContext) -> str:

@@ -87,6 +87,7 @@ def _compare(
     logits: bool,
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """Returns the metrics of every output, one entry for each sample."""
+    assert context.calibration is not None
     metrics: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     with context.runner.session(model) as session:
         for at, sample in _tracked(context, feeds, "result"):
@@ -94,6 +95,9 @@ def _compare(
                 path = kept / f"{at}-{index}.npy"
                 wanted = np.load(path, mmap_mode="r", allow_pickle=False)
                 _check(wanted, result, names[index])
+                real = context.calibration.real_places(sample, wanted.shape[:-1])
+                if not real.all():
+                    wanted, result = wanted[real], result[real]
                 metrics[names[index]].append(_metrics(wanted, result, logits))
                 del wanted
                 path.unlink()

@@ -20,7 +20,6 @@ from ...ir import Calibration, Feeds, UsageError
 from ...ir.blocks import is_float
 from ..numerics.canonical import Cloud, first_pair, pwcca, svcca
 from .layers import Layer, judgements, layers_of
-from .loss_change import real_places
 from .metric import Asked, Judgement
 from .segments import Segments
 
@@ -85,7 +84,7 @@ def _points(asked: Asked, layers: Sequence[Layer]) -> list[np.ndarray]:
         exact = segments.exact(feed)
         for points, name in zip(found, wanted, strict=True):
             output = _by_sample(exact[name], feed, context.calibration)
-            real = real_places(feed, context.calibration, output.shape[:2])
+            real = context.calibration.real_places(feed, output.shape[:2])
             points.append(pooled(output, real, asked.settings.window))
     return [_joined(points, name) for points, name in zip(found, wanted, strict=True)]
 

@@ -20,7 +20,7 @@ from ...ir.blocks import Block
 from ..sweeps import choose_objective
 from .disturbed import SAMPLES
 from .layers import Layer
-from .loss_change import LossChange, real_places
+from .loss_change import LossChange
 from .metric import Asked
 from .segments import Segments, Values
 
@@ -129,7 +129,7 @@ class _Backward:
         for value in self._objective.outputs:
             exactly = exact[str(value.name)]
             gradient = self._objective.gradient(exactly, generator)
-            real = real_places(feed, self.change.samples, tuple(exactly.shape[:-1]))
+            real = self.change.samples.real_places(feed, tuple(exactly.shape[:-1]))
             gradient = gradient * torch.from_numpy(real)[..., None]
             gradients[str(value.name)] = gradient / max(int(real.sum()), 1)
         return gradients

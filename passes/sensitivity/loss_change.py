@@ -17,17 +17,6 @@ from ..numerics.divergence import kl_divergence, negative_log_likelihood
 from .metric import Asked
 
 
-def real_places(feed: Feeds, samples: Calibration, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns which places of a sample are no padding, in the shape asked for.
-
-    Where the samples have no mask for as many places, all are real.
-    """
-    mask = feed.get(samples.mask) if samples.mask is not None else None
-    if mask is None or mask.size != int(np.prod(shape)):
-        return np.ones(shape, dtype=bool)
-    return np.asarray(mask != 0).reshape(shape)
-
-
 @dataclass(frozen=True)
 class LossChange:
     """Compares outputs of one model.
@@ -65,7 +54,7 @@ class LossChange:
         if self.labels == "text":
             at, labels = self.next_tokens(feed, p.shape[:-1])
             return float(_mean_loss(q[at], labels) - _mean_loss(p[at], labels))
-        real = real_places(feed, self.samples, p.shape[:-1])
+        real = self.samples.real_places(feed, p.shape[:-1])
         if self.note.objective == "logits":
             return float(kl_divergence(p[real], q[real]).mean())
         error = np.square(q[real] - p[real], dtype=np.float64).sum()
@@ -86,7 +75,7 @@ class LossChange:
                 f" for {list(ids.shape)}",
                 hint="use labels=model",
             )
-        real = real_places(feed, self.samples, shape)
+        real = self.samples.real_places(feed, shape)
         known = np.nonzero(real[..., :-1] & real[..., 1:])
         return known, ids[..., 1:][known]
 

@@ -63,13 +63,28 @@ class Boundaries:
 
 
 class Sample:
-    """One sample on its way through the blocks."""
+    """One sample on its way through the blocks.
 
-    def __init__(self, feeds: Feeds, folder: Path, seed: int = 0) -> None:
+    Attributes:
+        feeds: The inputs.
+        real: Which of its tokens are no padding, bool, flat; None where all are.
+        boundaries: What it has left between blocks.
+        generator: Draws its labels.
+    """
+
+    def __init__(
+        self, feeds: Feeds, folder: Path, seed: int = 0, mask: str | None = None
+    ) -> None:
         arrays = ((name, np.ascontiguousarray(array)) for name, array in feeds.items())
         self.feeds = {name: torch.from_numpy(array) for name, array in arrays}
+        real = self.feeds[mask].reshape(-1) != 0 if mask in self.feeds else None
+        self.real = real if real is not None and not bool(real.all()) else None
         self.boundaries = Boundaries(folder)
         self.generator = torch.Generator().manual_seed(seed)
+
+    def real_of(self, places: int) -> torch.Tensor | None:
+        """Returns which of so many places are no padding, or None where nobody can tell."""
+        return self.real if self.real is not None and len(self.real) == places else None
 
     def given(self, block: Block) -> dict[str, torch.Tensor]:
         """Returns what the block reads: graph inputs and values of earlier blocks."""

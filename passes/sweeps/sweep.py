@@ -184,9 +184,9 @@ class _Sweep:
         sources = {**leaves, **{k: v for k, v in tapped.items() if v.requires_grad}}
         gradients = _gradients(ends, sources)
         for tap in products:
-            self._add_product(tap, found, gradients)
+            self._add_product(tap, found, gradients, sample)
         for tap in stage.lookups:
-            self._add_lookup(tap, given, gradients)
+            self._add_lookup(tap, given, gradients, sample)
         for value, tap in stage.convolved.items():
             self._add_convolution(tap, gradients.get(_name(value)))
         for value in stage.block.inputs:
@@ -204,6 +204,10 @@ class _Sweep:
             if value in self.objective.outputs:
                 gradient = self.objective.gradient(tensor.detach(), sample.generator)
                 places = self.objective.positions(tensor)
+                real = sample.real_of(places)
+                if real is not None:
+                    gradient = gradient * real.reshape(gradient.shape[:-1])[..., None]
+                    places = int(real.sum())
                 self.positions += places / len(self.objective.outputs)
                 if tensor.requires_grad:
                     ends.append((tensor, gradient))
@@ -217,28 +221,31 @@ class _Sweep:
         tap: _Tap,
         found: dict[str, torch.Tensor],
         gradients: dict[str, torch.Tensor],
+        sample: Sample,
     ) -> None:
-        inputs = _flat(found[_name(tap.use.activation)])
+        everything = found[_name(tap.use.activation)]
+        real = sample.real_of(everything.shape[:-1].numel())
+        inputs = _flat(everything, real)
         if not len(inputs):
             return
         positions = 0
         if self.objective.kind == "logits" and tap.output in self.objective.outputs:
-            chances = _flat(found[_name(tap.output)]).softmax(dim=1)
+            chances = _flat(found[_name(tap.output)], real).softmax(dim=1)
             self._expect(chances)
             spread = chances * (1 - chances)
             rows, weights = spread.sum(dim=0), spread.sum(dim=1)
             rows = tap.gain**2 * ((1 - UNSEEN) * rows + UNSEEN * rows.mean())
             weights = (weights / weights.mean().clamp_min(1e-30)).clamp(*WEIGHT_RANGE)
         elif _name(tap.output) in gradients:
-            gradient = tap.gain * _flat(gradients[_name(tap.output)])
+            gradient = tap.gain * _flat(gradients[_name(tap.output)], real)
             rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
             self._add_coupling(tap, gradient)
         else:
-            rows = tap.gain**2 * own_error(_flat(found[_name(tap.output)]))
+            rows = tap.gain**2 * own_error(_flat(found[_name(tap.output)], real))
             weights = torch.ones(len(inputs))
             positions = len(inputs)
         name = tap.moments.name
-        self.file.keep(name(tap.at, "tokens"), weights)
+        self.file.keep(name(tap.at, "tokens"), _spread(weights, real))
         self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
         variance = rounding_variance(inputs, weights)
@@ -263,20 +270,26 @@ class _Sweep:
         self.said = total if self.said is None else self.said + total
 
     def _add_lookup(
-        self, tap: _Tap, given: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+        self,
+        tap: _Tap,
+        given: dict[str, torch.Tensor],
+        gradients: dict[str, torch.Tensor],
+        sample: Sample,
     ) -> None:
         rows = tap.moments.unit.shape[0]
         ids = given[_name(tap.use.activation)].reshape(-1) % rows
+        real = sample.real_of(len(ids))
+        ids = ids if real is None else ids[real]
         if not len(ids):
             return
         counts = torch.bincount(ids, minlength=rows).float()
         name = tap.moments.name(tap.at, "rows")
         self.seen[name] = self.seen[name] + counts if name in self.seen else counts
         if _name(tap.output) in gradients:
-            gradient = _flat(gradients[_name(tap.output)])
+            gradient = _flat(gradients[_name(tap.output)], real)
             gram = gradient.T @ gradient / len(ids)
         else:
-            gram = torch.diag(own_error(_flat(given[_name(tap.output)])))
+            gram = torch.diag(own_error(_flat(given[_name(tap.output)], real)))
         self.file.add(tap.moments.name(tap.at, "hessian"), gram, len(ids))
 
     def add_frequencies(self) -> None:
@@ -289,9 +302,19 @@ class _Sweep:
             self.file.add(name, (1 - unseen) * counts + unseen * counts.mean(), 0)
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns positions x channels in float32."""
-    return tensor.detach().reshape(-1, tensor.shape[-1]).float()
+def _flat(tensor: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Returns positions that are no padding x channels, in float32."""
+    flat = tensor.detach().reshape(-1, tensor.shape[-1]).float()
+    return flat if real is None else flat[real]
+
+
+def _spread(weights: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Returns the weights of all positions, given those of the ones that are no padding."""
+    if real is None:
+        return weights
+    everywhere = torch.zeros(len(real), dtype=weights.dtype)
+    everywhere[real] = weights
+    return everywhere
 
 
 def _gradients(
@@ -340,13 +363,14 @@ def sweep(
     Returns:
         At how many places the loss was taken.
     """
+    mask = context.calibration.mask if context.calibration is not None else None
     state = _Sweep(_stages(blocks, units, objective), objective, file)
     for stage in state.stages:
         stage.build(context.runner)
     total = len(feeds) * (1 + len(state.stages))
     steps = iter(context.progress.track(range(total), total, "calibrating"))
     samples = [
-        Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at)
+        Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at, mask)
         for at, feed in enumerate(feeds)
     ]
 

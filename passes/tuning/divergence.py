@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -13,7 +15,10 @@ _AT_ONCE = 16  # positions whose logits fit into a processor's cache
 
 
 def divergence(
-    objective: str, exact: dict[str, np.ndarray], found: Outputs
+    objective: str,
+    exact: dict[str, np.ndarray],
+    found: Outputs,
+    real: Callable[[tuple[int, ...]], np.ndarray] | None = None,
 ) -> tuple[float, Outputs]:
     """Returns the divergence of one sample and its gradient with respect to ``found``.
 
@@ -22,16 +27,30 @@ def divergence(
             half the relative squared error, the mean over the outputs.
         exact: The original's outputs by name.
         found: The outputs of the rounded model by name.
+        real: Tells which places of a shape are no padding; others do not count.
     """
     total, gradients = 0.0, {}
     kind = _kl if objective == "logits" else _relative
     for name, output in found.items():
         reference = torch.from_numpy(np.ascontiguousarray(exact[name]))
         width = output.shape[-1] if output.ndim else 1
-        loss, gradient = kind(reference.reshape(-1, width), output.detach().reshape(-1, width))
+        rows = _real_rows(output, real)
+        given = output.detach().reshape(-1, width)
+        loss, part = kind(reference.reshape(-1, width)[rows], given[rows])
         total += loss / len(found)
-        gradients[name] = (gradient / len(found)).reshape(output.shape).to(output.dtype)
+        gradient = (part / len(found)).to(output.dtype)
+        if not isinstance(rows, slice):
+            gradient = torch.zeros_like(given).index_put_((rows,), gradient)
+        gradients[name] = gradient.reshape(output.shape)
     return total, gradients
+
+
+def _real_rows(
+    output: torch.Tensor, real: Callable[[tuple[int, ...]], np.ndarray] | None
+) -> torch.Tensor | slice:
+    """Returns the rows of an output, all of whose leading axes are flattened, that count."""
+    places = np.ones(1) if real is None else real(tuple(output.shape[:-1]))
+    return slice(None) if places.all() else torch.from_numpy(places.reshape(-1))
 
 
 def _kl(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -43,7 +62,7 @@ def _kl(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, torch.Tensor]:
         probability = wanted.exp()
         total += float(wanted.sub_(got).mul_(probability).sum())
         parts.append(got.exp_().sub_(probability).div_(len(exact)))
-    return total / len(exact), torch.cat(parts)
+    return total / max(len(exact), 1), torch.cat(parts)
 
 
 def _log_shares(logits: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,17 @@ from mpqc.passes.sweeps.boundaries import Boundaries
 from mpqc.passes.sweeps.moments import unseen_share
 
 from .rounded import noise, parse
-from .swept import CALIBRATE, VECTOR, context, run, vector, vector_weights, vectors
+from .swept import (
+    CALIBRATE,
+    VECTOR,
+    context,
+    language,
+    run,
+    sentences,
+    vector,
+    vector_weights,
+    vectors,
+)
 
 pytestmark = [pytest.mark.ort, pytest.mark.usefixtures("one_thread")]
 
@@ -163,3 +173,31 @@ def test_bfloat16_crosses_the_boundaries_of_blocks(tmp_path: Path) -> None:
         assert found is not None
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, wanted)
+
+
+def padded(samples: Calibration, length: int) -> Calibration:
+    """Returns the same sentences, made longer by a token that nobody asked for."""
+    feeds: list[Feeds] = []
+    for feed in samples.feeds:
+        ids = np.full((1, length), 77)
+        ids[:, : feed["ids"].shape[1]] = feed["ids"]
+        mask = (np.arange(length) < feed["ids"].shape[1])[None].astype(np.int64)
+        feeds.append({"ids": ids, "mask": mask})
+    return Calibration(feeds, "noise", f"padded-{length}", "ids", mask="mask")
+
+
+def test_padding_does_not_count(tmp_path: Path) -> None:
+    """Tokens do not see each other here, so that all moments must be those without padding."""
+    found = []
+    for at, samples in enumerate((sentences(), padded(sentences(), 40))):
+        work = context(tmp_path / str(at), samples)
+        run(f"{CALIBRATE}{{coupled=true}}", language(), work)
+        names = [name for name in work.arrays.names() if not name.endswith("/tokens")]
+        found.append({name: np.array(work.arrays.get(name)) for name in names})
+    plain, masked = found
+    assert plain.keys() == masked.keys()
+    for name in ("table/0/rows", "head/0/rows", "head/0/hessian", "up/0/low"):
+        np.testing.assert_allclose(masked[name], plain[name], rtol=1e-4, atol=1e-7)
+    for name in ("up/0/rows", "down2/0/hessian", "up/0/coupling"):  # other labels are drawn
+        ratio = np.trace(np.atleast_2d(masked[name])) / np.trace(np.atleast_2d(plain[name]))
+        assert 0.5 < ratio < 2

@@ -166,6 +166,23 @@ def test_gradients_are_those_of_the_whole_model(work: PassContext) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["logits", "regression"])
+def test_padding_asks_for_nothing(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    exact, other = rng.standard_normal((2, 1, 5, 7)).astype(np.float32)
+    real = np.array([[True, True, False, True, False]])
+    given = {"y": torch.from_numpy(other)}
+    loss, gradients = divergence(kind, {"y": exact}, given, lambda shape: real.reshape(shape))
+    some = {"y": torch.from_numpy(other[real][None])}
+    wanted, parts = divergence(kind, {"y": exact[real][None]}, some)
+    assert loss == pytest.approx(wanted)
+    torch.testing.assert_close(gradients["y"][:, real[0]], parts["y"])
+    assert not gradients["y"][:, ~real[0]].any()
+    nothing = divergence(kind, {"y": exact}, given, lambda shape: np.zeros(shape, bool))
+    assert nothing[0] == 0
+    assert not nothing[1]["y"].any()
+
+
 def test_refuses_what_cannot_be() -> None:
     from mpqc.passes.machinery.spec import parse_passes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,6 +114,30 @@ def test_logits(context: PassContext) -> None:
     assert facts["top1"] == 1
     assert 0 < facts["kl"] < 0.1
     assert "warning" not in facts
+
+
+def test_padding_is_not_measured(context: PassContext) -> None:
+    """The mask is an input of the samples; the model here has no use for it."""
+    assert context.calibration is not None
+    feeds = [{**feed, "mask": np.arange(7) < 4} for feed in context.calibration.feeds]
+    context.calibration = replace(context.calibration, feeds=feeds, mask="mask")
+
+    class Blind(OrtSession):
+        def run(self, feeds: Any, outputs: Sequence[str] | None = None) -> Any:
+            return super().run({"x": feeds["x"]}, outputs)
+
+    class BlindRunner(OrtRunner):
+        @contextmanager
+        def session(self, model: ir.Model | Path) -> Iterator[Any]:
+            with super().session(model) as inner:
+                yield Blind(inner.session)
+
+    context.runner = cast(Runner, BlindRunner())
+    model = shifted(context, 1.1)
+    annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
+    annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 1.0))
+    VerifyNumerics(samples=1).run(model, context)
+    assert context.report["verify-numerics"]["tokens"] == 4
 
 
 def test_far_off_is_a_warning(context: PassContext) -> None:
