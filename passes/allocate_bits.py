@@ -30,6 +30,7 @@ from ..ir import (
     note_of,
 )
 from ..ir.text_form import did_you_mean
+from .allocation.clusters import least_bytes
 from .allocation.decision import Candidate, Decision, total_bytes, total_loss
 from .allocation.kept import with_kept
 from .allocation.method import Asked, check_settings, decide
@@ -43,6 +44,7 @@ from .lowering.cost import (
 )
 from .machinery.base import Pass, PassContext
 from .numerics.knapsack import Choice, Item
+from .sensitivity.metric import METRICS
 
 GRANULARITIES = ("row", "unit")
 
@@ -123,18 +125,26 @@ class AllocateBits(Pass):
                 f"allocate-bits{{method={self.method}}} keeps no channels in 16 bits",
                 hint="leave out keep of annotate-sensitivity",
             )
-        if self.method == "clusters" or self.share is not None:
-            return  # what these take, no budget decides: it is known when they have run
-        fixed, smallest, kept, weights = 0, 0, 0, 0
+        if self.share is not None:
+            return  # what this takes, no budget decides
+        fixed, kept, weights, offered = 0, 0, 0, {}
         for unit in find_units(model):
             weights += unit.size
             options = [] if unit.reason else judge.options(unit, context.capabilities)
             if options:
-                smallest += options[0].row_bytes(unit.shape[1]) * unit.shape[0]
+                offered[unit] = options
                 fixed += overhead_bytes(unit, 1) + input_bytes(unit, context.capabilities)
             else:
                 kept += _float_bytes(unit)
-        self._check(smallest + fixed + kept, kept, weights)
+        by_block = self.method == "clusters" and METRICS[judge.metric].by_block
+        if by_block:
+            smallest = least_bytes(model, offered, self.bits)
+        else:
+            smallest = sum(
+                options[0].row_bytes(unit.shape[1]) * unit.shape[0]
+                for unit, options in offered.items()
+            )
+        self._check(smallest + fixed + kept, kept, weights, at_least=self.method == "clusters")
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""
@@ -204,8 +214,14 @@ class AllocateBits(Pass):
         )
         return Candidate(unit, options, item, note_of(unit.anchor, Score))
 
-    def _check(self, used: int, kept: int, weights: int) -> None:
+    def _check(self, used: int, kept: int, weights: int, *, at_least: bool = False) -> None:
         """Refuses an allocation beyond the budget.
+
+        Args:
+            used: Bytes that it takes.
+            kept: Bytes of them that are of units in float.
+            weights: All weights.
+            at_least: Whether it may turn out to take more.
 
         Raises:
             InfeasibleBudget: It takes more bytes; the smallest budget that works is named.
@@ -217,7 +233,7 @@ class AllocateBits(Pass):
         why = f"; {kept} bytes of it are units that stay in float" if kept else ""
         raise InfeasibleBudget(
             f"{self.budget} stored bits per weight cannot be reached: "
-            f"the smallest{what} is {least:.3f}{why}",
+            f"the smallest{what} is {'at least ' if at_least else ''}{least:.3f}{why}",
             hint=f"ask for --budget {least:.3f} or more",
         )
 

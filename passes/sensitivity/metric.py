@@ -25,10 +25,12 @@ class Metric:
     Attributes:
         module: The module with its function ``judge``, imported only when asked for.
         takes: The options that it looks at.
+        by_block: Whether it judges whole blocks.
     """
 
     module: str
     takes: frozenset[str] = frozenset()
+    by_block: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
@@ -37,9 +39,11 @@ METRICS: Mapping[str, Metric] = {
     "trace": Metric("trace"),
     "activation-norm": Metric("activation_norm"),
     "weight-error": Metric("weight_error"),
-    "cca": Metric("cca", frozenset({"samples", "variant", "window"})),
-    "pruning": Metric("pruning", frozenset({"samples", "sparsity", "labels"})),
-    "taylor": Metric("taylor", frozenset({"samples", "form", "scale", "seeds", "labels"})),
+    "cca": Metric("cca", frozenset({"samples", "variant", "window"}), by_block=True),
+    "pruning": Metric("pruning", frozenset({"samples", "sparsity", "labels"}), by_block=True),
+    "taylor": Metric(
+        "taylor", frozenset({"samples", "form", "scale", "seeds", "labels"}), by_block=True
+    ),
 }
 
 

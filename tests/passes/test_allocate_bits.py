@@ -232,6 +232,27 @@ def test_clusters_give_blocks_the_width_of_their_centroid(
     assert widths(model) == {name: of_block[block] for name, block in blocks.items()}
 
 
+def test_clusters_beyond_the_budget_are_refused_before_the_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Residual blocks of one size: one has 8 bits, one 4, the others and the table 2."""
+    judged = "annotate-sensitivity{metric=cca, bits=[2, 4, 8]}"
+    text = f"{CALIBRATE},{judged},allocate-bits{{method=clusters, bits=[8, 4, 2]"
+    model = run(f"{text}}}", language(), context(tmp_path / "whole", sentences(count=16)))
+    got = need_note(model, Budgeted).got
+    monkeypatch.setattr("mpqc.passes.calibrate._gather", lambda *_, **__: pytest.fail("ran"))
+    with pytest.raises(
+        InfeasibleBudget, match=r"with method=clusters is at least (\d.*)"
+    ) as no:
+        run(
+            f"{text}, budget=2.3}}",
+            language(),
+            context(tmp_path / "small", sentences(count=16)),
+        )
+    least = float(no.value.message.rpartition(" ")[2])
+    assert 2.3 < least <= got
+
+
 def test_equal_scores_are_one_cluster_at_the_first_width(
     model: ir.Model, work: PassContext
 ) -> None:
