@@ -34,7 +34,7 @@ from .machinery.base import Pass, PassContext
 from .rewriting.moved import forget_moves
 from .sweeps import MomentFile, Objective, choose_objective, measure, sweep, tokens_file
 
-_FORMAT = "mpqc.stats/4"  # part of the key: a change of what is gathered makes old files stale
+_FORMAT = "mpqc.stats/5"  # part of the key: a change of what is gathered makes old files stale
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
 

@@ -43,12 +43,12 @@ class TuneScales(Pass):
 
     Rounding looks at one unit at a time. Here gradients of the divergence between the original
     and the rounded model run through all units at once, and Adam moves the scales, one sample
-    a step. Codes stay as they are, and not a byte is added. The result is kept only if it
+    a step, whose products round to bfloat16 where the processor multiplies that. Codes stay as
+    they are, and not a byte is added. The result is kept only if it
     clearly lowers the divergence (3 %) on samples that nothing was fitted to.
 
     Attributes:
-        samples: Calibration samples to take steps on, spread evenly; 0 takes all. The products
-            of a step round to bfloat16 where the processor multiplies that.
+        samples: Calibration samples to take steps on, spread evenly; 0 takes all.
         rate: Largest relative change of a scale of 2-bit codes in a step, half as large for
             every further bit; falls to zero along a cosine.
     """

@@ -27,7 +27,7 @@ class _Weighted:
         found = values[str(self.part.use.activation.name)]
         inputs = found.reshape(-1, found.shape[-1]).float()
         weights = self.weights[self.tokens : self.tokens + len(inputs)]
-        self.sum += (inputs * (weights / weights.mean())[:, None]).T @ inputs
+        self.sum += (inputs * (weights / weights.mean().clamp_min(1e-30))[:, None]).T @ inputs
         self.tokens += len(inputs)
 
 

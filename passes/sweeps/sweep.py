@@ -226,7 +226,9 @@ class _Sweep:
         everything = found[_name(tap.use.activation)]
         real = sample.real_of(everything.shape[:-1].numel())
         inputs = _flat(everything, real)
-        if not len(inputs):
+        name = tap.moments.name
+        if not len(inputs):  # all of it is padding: sequences go on with the next sample's
+            self.file.keep(name(tap.at, "tokens"), _spread(torch.ones(0), real))
             return
         positions = 0
         if self.objective.kind == "logits" and tap.output in self.objective.outputs:
@@ -244,7 +246,6 @@ class _Sweep:
             rows = tap.gain**2 * own_error(_flat(found[_name(tap.output)], real))
             weights = torch.ones(len(inputs))
             positions = len(inputs)
-        name = tap.moments.name
         self.file.keep(name(tap.at, "tokens"), _spread(weights, real))
         self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))

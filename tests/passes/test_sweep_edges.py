@@ -201,3 +201,15 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
     for name in ("up/0/rows", "down2/0/hessian", "up/0/coupling"):  # other labels are drawn
         ratio = np.trace(np.atleast_2d(masked[name])) / np.trace(np.atleast_2d(plain[name]))
         assert 0.5 < ratio < 2
+
+
+def test_a_sample_of_nothing_but_padding_keeps_the_others_in_place(tmp_path: Path) -> None:
+    samples = padded(sentences(), 30)
+    samples.feeds[1]["mask"][:] = 0
+    work = context(tmp_path, samples)
+    allocate = f"{CALIBRATE},annotate-sensitivity,allocate-bits{{budget=4}}"
+    model = run(f"{allocate},quantize-weights{{sequential=block}}", language(), work)
+    assert all(np.isfinite(unit.matrix()).all() for unit in find_units(model))
+    tokens = np.array(work.arrays.get("up/0/tokens")).reshape(len(samples.training), 30)
+    assert not tokens[1].any()
+    assert all(tokens[at, :24].all() and not tokens[at, 24:].any() for at in (0, 2, 3))
