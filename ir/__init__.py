@@ -1,8 +1,9 @@
 """The ground floor: the annotated graph. Knows ONNX, not the choices of any algorithm."""
 
+from .analysis.blocks import Block, blocks_of, partition
+from .analysis.shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
 from .annotation import Annotation, annotate, drop_note, need_note, note_of, notes_of
 from .arrays import ArrayStore
-from .blocks import Block, blocks_of, partition
 from .capabilities import Capabilities, Kernel
 from .content_key import model_key
 from .errors import (
@@ -19,7 +20,6 @@ from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
 from .option import HALF, Option
 from .reader import read_model
 from .samples import Calibration, Feeds
-from .shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
 from .staging import is_alive, machine_errors, refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
 from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable

@@ -30,15 +30,15 @@ from ..ir import (
     need_note,
     quantizable,
 )
-from ..ir.blocks import Block, blocks_of
+from ..ir.analysis.attention import Attention, Found, find_attention
+from ..ir.analysis.blocks import Block, blocks_of
 from ..ir.content_key import model_key
-from .attention import Attention, Found, find_attention
-from .machinery.base import Pass, PassContext
-from .numerics.row_hessians import Key, RowHessians
-from .rewriting.moved import moves_key
-from .sweeps.local import LocalHessians
-from .sweeps.prefix import Prefix
-from .sweeps.sequence import check_can_run
+from .engine.execution.prefix import Prefix
+from .engine.numerics.row_hessians import Key, RowHessians
+from .engine.pipeline.base import Pass, PassContext
+from .engine.statistics.local_hessians import LocalHessians
+from .engine.statistics.moved import moves_key
+from .engine.statistics.sequence import check_can_run
 
 _FORMAT = "mpqc.local/1"
 _ROLES = ("queries", "keys", "values", "output")

@@ -18,8 +18,8 @@ from ..ir import (
     find_shared_orders,
     note_of,
 )
-from .machinery.base import Pass, PassContext
-from .rewriting.moved import move
+from .engine.pipeline.base import Pass, PassContext
+from .engine.statistics.moved import move
 
 
 @dataclass(frozen=True)

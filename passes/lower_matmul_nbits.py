@@ -20,16 +20,16 @@ from ..ir import (
     note_of,
     quantizable,
 )
-from .lowering.convolution import emit_convolution
-from .lowering.emitter import CONTRIB, Emitter, Names
-from .lowering.lookup import emit_lookup
-from .lowering.product import emit_product
-from .lowering.replacing import forget_weight, replace_node, replace_weight
-from .lowering.slim_product import SlimProduct
-from .lowering.stored import StoredUnit
-from .machinery.base import Pass, PassContext
-from .sensitivity.offered import expansion_obstacle, obstacle, result_type
-from .sensitivity.quadratic import kept_columns
+from ..ir.analysis.offered import expansion_obstacle, obstacle, result_type
+from .engine.emission.convolution import emit_convolution
+from .engine.emission.emitter import CONTRIB, Emitter, Names
+from .engine.emission.lookup import emit_lookup
+from .engine.emission.product import emit_product
+from .engine.emission.replacing import forget_weight, replace_node, replace_weight
+from .engine.emission.slim_product import SlimProduct
+from .engine.emission.stored import StoredUnit
+from .engine.pipeline.base import Pass, PassContext
+from .engine.statistics.quadratic import kept_columns
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..ir import Annotation, BlockId, annotate, note_of, partition
-from .machinery.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext
 
 
 @dataclass(frozen=True)

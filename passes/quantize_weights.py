@@ -28,32 +28,25 @@ from ..ir import (
     note_of,
     quantizable,
 )
+from ..ir.analysis.attention import find_attention
 from ..ir.text_form import did_you_mean
-from .allocate_bits import AllocateBits
-from .attention import find_attention
+from .allocate_bits.allocate_bits import AllocateBits
 from .attention_hessians import AttentionHessians
-from .calibrate import Calibrate
+from .calibrate.calibrate import Calibrate
+from .engine.emission.emitter import Names
+from .engine.emission.half import store_as_half
+from .engine.execution.parallel import for_each
+from .engine.numerics.coupled_rows import round_coupled
+from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
+from .engine.numerics.row_hessians import Part, round_parts
+from .engine.pipeline.base import Pass, PassContext
+from .engine.statistics.coupling import between_rows, read_coupling
+from .engine.statistics.local_hessians import LocalHessians
+from .engine.statistics.predicted import settle
+from .engine.statistics.quadratic import Quadratic, kept_columns
+from .engine.statistics.reweighted import WeightedHessians
+from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
 from .fold_permutations import FoldPermutations
-from .lowering.emitter import Names
-from .machinery.base import Pass, PassContext
-from .machinery.parallel import for_each
-from .numerics.coupled_rows import round_coupled
-from .numerics.rounding import (
-    Factor,
-    Rounded,
-    as_half,
-    nearest,
-    round_rows,
-    working_bytes,
-)
-from .numerics.row_hessians import Part, round_parts
-from .rewriting.halved import store_as_half
-from .sensitivity.coupling import between_rows, read_coupling
-from .sensitivity.predicted import settle
-from .sensitivity.quadratic import Quadratic, kept_columns
-from .sweeps.local import LocalHessians
-from .sweeps.reweighted import WeightedHessians
-from .sweeps.sequence import Hessians, check_can_run, in_sequence
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..ir import InputError, MpqcError, UsageError, all_nodes
-from .machinery.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext
 
 OLDEST_IR = {21: 10}  # the file format that an opset came with, where it matters
 _NEWEST = 25

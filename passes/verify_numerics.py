@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of
-from .machinery.base import Pass, PassContext
-from .numerics.divergence import cosine, kl_divergence, relative_error, top1_agreement
+from .engine.numerics.divergence import cosine, kl_divergence, relative_error, top1_agreement
+from .engine.pipeline.base import Pass, PassContext
 
 _SUSPICIOUS = 4.0  # measured over predicted divergence from which the report warns
 _NEGLIGIBLE = 0.02  # nats below which a ratio says nothing

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from mpqc.ir import UsageError, quantizable
-from mpqc.passes.machinery import registry
-from mpqc.passes.machinery.registry import pass_class
-from mpqc.passes.machinery.spec import parse_passes, print_passes
+from mpqc.passes.engine.pipeline import registry
+from mpqc.passes.engine.pipeline.registry import pass_class
+from mpqc.passes.engine.pipeline.spec import parse_passes, print_passes
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

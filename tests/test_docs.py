@@ -13,8 +13,8 @@ import pytest
 import mpqc
 from mpqc.ir import Annotation
 from mpqc.ir.text_form import print_value
-from mpqc.passes.machinery.base import Pass
-from mpqc.passes.machinery.registry import all_passes
+from mpqc.passes.engine.pipeline.base import Pass
+from mpqc.passes.engine.pipeline.registry import all_passes
 from mpqc.tools.benchmarks import __main__ as benchmarks
 from mpqc.tools.cli_parser import _parsers
 from mpqc.tools.pipelines import PRESETS

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..frontend.model_source import Source, locate
 from ..ir import UsageError, refuse_overlap, staged_folder, write_model
-from ..passes.machinery.base import Progress, SilentProgress
+from ..passes.engine.pipeline.base import Progress, SilentProgress
 from .compilation import Outcome, prepare
 from .settings import CompileSettings, make_settings
 from .stats_cache import stats_folder

@@ -13,7 +13,7 @@ from .manifest import plain_json
 from .progress import choose_progress, plain
 
 if TYPE_CHECKING:
-    from ..passes.attention import Found
+    from ..ir.analysis.attention import Found
 
 _MACHINE = 4
 
@@ -252,7 +252,7 @@ def _compare(chosen: argparse.Namespace) -> int:
 
 
 def _passes(chosen: argparse.Namespace) -> int:
-    from ..passes.machinery.registry import all_passes
+    from ..passes.engine.pipeline.registry import all_passes
 
     listed: list[dict[str, Any]] = [
         {

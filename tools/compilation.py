@@ -26,9 +26,9 @@ from ..ir import (
     refuse_quantized,
     write_model,
 )
-from ..passes.machinery.base import PassContext, Progress
-from ..passes.machinery.instruments import TimePasses
-from ..passes.machinery.pipeline import Pipeline
+from ..passes.engine.pipeline.base import PassContext, Progress
+from ..passes.engine.pipeline.instruments import TimePasses
+from ..passes.engine.pipeline.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
 from .dump_folder import prepare_dumps

@@ -13,8 +13,8 @@ from ..frontend.model_inputs import ModelInput
 from ..frontend.model_source import Source, locate
 from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
-from ..passes.machinery.base import Progress, SilentProgress
-from ..passes.numerics.divergence import cosine, relative_error
+from ..passes.engine.numerics.divergence import cosine, relative_error
+from ..passes.engine.pipeline.base import Progress, SilentProgress
 from .inspection import bits_per_weight, model_bytes
 from .runtimes import LoadedModel, Runtime
 

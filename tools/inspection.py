@@ -8,8 +8,8 @@ from typing import Any
 
 from ..frontend.model_source import locate
 from ..ir import InputError, read_model
-from ..ir.storage import Storage, StoredWeight, stored
-from ..passes.attention import Attention, Found, find_attention
+from ..ir.analysis.attention import Attention, Found, find_attention
+from ..ir.analysis.storage import Storage, StoredWeight, stored
 
 
 @dataclass(frozen=True)

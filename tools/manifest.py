@@ -16,9 +16,9 @@ import onnx_ir as ir
 from .. import __version__
 from ..frontend.model_source import Source
 from ..ir import Budgeted, model_key, note_of
-from ..ir.storage import Storage, stored
-from ..passes.machinery.base import PassContext
-from ..passes.machinery.instruments import TimePasses
+from ..ir.analysis.storage import Storage, stored
+from ..passes.engine.pipeline.base import PassContext
+from ..passes.engine.pipeline.instruments import TimePasses
 from .inspection import unit_facts
 from .report import render_report
 from .unit_facts import UNITS

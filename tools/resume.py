@@ -23,10 +23,10 @@ from ..ir import (
     staged_folder,
     write_model,
 )
-from ..passes.machinery.base import PassContext, Progress, SilentProgress
-from ..passes.machinery.dump import RUN, Dump, read_dump
-from ..passes.machinery.instruments import TimePasses
-from ..passes.machinery.pipeline import Pipeline
+from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
+from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
+from ..passes.engine.pipeline.instruments import TimePasses
+from ..passes.engine.pipeline.pipeline import Pipeline
 from .compilation import finish
 from .dump_folder import calibration_in, original_in, prepare_dumps
 from .settings import DEFAULTS

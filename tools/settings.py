@@ -226,7 +226,7 @@ def _check_values(chosen: dict[str, Any]) -> None:
 def _check_pipeline(settings: CompileSettings) -> None:
     """Refuses unknown targets, passes and options now, not after an hour."""
     from ..backend.onnxruntime.capabilities import load
-    from ..passes.machinery.pipeline import Pipeline
+    from ..passes.engine.pipeline.pipeline import Pipeline
 
     load(settings.target)
     text = settings.pipeline(settings.budget.bits or 4.0)

@@ -21,9 +21,9 @@ from ..ir import (
     find_units,
     note_of,
 )
-from ..passes.lowering.channel_cost import ChannelForm
-from ..passes.machinery.base import Pass, PassContext
-from ..passes.machinery.instruments import Instrument
+from ..passes.cmpq.channel_cost import ChannelForm
+from ..passes.engine.pipeline.base import Pass, PassContext
+from ..passes.engine.pipeline.instruments import Instrument
 
 UNITS = "units"
 _DECIDING = {BitAllocation, ChannelAllocation, ChannelSpec}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..passes.machinery.instruments import (
+from ..passes.engine.pipeline.instruments import (
     DumpAfterEach,
     Instrument,
     PrintAfter,

@@ -13,7 +13,7 @@ import onnxruntime
 import mpqc
 from mpqc.frontend.model_inputs import HeadShape, model_inputs, random_feed
 from mpqc.ir import find_units, read_model
-from mpqc.ir.storage import stored
+from mpqc.ir.analysis.storage import stored
 from mpqc.tools.evaluate import Evaluation, evaluate
 
 HIGH = 8.6  # bits per weight at which every unit takes 8 bits

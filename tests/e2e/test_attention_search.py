@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mpqc.ir import read_model
-from mpqc.passes.attention import Found, find_attention
+from mpqc.ir.analysis.attention import Found, find_attention
 from mpqc.tools.export import export_into
 
 from . import models

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mpqc.ir import read_model
-from mpqc.ir.storage import stored
+from mpqc.ir.analysis.storage import stored
 from mpqc.tools.export import export_folder
 
 from . import models

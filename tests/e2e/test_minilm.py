@@ -12,7 +12,7 @@ import pytest
 
 import mpqc
 from mpqc.ir import read_model
-from mpqc.ir.storage import stored
+from mpqc.ir.analysis.storage import stored
 from mpqc.tools.evaluate import evaluate
 from mpqc.tools.export import export_folder
 from mpqc.tools.minilm import prepare

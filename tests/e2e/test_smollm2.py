@@ -12,7 +12,7 @@ import mpqc
 from mpqc.backend.onnxruntime import load
 from mpqc.backend.onnxruntime.generation import generation_speed
 from mpqc.ir import read_model
-from mpqc.ir.storage import stored
+from mpqc.ir.analysis.storage import stored
 from mpqc.tools import smollm2
 from mpqc.tools.api import CompileResult
 from mpqc.tools.demo import write_halves

@@ -9,9 +9,9 @@ import pytest
 
 from mpqc.backend.onnxruntime import load
 from mpqc.ir import Option, read_model, write_model
-from mpqc.ir.storage import Storage, StoredWeight, stored
+from mpqc.ir.analysis.storage import Storage, StoredWeight, stored
+from mpqc.passes.engine.emission.cost import expansion_bytes
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
-from mpqc.passes.lowering.cost import expansion_bytes
 
 from ..passes.rounded import context, round_model
 

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from mpqc.ir import ArrayStore, Option, QuantSpec, Unit, annotate, quantizable
-from mpqc.passes.machinery.base import PassContext, Runner
+from mpqc.passes.engine.pipeline.base import PassContext, Runner
 
 
 def parse(text: str, weights: dict[str, np.ndarray]) -> ir.Model:

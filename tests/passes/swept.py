@@ -11,8 +11,8 @@ import onnx_ir as ir
 from mpqc.backend.onnxruntime import load
 from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, Feeds, Kernel
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
 
 from .rounded import noise, parse
 

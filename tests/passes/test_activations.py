@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from mpqc.passes.numerics.activations import (
+from mpqc.passes.engine.numerics.activations import (
     block_steps,
     column_factors,
     cross_steps,

@@ -22,9 +22,9 @@ from mpqc.ir import (
     need_note,
     quantizable,
 )
-from mpqc.passes.lowering.cost import expansion_bytes, overhead_bytes
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.spec import parse_passes
+from mpqc.passes.engine.emission.cost import expansion_bytes, overhead_bytes
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.spec import parse_passes
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, TABLE, context, language, run, sentences, vectors

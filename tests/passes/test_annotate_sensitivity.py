@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mpqc.ir import (
-    LeftInFloat,
-    Option,
-    Sensitivity,
-    UsageError,
-    note_of,
-    quantizable,
-)
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.spec import parse_passes
+from mpqc.ir import LeftInFloat, Option, Sensitivity, UsageError, note_of, quantizable
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.spec import parse_passes
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, run, sentences, vector, vectors
@@ -92,7 +85,7 @@ def test_kl_measures_evenly_spread_units_only(tmp_path: Path) -> None:
 
 def test_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = annotated(tmp_path)
-    from mpqc.passes.sensitivity import fisher
+    from mpqc.passes.annotate_sensitivity import fisher
 
     def never(*given: Any, **more: Any) -> None:
         raise AssertionError("computed again")

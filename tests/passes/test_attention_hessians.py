@@ -12,11 +12,15 @@ import torch
 
 from mpqc.backend.runner import Runner
 from mpqc.ir import annotate, blocks_of
+from mpqc.ir.analysis.attention import find_attention
 from mpqc.ir.vocabulary import BlockId
-from mpqc.passes.attention import find_attention
-from mpqc.passes.attention.core import Core, Wiring, wire
-from mpqc.passes.attention.gather import HeadHessians
-from mpqc.passes.attention.hessians import gradients, squared_gradients, value_responses
+from mpqc.passes.engine.statistics.attention_core import Core, Wiring, wire
+from mpqc.passes.engine.statistics.head_hessian_terms import (
+    gradients,
+    squared_gradients,
+    value_responses,
+)
+from mpqc.passes.engine.statistics.head_hessians import HeadHessians
 
 from .attending import HEADS, SIZE, WIDTH, decomposed, grouped_query, packed, rotations
 from .rounded import noise

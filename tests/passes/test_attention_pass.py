@@ -24,14 +24,14 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.ir.blocks import Block
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.numerics.rounding import factorize, round_rows
+from mpqc.ir.analysis.blocks import Block
+from mpqc.passes.engine.execution.prefix import Prefix
+from mpqc.passes.engine.numerics.gptq import factorize, round_rows
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.local_hessians import LocalHessians
+from mpqc.passes.engine.statistics.quadratic import DAMPING, Quadratic
+from mpqc.passes.engine.statistics.reweighted import WeightedHessians
 from mpqc.passes.quantize_weights import QuantizeWeights
-from mpqc.passes.sensitivity.quadratic import DAMPING, Quadratic
-from mpqc.passes.sweeps.local import LocalHessians
-from mpqc.passes.sweeps.prefix import Prefix
-from mpqc.passes.sweeps.reweighted import WeightedHessians
 
 from . import swept
 from .attending import language

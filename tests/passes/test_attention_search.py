@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from mpqc.passes.attention import Attention, find_attention
+from mpqc.ir.analysis.attention import Attention, find_attention
 
 from .attending import decomposed, fused, grouped_query, packed, weights
 from .rounded import noise, parse

@@ -20,10 +20,10 @@ from mpqc.ir import (
     need_note,
     quantizable,
 )
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.spec import parse_passes
-from mpqc.passes.sensitivity.pruning import pruned
-from mpqc.passes.sensitivity.segments import Segments
+from mpqc.passes.annotate_sensitivity.pruning import pruned
+from mpqc.passes.engine.execution.segments import Segments
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.spec import parse_passes
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, language_weights, run, sentences, vectors

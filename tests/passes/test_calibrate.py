@@ -22,8 +22,8 @@ from mpqc.ir import (
     need_note,
     note_of,
 )
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.sweeps import choose_objective
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.objective import choose_objective
 
 from .rounded import parse
 from .swept import (
@@ -293,7 +293,7 @@ def test_stats_without_the_weights_of_tokens_are_made_again(
 def test_an_interrupted_sweep_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mpqc.passes import calibrate
+    from mpqc.passes.calibrate import calibrate
 
     def interrupted(*given: Any) -> float:
         raise KeyboardInterrupt

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mpqc.passes.numerics.canonical import Cloud, correlations, first_pair, pwcca, svcca
-from mpqc.passes.sensitivity.cca import dissimilarities, pooled
+from mpqc.passes.annotate_sensitivity.cca import dissimilarities, pooled
+from mpqc.passes.engine.numerics.canonical import Cloud, correlations, first_pair, pwcca, svcca
 
 
 def points(count: int, channels: int, seed: int = 0) -> np.ndarray:

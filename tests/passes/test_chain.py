@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mpqc.passes.numerics.chain import Joint
-from mpqc.passes.numerics.knapsack import Item, allocate
+from mpqc.passes.engine.numerics.joint_knapsack import Joint
+from mpqc.passes.engine.numerics.knapsack import Item, allocate
 
 SEEDS = range(12)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpqc.passes.numerics.clusters import cluster
+from mpqc.passes.engine.numerics.kmeans import cluster
 
 numbers = st.lists(st.integers(-50, 50).map(lambda n: n / 8), min_size=1, max_size=9)
 

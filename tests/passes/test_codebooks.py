@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from mpqc.passes.numerics import codebooks
-from mpqc.passes.numerics.codebooks import Coded, free_levels, grid_levels
+from mpqc.passes.engine.numerics import codebooks
+from mpqc.passes.engine.numerics.codebooks import Coded, free_levels, grid_levels
 
 # Multiples of 1/8 up to 512 are float16 numbers, and so are most means of few of them.
 FLOATS = st.integers(-512, 512).map(lambda n: n / 8)

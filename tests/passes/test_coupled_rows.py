@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mpqc.ir import BitAllocation, Unit, UsageError, need_note, quantizable
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.numerics.coupled_rows import _feedback, round_coupled
-from mpqc.passes.numerics.rounding import Rounded, factorize, gptq, nearest
-from mpqc.passes.rewriting.moved import grow, move
-from mpqc.passes.sensitivity.coupling import between_rows, read_coupling
-from mpqc.passes.sensitivity.quadratic import Quadratic
+from mpqc.passes.engine.numerics.coupled_rows import _feedback, round_coupled
+from mpqc.passes.engine.numerics.gptq import Rounded, factorize, gptq, nearest
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.statistics.coupling import between_rows, read_coupling
+from mpqc.passes.engine.statistics.moved import grow, move
+from mpqc.passes.engine.statistics.quadratic import Quadratic
 
 from . import attending
 from .swept import CALIBRATE, context, language, run, sentences

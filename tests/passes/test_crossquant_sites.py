@@ -10,9 +10,9 @@ import pytest
 
 from mpqc.backend.onnxruntime import open_session
 from mpqc.ir import ArrayStore
-from mpqc.passes.crossquant.folding import fold
-from mpqc.passes.crossquant.sites import Site, find_sites
-from mpqc.passes.lowering.emitter import Names
+from mpqc.passes.engine.emission.emitter import Names
+from mpqc.passes.rewrite_crossquant.folding import fold
+from mpqc.passes.rewrite_crossquant.sites import Site, find_sites
 
 from .rounded import noise, parse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpqc.passes.numerics import divergence as d
+from mpqc.passes.engine.numerics import divergence as d
 
 
 def logits(seed: int, shape: tuple[int, ...] = (2, 5, 33)) -> np.ndarray:

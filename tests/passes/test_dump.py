@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mpqc.ir import Capabilities, InputError, UsageError, read_model, write_model
-from mpqc.passes.machinery.base import PassContext, Runner
-from mpqc.passes.machinery.dump import RUN, Dump, read_dump
-from mpqc.passes.machinery.instruments import DumpAfterEach, StopAfter
-from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.base import PassContext, Runner
+from mpqc.passes.engine.pipeline.dump import RUN, Dump, read_dump
+from mpqc.passes.engine.pipeline.instruments import DumpAfterEach, StopAfter
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
 
 TEXT = "normalize,partition-blocks,normalize"
 SETTINGS = {"model": "/somewhere/model.onnx", "seed": 7, "rate": np.float32(0.5)}

@@ -25,10 +25,10 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.ir.storage import stored
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.rewriting.moved import forget_moves, moves_key, read_moved
+from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.statistics.moved import forget_moves, moves_key, read_moved
 
 from .rounded import context, noise, parse
 

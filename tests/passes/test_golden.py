@@ -41,9 +41,9 @@ from mpqc.ir.annotation import ANNOTATIONS
 from mpqc.ir.listing import listing
 from mpqc.ir.text_form import build_record, parse_record
 from mpqc.ir.verifier import verify
-from mpqc.passes.machinery.base import PassContext, Runner
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.machinery.registry import pass_names
+from mpqc.passes.engine.pipeline.base import PassContext, Runner
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.registry import pass_names
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CASES = sorted(GOLDEN.glob("*/*.txt"))

@@ -17,10 +17,10 @@ from mpqc.backend.onnxruntime import load, open_session, optimized_ops
 from mpqc.backend.openvino import open_openvino
 from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, UsageError, quantizable
-from mpqc.ir.storage import stored
-from mpqc.passes.insert_qdq import InsertQdq
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.insert_qdq.insert_qdq import InsertQdq
 
 from .rounded import noise, parse, round_model, round_unit
 

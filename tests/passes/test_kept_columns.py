@@ -22,14 +22,14 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.ir.storage import stored
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.numerics import knapsack
-from mpqc.passes.numerics.kept_columns import KeptColumns
-from mpqc.passes.numerics.rounding import row_errors
-from mpqc.passes.rewriting.moved import move
-from mpqc.passes.sensitivity.quadratic import Quadratic, kept_columns
+from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.numerics import knapsack
+from mpqc.passes.engine.numerics.gptq import row_errors
+from mpqc.passes.engine.numerics.kept_columns import KeptColumns
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.statistics.moved import move
+from mpqc.passes.engine.statistics.quadratic import Quadratic, kept_columns
 
 from .rounded import context, noise, parse
 

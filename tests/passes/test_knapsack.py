@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from mpqc.passes.numerics.knapsack import Choice, Item, allocate, smallest_bytes
+from mpqc.passes.engine.numerics.knapsack import Choice, Item, allocate, smallest_bytes
 
 FEW = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 10_000)

@@ -24,8 +24,8 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.ir.storage import stored
-from mpqc.passes.machinery.base import PassContext
+from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.pipeline.base import PassContext
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, language_weights, run, sentences, vectors

@@ -23,8 +23,8 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
+from mpqc.passes.engine.emission.cost import expansion_bytes, overhead_bytes
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
-from mpqc.passes.lowering.cost import expansion_bytes, overhead_bytes
 
 from .rounded import context, noise, parse, round_model
 

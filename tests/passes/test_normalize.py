@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpqc.ir import Capabilities, quantizable
-from mpqc.passes.machinery.base import PassContext, Runner
-from mpqc.passes.normalize import Normalize
-from mpqc.passes.rewriting import tied_weights
+from mpqc.passes.engine.pipeline.base import PassContext, Runner
+from mpqc.passes.normalize import tied_weights
+from mpqc.passes.normalize.normalize import Normalize
 
 HEAD = '<ir_version: 10, opset_import: ["" : 17]>\n'
 CONTEXT = PassContext(cast(Runner, None), cast(Capabilities, None), Path())

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mpqc.passes.numerics.dense_codes import dense_layout, pack_dense, zero_byte
-from mpqc.passes.numerics.packing import pack, unpack
+from mpqc.passes.engine.numerics.dense_codes import dense_layout, pack_dense, zero_byte
+from mpqc.passes.engine.numerics.packing import pack, unpack
 
 
 @given(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mpqc.passes.machinery import memory, parallel
-from mpqc.passes.machinery.base import SilentProgress
+from mpqc.passes.engine.execution import memory, parallel
+from mpqc.passes.engine.pipeline.base import SilentProgress
 
 
 @pytest.mark.parametrize(("need", "most"), [(10, 4), (30, 2), (70, 1), (500, 1)])

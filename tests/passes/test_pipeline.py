@@ -26,10 +26,10 @@ from mpqc.ir import (
     annotate,
     note_of,
 )
-from mpqc.passes.machinery.base import Pass, PassContext, Runner
-from mpqc.passes.machinery.instruments import PrintAfter, StopAfter, TimePasses
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.normalize import Normalize
+from mpqc.passes.engine.pipeline.base import Pass, PassContext, Runner
+from mpqc.passes.engine.pipeline.instruments import PrintAfter, StopAfter, TimePasses
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.normalize.normalize import Normalize
 from mpqc.passes.partition_blocks import PartitionBlocks
 
 GRAPH = """

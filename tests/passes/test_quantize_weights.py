@@ -21,9 +21,9 @@ from mpqc.ir import (
     note_of,
     quantizable,
 )
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.spec import parse_passes
-from mpqc.passes.sensitivity.quadratic import Quadratic
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.spec import parse_passes
+from mpqc.passes.engine.statistics.quadratic import Quadratic
 
 from .rounded import values
 from .swept import CALIBRATE, context, language, run, sentences

@@ -13,13 +13,13 @@ import torch
 
 from mpqc.backend.onnxruntime import open_session
 from mpqc.ir import ColumnScales, InputError, UsageError, listing, note_of, quantizable
-from mpqc.ir.storage import stored
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.machinery.pipeline import Pipeline
-from mpqc.passes.numerics.activations import block_steps, cross_steps, rounded
-from mpqc.passes.numerics.divergence import kl_divergence
-from mpqc.passes.rewriting.moved import move, read_moved, replace_moved
-from mpqc.passes.sensitivity.quadratic import Quadratic
+from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.numerics.activations import block_steps, cross_steps, rounded
+from mpqc.passes.engine.numerics.divergence import kl_divergence
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.statistics.moved import move, read_moved, replace_moved
+from mpqc.passes.engine.statistics.quadratic import Quadratic
 
 from .outliers import outlier_model
 from .rounded import noise, parse

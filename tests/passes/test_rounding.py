@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpqc.passes.numerics.rounding import (
+from mpqc.passes.engine.numerics.gptq import (
     Factor,
     Rounded,
     factorize,

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mpqc.ir import Calibration, Feeds, InputError, find_units
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.sweeps import choose_objective
-from mpqc.passes.sweeps.boundaries import Boundaries
-from mpqc.passes.sweeps.moments import unseen_share
+from mpqc.passes.engine.execution.boundaries import Boundaries
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.moments import unseen_share
+from mpqc.passes.engine.statistics.objective import choose_objective
 
 from .rounded import noise, parse
 from .swept import (

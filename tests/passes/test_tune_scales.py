@@ -19,11 +19,11 @@ from mpqc.ir import (
     quantizable,
     write_model,
 )
-from mpqc.ir.blocks import blocks_of
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.tuning.chain import Chain
-from mpqc.passes.tuning.divergence import divergence
-from mpqc.passes.tuning.scales import TunedScales
+from mpqc.ir.analysis.blocks import blocks_of
+from mpqc.passes.engine.execution.chain import Chain
+from mpqc.passes.engine.numerics.divergence_gradient import divergence
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.tune_scales.scales import TunedScales
 
 from .swept import CALIBRATE, context, language, run, sentences, vector, vectors
 
@@ -184,7 +184,7 @@ def test_padding_asks_for_nothing(kind: str) -> None:
 
 
 def test_refuses_what_cannot_be() -> None:
-    from mpqc.passes.machinery.spec import parse_passes
+    from mpqc.passes.engine.pipeline.spec import parse_passes
 
     for text in ("tune-scales{rate=0.0}", "tune-scales{samples=-1}", "tune-scales{rate=2.0}"):
         with pytest.raises(UsageError, match="tune-scales cannot take"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mpqc.ir import Option, Score, Unit, need_note, quantizable
-from mpqc.passes.machinery.base import PassContext
-from mpqc.passes.numerics.rounding import nearest
+from mpqc.passes.engine.numerics.gptq import nearest
+from mpqc.passes.engine.pipeline.base import PassContext
 
 from .swept import CALIBRATE, context, language, run, sentences
 

@@ -25,7 +25,7 @@ from mpqc.ir import (
     quantizable,
     read_model,
 )
-from mpqc.passes.machinery.base import PassContext, Runner
+from mpqc.passes.engine.pipeline.base import PassContext, Runner
 from mpqc.passes.verify_numerics import VerifyNumerics
 
 pytestmark = pytest.mark.ort

@@ -15,7 +15,7 @@ import pytest
 import mpqc
 from mpqc.backend.onnxruntime import optimized_ops
 from mpqc.ir import InfeasibleBudget, UsageError
-from mpqc.passes.numerics.divergence import kl_divergence
+from mpqc.passes.engine.numerics.divergence import kl_divergence
 from mpqc.tools.cli import main
 from mpqc.tools.evaluate import _Tally, evaluate
 from mpqc.tools.inspection import inspect_file

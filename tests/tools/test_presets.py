@@ -11,7 +11,7 @@ import pytest
 
 import mpqc
 from mpqc.ir import UsageError
-from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.tools.cli import main
 from mpqc.tools.pipelines import PRESETS
 from mpqc.tools.settings import make_settings

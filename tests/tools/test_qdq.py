@@ -10,7 +10,7 @@ import pytest
 
 from mpqc.backend.openvino import runner
 from mpqc.ir import UsageError
-from mpqc.passes.machinery.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.tools.cli import main
 from mpqc.tools.inspection import inspect_file
 from mpqc.tools.runtimes import Runtime

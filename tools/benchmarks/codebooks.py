@@ -45,7 +45,7 @@ def measure(rows: int, columns: int, widths: list[int]) -> dict[int, dict[str, f
     """Returns CPU seconds and relative squared errors by width."""
     import torch
 
-    from ...passes.numerics.codebooks import Coded, free_levels, grid_levels
+    from ...passes.engine.numerics.codebooks import Coded, free_levels, grid_levels
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir import BitAllocation, MachineError, annotate, quantizable, read_model
-from ...passes.machinery.pipeline import Pipeline
+from ...passes.engine.pipeline.pipeline import Pipeline
 from ..comparison.kept import Kept
 from ..comparison.markdown import markdown
 from ..compilation import Compilation

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir import Option, Sensitivity, note_of, quantizable, read_model
-from ...passes.machinery.pipeline import Pipeline
+from ...passes.engine.pipeline.pipeline import Pipeline
 from ..comparison.chart import Chart
 from ..comparison.folder import RESULTS
 from ..comparison.kept import Kept

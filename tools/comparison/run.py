@@ -10,7 +10,7 @@ from typing import Any
 from ...frontend.model_source import Source, locate
 from ...frontend.samples import feeds_key
 from ...ir import UsageError, refuse_overlap
-from ...passes.machinery.base import Progress, SilentProgress
+from ...passes.engine.pipeline.base import Progress, SilentProgress
 from ..api import named_after
 from ..budget import Budget
 from ..compilation import Compilation, prepare

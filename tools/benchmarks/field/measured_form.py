@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from ....frontend.model_source import COMPANIONS
 from ....ir import InputError, read_model
-from ....ir.static_values import StaticValues
+from ....ir.analysis.static_values import StaticValues
 from ....ir.units import find_units
 from ...export import export_folder
 from ...inspection import bits_per_weight
@@ -135,7 +135,7 @@ def _round(tensors: dict[str, torch.Tensor], name: str, bits: int) -> float:
     """Rounds a float weight to nearest, if asked for; returns its bytes."""
     import torch
 
-    from ....passes.numerics.rounding import nearest
+    from ....passes.engine.numerics.gptq import nearest
 
     tensor = tensors[name]
     if bits >= 16:

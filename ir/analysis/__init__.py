@@ -1,0 +1,1 @@
+"""Read-only questions about a graph: blocks, shared orders, attention, what is stored."""

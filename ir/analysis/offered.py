@@ -1,0 +1,106 @@
+"""Which options a unit may be stored with on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from .. import Capabilities, Option, Unit, Use
+
+DEFAULT_GROUPS = (64,)
+_ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_OLDEST_OPSETS = {"lookup": (11, "BitShift"), "conv": (13, "DequantizeLinear by rows")}
+
+
+def offered_options(
+    unit: Unit,
+    table: Capabilities,
+    groups: Sequence[int] = DEFAULT_GROUPS,
+    *,
+    expand: bool = False,
+) -> list[Option]:
+    """Returns the options that every use of ``unit`` has a kernel for, by growing size.
+
+    Args:
+        unit: A unit that need not stay in float.
+        table: What the target can run.
+        groups: Group sizes to offer. Where none of them fits the row or the kernels, the
+            smallest that the kernels take stands in.
+        expand: Whether codes may take more room in memory than in the file.
+    """
+    if obstacle(unit):
+        return []
+    columns = unit.shape[1]
+    expand = expand and not expansion_obstacle(unit, table)
+    common = set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
+    by_row = {one for one in common if _takes_rows(one, columns, table)}
+    grouped = common - by_row
+    # A group wider than the row would store padding.
+    fitting = {one for one in grouped if one.group in groups and one.group <= columns}
+    if not fitting:
+        smallest = min((one.group for one in grouped), default=0)
+        fitting = {one for one in grouped if one.group == smallest}
+    return sorted(fitting | by_row, key=lambda option: (option.row_bytes(columns), option))
+
+
+def _takes_rows(option: Option, columns: int, table: Capabilities) -> bool:
+    """Tells whether a row is one group because the kernel has it so, whatever was asked."""
+    kernel = table.kernel(option.kernel_bits)
+    return kernel is not None and kernel.per_row and option.group == columns
+
+
+def _options_of(use: Use, unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
+    rows, columns = unit.shape
+    if use.kind == "lookup":
+        return set(table.lookup_options(columns, expand=expand))
+    if use.kind == "conv":
+        return set(table.convolution_options(columns))
+    return set(table.product_options(rows, columns, expand=expand))
+
+
+def obstacle(unit: Unit) -> str:
+    """Returns why no target can store the unit in codes as it is; empty when they can."""
+    opset = _opset(unit)
+    for use in unit.uses:
+        dtype = result_type(unit, use)
+        if dtype not in _ACTIVATIONS:
+            return f"{use.node.op_type} {use.node.name!r} computes in {dtype.name.lower()}"
+        oldest, operator = _OLDEST_OPSETS.get(use.kind, (1, ""))
+        if opset < oldest:
+            return f"opset {opset} has no {operator}; opset {oldest} has"
+    return ""
+
+
+def half_obstacle(unit: Unit) -> str:
+    """Returns why the unit cannot be stored as float16 behind a Cast; empty when it can."""
+    if unit.tensor.dtype != ir.DataType.FLOAT:
+        return f"it is {unit.tensor.dtype.name.lower()} already"
+    return "" if unit.weight.is_initializer() else "it is no initializer"
+
+
+def expansion_obstacle(unit: Unit, table: Capabilities) -> str:
+    """Returns why the unit's codes cannot expand at load; empty when they can."""
+    opset = _opset(unit)
+    if opset < 11:
+        return f"opset {opset} has no BitShift; opset 11 has"
+    if any(use.kind == "conv" for use in unit.uses):
+        return "the codes of a convolution stay as they are stored"
+    return "" if table.expanding else f"{table.target} has no widths that expand at load"
+
+
+def _opset(unit: Unit) -> int:
+    graph = unit.anchor.graph
+    return graph.opset_imports.get("", 1) if graph is not None else 1
+
+
+def result_type(unit: Unit, use: Use) -> ir.DataType:
+    """Returns the type in which the consumer sees the weight, so also that of its result."""
+    value = use.node.inputs[use.index]
+    while value is not None and value is not unit.weight:
+        view = value.producer()
+        assert view is not None
+        if view.op_type == "Cast":
+            return ir.DataType(view.attributes.get_int("to"))
+        value = view.inputs[0]
+    return unit.tensor.dtype

@@ -1,0 +1,252 @@
+"""Which input of an op is a weight, what belongs to it, and how its shape reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import onnx_ir as ir
+
+from ..annotation import note_of
+from ..units import FLOAT_TYPES, SMALLEST_UNIT
+from ..vocabulary import StoredPart
+from .static_values import StaticValues
+
+_FORWARD = {"Reshape", "BitShift", "BitwiseAnd", "Cast", "Sub", "Slice", "Unsqueeze"}
+_BACKWARD = {"Reshape", "Cast", "Unsqueeze"}
+_PACKED = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """An input that is a weight when it depends on constants only.
+
+    Attributes:
+        weight: Index of the input.
+        kind: ``product``, ``conv`` or ``lookup``.
+        axis: Axis of the weight that counts rows.
+        satellites: Inputs that belong to it: scales, zero points.
+        quantized: Whether the op reads nothing but codes.
+    """
+
+    weight: int
+    kind: str
+    axis: int
+    satellites: tuple[int, ...] = ()
+    quantized: bool = False
+
+    def satellites_of(self, node: ir.Node) -> Iterator[ir.Value]:
+        """Yields scales, zero points and the like."""
+        for index in self.satellites:
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None:
+                yield value
+
+
+def _codes(weight: int, kind: str, axis: int, *satellites: int) -> tuple[Slot, ...]:
+    return (Slot(weight, kind, axis, satellites, quantized=True),)
+
+
+SLOTS: dict[str, tuple[Slot, ...]] = {
+    "MatMul": (Slot(1, "product", -1), Slot(0, "product", -2)),
+    "FusedMatMul": (Slot(1, "product", -1), Slot(0, "product", -2)),
+    "Gemm": (Slot(1, "product", -1), Slot(0, "product", -2)),
+    "Conv": (Slot(1, "conv", 0),),
+    "ConvTranspose": (Slot(1, "conv", 1),),
+    "Gather": (Slot(0, "lookup", 0),),
+    "MatMulNBits": _codes(1, "product", 0, 2, 3, 4),
+    "MatMulBnb4": _codes(1, "product", 0, 2),
+    "GatherBlockQuantized": _codes(0, "lookup", 0, 2, 3),
+    "QLinearMatMul": _codes(3, "product", -1, 4, 5),
+    "QGemm": _codes(3, "product", -1, 4, 5),
+    "MatMulInteger": _codes(1, "product", -1, 3),
+    "MatMulIntegerToFloat": _codes(1, "product", -1, 3, 5),
+    "DynamicQuantizeMatMul": _codes(1, "product", -1, 2, 3),
+    "QAttention": _codes(1, "product", -1, 4, 7),
+    "QLinearConv": _codes(3, "conv", 0, 4, 5),
+    "ConvInteger": _codes(1, "conv", 0, 3),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a weight, or columns of all its rows, that share a width.
+
+    Attributes:
+        rows: Number of rows.
+        columns: Weights in a row, without padding.
+        bits: Bits of a code, or of a float.
+        of_columns: Whether other parts have other columns of the same rows.
+    """
+
+    rows: int
+    columns: int
+    bits: float
+    of_columns: bool = False
+
+
+def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
+    """Returns the constants with the codes in ``slot`` of ``node``; none if it has no codes.
+
+    Bytes that several codes share are codes at any size: they may be a few rows of a weight.
+    """
+    value = node.inputs[slot.weight] if slot.weight < len(node.inputs) else None
+    tensors = {one: static.constants[one] for one in static.carriers(value)}
+    tables = {one: t for one, t in tensors.items() if len(t.shape) >= 2}
+    if (
+        value is None
+        or not tables
+        or max(tables.values(), key=lambda t: t.size).dtype in FLOAT_TYPES
+    ):
+        return []
+    codes = {one: t for one, t in tables.items() if t.dtype not in FLOAT_TYPES}
+    packed = (
+        node.op_type in _PACKED
+        or (node.op_type == "Gather" and _is_packed(value, tables, static))
+        or sum(tensor.size for tensor in codes.values()) < prod(static.dims(value))
+    )
+    note = note_of(node, StoredPart)
+    is_noted = note is not None and note.role != "expansion"  # whose tables are no codes
+    smallest = 1 if packed or is_noted else SMALLEST_UNIT
+    return [one for one, tensor in codes.items() if tensor.size >= smallest]
+
+
+def _is_packed(
+    value: ir.Value, tables: dict[ir.Value, ir.TensorProtocol], static: StaticValues
+) -> bool:
+    bytes_only = all(t.dtype == ir.DataType.UINT8 for t in tables.values())
+    return bytes_only and len(static.dims(value)) == 3
+
+
+def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Value]) -> Part:
+    """Returns what the weight in ``slot`` of ``node`` is made of."""
+    if node.op_type in ("MatMulNBits", "MatMulBnb4"):
+        return _packed_product(node, static, codes)
+    value = node.inputs[slot.weight]
+    assert value is not None
+    dims, dtype = static.dims(value), static.constants[codes[0]].dtype
+    if static.dtype(value) in FLOAT_TYPES and dtype == ir.DataType.UINT8:
+        rows = max(dims[_row_axis(node, slot)], 1)  # made of packed indices
+        return Part(
+            rows, prod(dims) // rows, _stored_width(value, codes, static, 8, prod(dims))
+        )
+    if node.op_type in ("Gather", "GatherBlockQuantized") and dtype == ir.DataType.UINT8:
+        given = node.attributes.get_int("bits", 4), 0
+        bits, cut = _unpacked_width(node) if node.op_type == "Gather" else given
+        columns = prod(dims[1:]) * 8 // bits
+        width = _stored_width(value, codes, static, bits, dims[0] * columns)
+        return Part(dims[0], cut or columns, width)
+    rows, size = max(dims[_row_axis(node, slot)], 1), prod(dims)
+    if node.op_type != "MatMulInteger":
+        return Part(rows, size // rows, dtype.bitwidth)
+    width = _stored_width(value, codes, static, dtype.bitwidth, max(size, 1))
+    return Part(rows, size // rows, width)
+
+
+def _packed_product(node: ir.Node, static: StaticValues, codes: list[ir.Value]) -> Part:
+    rows, columns = node.attributes.get_int("N"), node.attributes.get_int("K")
+    block = node.attributes.get_int("block_size")
+    bits, value = node.attributes.get_int("bits", 4), node.inputs[1]
+    if value is None or node.op_type == "MatMulBnb4":
+        return Part(rows, columns, bits)
+    padded = rows * -(-columns // block) * block
+    width = _stored_width(value, codes, static, bits, padded)
+    note = note_of(node, StoredPart)
+    return Part(rows, columns, width, note is not None and note.role == "channels")
+
+
+def _stored_width(
+    value: ir.Value, codes: list[ir.Value], static: StaticValues, bits: int, places: int
+) -> float:
+    """Returns the width of a code in the file: less than in memory where codes expand at load.
+
+    Args:
+        value: What the kernel reads.
+        codes: The constants that it carries.
+        static: All of them.
+        bits: Width of a code for the kernel.
+        places: Codes in ``value``, with padding.
+    """
+    if codes == [value]:
+        return bits
+    return round(8 * sum(static.size(one) for one in codes) / places, 2)
+
+
+def _row_axis(node: ir.Node, slot: Slot) -> int:
+    transposed = {0: "transA", 1: "transB", 3: "transB"}.get(slot.weight, "")
+    if node.op_type == "Gather":
+        return node.attributes.get_int("axis", 0)
+    if slot.kind == "product" and bool(node.attributes.get_int(transposed, 0)):
+        return -1 if slot.axis == -2 else -2
+    return slot.axis
+
+
+def _users(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.outputs:
+        yield from value.consumers()
+
+
+def _downstream(node: ir.Node) -> Iterator[ir.Node]:
+    """Yields the single-consumer chain behind ``node`` that expands looked-up codes."""
+    while True:
+        users = list(_users(node))
+        if len(users) != 1:
+            return
+        node = users[0]
+        yield node
+        if node.op_type not in _FORWARD and node.op_type != "Mul":
+            return
+
+
+def _constant_number(value: ir.Value | None) -> int | None:
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return int(tensor.numpy().ravel()[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
+    """Returns the width of the codes that are looked up in bytes, and the columns if cut.
+
+    Fields of a byte are shifted up and then down by what is left of eight bits.
+    """
+    bits, columns = 8, 0
+    for node in _downstream(gather):
+        if node.op_type == "BitShift" and node.attributes.get_string("direction") == "RIGHT":
+            bits = 8 - (_constant_number(node.inputs[1]) or 0)
+        if node.op_type == "Slice":
+            columns = _constant_number(node.inputs[2]) or 0
+    return bits, columns
+
+
+def distant_scales(node: ir.Node) -> Iterator[ir.Value]:
+    """Yields the scales of ``node``'s codes that other nodes apply to its result.
+
+    For looked-up codes they are looked up too; for MatMulInteger they may have been multiplied
+    with the scale of the activations.
+    """
+    if node.op_type not in ("Gather", "MatMulInteger", "ConvInteger"):
+        return
+    source = node
+    for user in _downstream(node):
+        if user.op_type in ("Mul", "DequantizeLinear"):
+            others = [v for v in user.inputs if v is not None and v.producer() is not source]
+            for value in others:
+                yield from _tables_behind(value)
+            return
+        source = user
+
+
+def _tables_behind(value: ir.Value) -> Iterator[ir.Value]:
+    """Yields the table that ``value`` was looked up in, or the factors of it, or itself."""
+    start = value
+    while (node := value.producer()) is not None and node.inputs[0] is not None:
+        if node.op_type == "Gather":
+            yield node.inputs[0]
+            return
+        if node.op_type == "Mul":
+            yield from (one for one in node.inputs if one is not None)
+            return
+        if node.op_type not in _BACKWARD:
+            break
+        value = node.inputs[0]
+    yield start

@@ -1,0 +1,117 @@
+"""Least loss inside the budget: the knapsack over tiles of rows, with shared orders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...ir import ArrayStore, SharedOrder, Unit, find_shared_orders
+from ..engine.numerics.joint_knapsack import Joint
+from ..engine.numerics.knapsack import Choice, allocate
+from .decision import Candidate, Decision
+from .method import Asked
+from .regrouping import regrouped_error
+
+_MOST_GROWTH = 1.1  # of a reader's error: beyond this its columns had better stay
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One or more units to decide together.
+
+    Attributes:
+        candidates: The units.
+        joint: How they look to the knapsack.
+        group: Why they are together. None for a unit on its own.
+    """
+
+    candidates: tuple[Candidate, ...]
+    joint: Joint
+    group: SharedOrder | None
+
+    def answer(self, choice: Choice) -> Decision:
+        units = tuple(one.unit for one in self.candidates)
+        return Decision(units, tuple(self.joint.split(choice)), choice.option, self.group)
+
+
+def decide(asked: Asked) -> list[Decision]:
+    """Allocates, without the groups that turn out to do harm."""
+    groups = _groups(asked)
+    while True:
+        decisions = _solve(asked, groups)
+        harmless = _harmless(decisions, asked)
+        if len(harmless) == len(groups):
+            return decisions
+        groups = harmless
+
+
+def _groups(asked: Asked) -> list[SharedOrder]:
+    """Returns the shared orders that rows with different options may use."""
+    if not asked.settings.fold:
+        return []
+    free = {one.unit.name for one in asked.candidates if one.item.tile}
+    found = find_shared_orders(asked.model).found
+    return [one for one in found if {unit.name for unit in one.producers} <= free]
+
+
+def _solve(asked: Asked, groups: Sequence[SharedOrder]) -> list[Decision]:
+    """Returns the best decisions that fit, or the smallest ones when none do."""
+    assert asked.budget is not None
+    questions = _questions(asked.candidates, groups)
+    choices = allocate([one.joint.item for one in questions], asked.budget)
+    if choices is None:
+        return [Decision.whole(one, 0) for one in asked.candidates]
+    return [one.answer(choice) for one, choice in zip(questions, choices, strict=True)]
+
+
+def _questions(
+    candidates: Sequence[Candidate], groups: Sequence[SharedOrder]
+) -> list[_Question]:
+    """Returns what is decided together: the producers of a group, all others alone."""
+    by_unit = {one.unit.name: one for one in candidates}
+    by_name = {unit.name: group for group in groups for unit in group.producers}
+    questions: dict[str, _Question] = {}
+    for candidate in candidates:
+        group = by_name.get(candidate.unit.name)
+        if group is None:
+            joint = Joint.alone(candidate.item)
+            questions[candidate.unit.name] = _Question((candidate,), joint, None)
+        elif group.name not in questions:
+            members = tuple(by_unit[unit.name] for unit in group.producers)
+            joint = Joint.of([one.item for one in members])
+            questions[group.name] = _Question(members, joint, group)
+    return list(questions.values())
+
+
+def _harmless(decisions: Sequence[Decision], asked: Asked) -> list[SharedOrder]:
+    """Returns the groups whose order does not spoil the rounding of those that read it."""
+    chosen = {
+        unit.name: int(np.bincount(choice.option).argmax())
+        for one in decisions
+        for unit, choice in zip(one.units, one.choices, strict=True)
+    }
+    by_unit = {one.unit.name: one for one in asked.candidates}
+
+    def growth(unit: Unit, order: np.ndarray, arrays: ArrayStore) -> float:
+        if unit.name not in by_unit:
+            return 1.0
+        candidate = by_unit[unit.name]
+        option = candidate.options[chosen[unit.name]]
+        if option.is_half:
+            return 1.0
+        return regrouped_error(unit, order, option, candidate.kept_columns(arrays), arrays)
+
+    def is_harmless(group: SharedOrder, places: np.ndarray) -> bool:
+        order = np.argsort(places, kind="stable")
+        return bool((np.diff(order) == 1).all()) or all(
+            growth(unit, order, asked.context.arrays) <= _MOST_GROWTH
+            for unit in group.consumers
+        )
+
+    return [
+        one.group
+        for one in decisions
+        if one.group is not None and is_harmless(one.group, one.places)
+    ]

@@ -1,0 +1,234 @@
+"""The pass ``annotate-sensitivity``: what every row loses under every option."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ...ir import (
+    Annotation,
+    Calibrated,
+    Capabilities,
+    LeftInFloat,
+    LocalHessian,
+    Option,
+    Score,
+    Sensitivity,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    need_note,
+    note_of,
+    quantizable,
+)
+from ...ir.analysis.offered import (
+    DEFAULT_GROUPS,
+    expansion_obstacle,
+    half_obstacle,
+    obstacle,
+    offered_options,
+)
+from ...ir.content_key import model_key
+from ..engine.pipeline.base import Pass, PassContext
+from ..engine.statistics.moved import moves_key
+from .checks import check_settings
+from .metric import Asked, judge
+
+
+@dataclass(frozen=True)
+class AnnotateSensitivity(Pass):
+    """Judge what storing each row of each unit with each option costs.
+
+    Metrics of units:
+
+    - ``fisher``: every unit is rounded with GPTQ at every width, and the error ``d`` of each
+      row goes through the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
+    - ``kl``: the prediction of a whole unit is replaced by the divergence measured in the
+      model when this unit alone is stored so; its rows keep their shares.
+    - ``trace``: ``1/2 g_n tr(H) / columns |d|^2``, the average Hessian trace of HAWQ-V2.
+    - ``activation-norm``: ``E[x^2] |d|^2``, the unit's own output error.
+    - ``weight-error``: ``|d|^2 / |W|^2``, whatever the weights are multiplied with.
+
+    Metrics of blocks, which CPTQuant allocates by; a row with the share ``a`` of the weights
+    of a block with score ``s`` loses ``s a 4^-bits``, and what is in no block, lookups and the
+    output head, counts as the first block:
+
+    - ``cca``: 1 - the mean canonical correlation of the block's output with those of others.
+    - ``pruning``: by how much the loss grows when the block's smallest weights are zero.
+    - ``taylor``: how strongly the loss answers to noise on the block's weights.
+
+    Beside the losses every unit gets a score, one number for all options: that of its block,
+    the root mean square of its inputs (``activation-norm``), its average trace (``trace``),
+    its error under the smallest option (``weight-error``), or what one of its weights loses
+    under the smallest option (``fisher``, ``kl``).
+
+    Attributes:
+        metric: One of those above.
+        groups: Group sizes to offer, where the target's kernels take them.
+        expand: Offer also widths that have no kernel of their own (3, 5, 6, 7 bits): the file
+            is smaller than the memory that the weights take once the model is loaded.
+        bits: Widths to offer; all that the target has kernels for when it is left out. A unit
+            that has none of them is offered all. 16 offers float16 for whole units, which the
+            runtime widens when it loads the model.
+        samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
+            ``pruning`` and ``taylor``, 2 for ``kl``.
+        units: Measure only this many units, evenly spread; 0 measures all (``kl``).
+        keep: Numbers of input channels that a unit may keep in 16 bits, ascending, where
+            ``allocate-bits`` finds that worth their bytes (``fisher``).
+        variant: ``plain`` (the first pair), ``pwcca`` or ``svcca`` (``cca``).
+        window: Tokens that are averaged into one point; 0 averages whole samples (``cca``).
+        sparsity: Share of the weights that is zeroed (``pruning``).
+        form: ``gradient`` (the first-order term, in expectation) or ``perturbation`` (the
+            change of the loss, averaged over draws) (``taylor``).
+        scale: Size of the noise over the root mean square of the weights (``taylor``).
+        seeds: Draws of the noise (``taylor`` with ``form=perturbation``).
+        labels: ``model`` (labels drawn by the model itself, so that the loss grows by the
+            divergence) or ``text`` (the next token) (``pruning``, ``taylor``).
+    """
+
+    name: ClassVar[str] = "annotate-sensitivity"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, Score)
+    metric: str = "fisher"
+    groups: tuple[int, ...] = DEFAULT_GROUPS
+    expand: bool = False
+    bits: tuple[int, ...] = ()
+    samples: int = 0
+    units: int = 0
+    keep: tuple[int, ...] = ()
+    variant: str = "pwcca"
+    window: int = 0
+    sparsity: float = 0.3
+    form: str = "gradient"
+    scale: float = 0.01
+    seeds: int = 3
+    labels: str = "model"
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses to offer what the model has no use for, or the target no kernels."""
+        del before
+        self._check_target(quantizable(model), context.capabilities)
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Annotates every unit that the target has an option for."""
+        units = [unit for unit in quantizable(model) if self._is_offered(unit, context)]
+        left = self._check_target(units, context.capabilities)
+        if left:
+            context.report[self.name] = {"not_expanding": left}
+        path = self._file(model, context)
+        if not _is_complete(path, units):
+            self._compute(model, units, path, context)
+        for unit in units:
+            for earlier in ("loss", "score", "keep/"):  # what moved since is in memory
+                context.arrays.discard(f"{unit.name}/{earlier}")
+        context.arrays.mount(path)
+        for unit in units:
+            self._annotate(unit, context)
+        return True
+
+    def options(self, unit: Unit, table: Capabilities) -> list[Option]:
+        """Returns the options that ``unit`` is judged under, by growing size."""
+        offered = offered_options(unit, table, self.groups, expand=self.expand)
+        wanted = [one for one in offered if one.bits in self.bits]
+        half = Option.half()
+        if offered and half.bits in self.bits and not half_obstacle(unit):
+            wanted.append(half)
+        return wanted or offered
+
+    def _check_target(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
+        """Returns why units are offered no expanding width, where those are asked for.
+
+        Raises:
+            UsageError: No unit is offered any, or the target keeps no channels.
+        """
+        if self.keep and not table.keeps_columns:
+            raise UsageError(
+                f"{table.target} keeps no input channels in 16 bits", hint="leave out keep"
+            )
+        if not self.expand:
+            return {}
+        reasons = {unit.name: expansion_obstacle(unit, table) for unit in units}
+        left = {name: why for name, why in reasons.items() if why}
+        if units and len(left) == len(units):
+            why = next(iter(left.values()))
+            raise UsageError(
+                f"no weight can be stored at a width that expands at load: {why}",
+                hint="give --budget instead of --file-budget",
+            )
+        return left
+
+    def _annotate(self, unit: Unit, context: PassContext) -> None:
+        options = tuple(str(one) for one in self.options(unit, context.capabilities))
+        loss = context.arrays.get(f"{unit.name}/loss")
+        total = tuple(float(one) for one in loss.sum(axis=0, dtype=np.float64))
+        annotate(unit.anchor, Sensitivity(unit.name, self.metric, options, total))
+        score, block = context.arrays.get(f"{unit.name}/score")
+        annotate(unit.anchor, Score(unit.name, self.metric, float(score), int(block)))
+
+    def _is_offered(self, unit: Unit, context: PassContext) -> bool:
+        """Tells whether the target can store the unit; says why not in a note."""
+        if self.options(unit, context.capabilities):
+            return True
+        rows, columns = unit.shape
+        none = f"{context.capabilities.target} has no kernel for {rows} x {columns}"
+        why = obstacle(unit) or none
+        annotate(unit.anchor, LeftInFloat(unit.name, why))
+        return False
+
+    def _file(self, model: ir.Model, context: PassContext) -> Path:
+        stats = need_note(model, Calibrated).stats
+        table = context.capabilities
+        text = f"mpqc.sensitivity/4 {stats} {self} {table.kernels} {table.lookup_bits}"
+        text += moves_key(quantizable(model), context.arrays)
+        text += f" {table.convolution_bits} {table.expanding} {_state(model)}"
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        folder = context.cache or context.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{key}.safetensors"
+
+    def _compute(
+        self, model: ir.Model, units: Sequence[Unit], path: Path, context: PassContext
+    ) -> None:
+        options = {unit.name: self.options(unit, context.capabilities) for unit in units}
+        judged = judge(Asked(model, units, options, self, context))
+        arrays = {f"{name}/loss": one.loss for name, one in judged.items()}
+        for name, one in judged.items():
+            if one.keeping is not None:
+                arrays[f"{name}/keep/columns"] = one.keeping.columns
+                for count, loss in one.keeping.losses.items():
+                    arrays[f"{name}/keep/{count}"] = loss
+            arrays[f"{name}/score"] = np.array([one.score, one.block], dtype=np.float64)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            # The writer takes memory as it lies, whatever the strides.
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _state(model: ir.Model) -> str:
+    """Returns what passes behind ``calibrate`` have changed, apart from moves and scales."""
+    notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
+    return model_key(model, weights=False) + "".join(str(note) for note in notes if note)
+
+
+def _is_complete(path: Path, units: Sequence[Unit]) -> bool:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {f"{unit.name}/loss" for unit in units} <= set(file.keys())
+    except (SafetensorError, OSError):
+        return False

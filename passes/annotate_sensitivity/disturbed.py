@@ -1,0 +1,47 @@
+"""By how much the loss grows when the weights of one layer at a time are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ...ir import Unit
+from ..engine.execution.segments import Segments
+from .layers import Layer
+from .loss_change import LossChange
+from .metric import Asked
+
+SAMPLES = 4  # when nobody says how many
+Disturb = Callable[[Unit], np.ndarray]
+
+
+def loss_changes(
+    asked: Asked, layers: Sequence[Layer], disturbances: Sequence[Disturb], labels: str
+) -> list[float]:
+    """Returns the mean growth of the loss for every layer; the baseline is the exact model.
+
+    One sample is in memory at a time, with what crosses its block boundaries.
+
+    Args:
+        asked: What the metric was asked.
+        layers: The layers to change, one at a time.
+        disturbances: Each makes other weights (rows x columns) for a unit; the results of
+            several are averaged.
+        labels: What the loss is counted on (see ``loss_change``).
+    """
+    metric, context = asked.settings.metric, asked.context
+    change = LossChange.of(asked, labels)
+    segments = Segments(asked.model, context, metric)
+    samples = change.samples.first(asked.settings.samples or SAMPLES)
+    growth = np.zeros((len(samples), len(layers)))
+    steps = [(at, feed) for at, feed in enumerate(samples)]
+    for at, feed in context.progress.track(steps, len(steps), f"trying {metric}"):
+        exact = segments.exact(feed)
+        before = exact[change.note.output]
+        for place, layer in enumerate(layers):
+            for disturb in disturbances:
+                other = segments.swapped((unit, disturb(unit)) for unit in layer.units)
+                after = segments.with_weights(exact, other)[change.note.output]
+                growth[at, place] += change(feed, before, after) / len(disturbances)
+    return [float(one) for one in growth.mean(axis=0)]

@@ -1,0 +1,77 @@
+"""The predicted divergence: every row's error under GPTQ through its quadratic form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ...ir import Option, Unit
+from ..engine.execution.parallel import for_each
+from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
+from ..engine.numerics.row_hessians import round_parts
+from ..engine.statistics.quadratic import Quadratic
+from .keeping import can_keep, ranked_columns
+from .metric import Asked, Judgement, Keeping
+
+T = TypeVar("T")
+
+
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Predicts the divergence of every row."""
+
+    def of(unit: Unit) -> Judgement:
+        quadratic = Quadratic.of(unit, asked.context.arrays)
+        loss = _loss(unit, quadratic, asked)
+        return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
+
+    found = _for_each(of, asked)
+    return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
+
+
+def losses(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
+
+    def of(unit: Unit) -> np.ndarray:
+        return _loss(unit, Quadratic.of(unit, asked.context.arrays), asked)
+
+    found = _for_each(of, asked)
+    return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
+
+
+def _for_each(of: Callable[[Unit], T], asked: Asked) -> list[T]:
+    return for_each(
+        of,
+        asked.units,
+        asked.context.progress,
+        "trying every width",
+        need=lambda unit: working_bytes(*unit.shape),
+    )
+
+
+def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:
+    """Returns what keeping channels would change, where that can be done and was asked for."""
+    counts = asked.settings.keep
+    if not counts or not can_keep(unit, asked.context.capabilities):
+        return None
+    ranked = ranked_columns(unit, quadratic)[: counts[-1]]
+    found = {n: _loss(unit, quadratic.keeping(ranked[:n]), asked) for n in counts}
+    return Keeping(ranked, found)
+
+
+def _loss(unit: Unit, quadratic: Quadratic, asked: Asked) -> np.ndarray:
+    weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+    left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
+    for option in asked.options[unit.name]:
+        if option.is_half:
+            columns.append(quadratic.loss(weight, as_half(weight)))
+            continue
+
+        def rounded_so(part: torch.Tensor, factor: Factor, one: Option = option) -> Rounded:
+            return round_rows(part, one.bits, one.group, factor)
+
+        rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
+        columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
+    return torch.stack(columns, dim=1).numpy()

@@ -1,0 +1,21 @@
+"""Which input channels of a unit would best stay in 16 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...ir import Capabilities, Unit
+from ..engine.statistics.quadratic import Quadratic
+
+
+def can_keep(unit: Unit, table: Capabilities) -> bool:
+    """Tells whether input channels of ``unit`` can be multiplied apart from the others."""
+    return table.keeps_columns and all(use.kind == "product" for use in unit.uses)
+
+
+def ranked_columns(unit: Unit, quadratic: Quadratic) -> np.ndarray:
+    """Returns the input channels by what rounding them costs, the dearest first, int32."""
+    weight = torch.from_numpy(unit.matrix())
+    cost = quadratic.factor().price * (quadratic.row_importance() @ weight.square())
+    return cost.argsort(descending=True, stable=True).numpy().astype(np.int32)

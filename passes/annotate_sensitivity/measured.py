@@ -1,0 +1,87 @@
+"""Measured divergence of one unit at a time: the truth that ``fisher`` predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...ir import Feeds, Option, Unit
+from ..engine.execution.segments import Modules, Segments, Values
+from ..engine.numerics.gptq import as_half, round_rows
+from ..engine.pipeline.base import PassContext
+from ..engine.statistics.quadratic import Quadratic
+from . import fisher
+from .loss_change import LossChange
+from .metric import Asked, Judgement
+
+_SAMPLES = 2  # when nobody says how many
+
+
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Measures the totals of units; the shares of their rows are predicted.
+
+    Units that ``units`` leaves out keep their prediction.
+    """
+    found = fisher.losses(asked)
+    for name, totals in _totals(asked).items():
+        found[name] *= totals / np.maximum(found[name].sum(axis=0), 1e-30)
+    return {
+        unit.name: Judgement.of_losses(found[unit.name], unit.shape[1]) for unit in asked.units
+    }
+
+
+def _totals(asked: Asked) -> dict[str, np.ndarray]:
+    """Returns, for the units that are measured, the divergence under each of their options.
+
+    Each unit is rounded with GPTQ and measured alone, all others exact, on held-in samples.
+
+    Raises:
+        UsageError: An operator of the model does not run in torch.
+    """
+    model, context = asked.model, asked.context
+    segments = Segments(model, context, "kl")
+    change = LossChange.of(asked)
+    samples = change.samples.first(asked.settings.samples or _SAMPLES)
+    exact = [segments.exact(feed) for feed in samples]
+    units = _spread(asked.units, asked.settings.units)
+    totals = {}
+    for unit in context.progress.track(units, len(units), "measuring units"):
+        found = []
+        for option in asked.options[unit.name]:
+            other = segments.swapped([(unit, _rounded(unit, option, context))])
+            found.append(_mean_change(segments, change, samples, exact, other))
+        totals[unit.name] = np.array(found)
+    return totals
+
+
+def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
+    """Returns ``count`` units evenly spread over the model; all when ``count`` is 0."""
+    if not count or count >= len(units):
+        return list(units)
+    return [units[round(at)] for at in np.linspace(0, len(units) - 1, count)]
+
+
+def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
+    weight = torch.from_numpy(unit.matrix())
+    if option.is_half:
+        return as_half(weight).numpy()
+    factor = Quadratic.of(unit, context.arrays).factor()
+    rounded = round_rows(weight, option.bits, option.group, factor)
+    return rounded.dequantize(option.group).numpy()
+
+
+def _mean_change(
+    segments: Segments,
+    change: LossChange,
+    samples: Sequence[Feeds],
+    exact: Sequence[Values],
+    other: Modules,
+) -> float:
+    output = change.note.output
+    found = [
+        change(feed, values[output], segments.with_weights(values, other)[output])
+        for feed, values in zip(samples, exact, strict=True)
+    ]
+    return float(np.mean(found))

@@ -1,0 +1,45 @@
+"""Weight error: how far rounding moves the weights, whatever they are multiplied with.
+
+A row loses ``|w^ - w|^2 / |W|^2``, the relative squared error of the linearity theorem (HIGGS,
+Malinovskii et al. 2024) with equal slopes for all units. Weights are rounded to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...ir import Option, Unit
+from ..engine.numerics.gptq import as_half, nearest
+from .metric import Asked, Judgement, judge_each
+
+
+def judge(asked: Asked) -> dict[str, Judgement]:
+    """Scores every unit by its relative squared error under the smallest option."""
+
+    def of(unit: Unit) -> Judgement:
+        errors = nearest_errors(unit, asked.options[unit.name])
+        size = float(np.square(unit.matrix(), dtype=np.float64).sum())
+        loss = errors / max(size, 1e-30)
+        return Judgement(loss.astype(np.float32), float(loss[:, 0].sum()))
+
+    return judge_each(asked, of, "rounding to nearest")
+
+
+def _stored(weight: torch.Tensor, option: Option, even: torch.Tensor) -> torch.Tensor:
+    if option.is_half:
+        return as_half(weight)
+    return nearest(weight, option.bits, option.group, even).dequantize(option.group)
+
+
+def nearest_errors(unit: Unit, options: Sequence[Option]) -> np.ndarray:
+    """Returns the squared error of every row, rounded to nearest: rows x options, float64."""
+    weight = torch.from_numpy(unit.matrix())
+    even = torch.ones(weight.shape[1])
+    columns = []
+    for option in options:
+        rounded = _stored(weight, option, even)
+        columns.append((rounded - weight).double().square().sum(dim=1).numpy())
+    return np.stack(columns, axis=1)

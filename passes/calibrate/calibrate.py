@@ -1,0 +1,228 @@
+"""The pass ``calibrate``: what every unit sees, and what the output thinks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+from safetensors import SafetensorError, safe_open
+
+from ...ir import (
+    Annotation,
+    BlockId,
+    Calibrated,
+    Calibration,
+    InputError,
+    LeftInFloat,
+    LocalHessian,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    drop_note,
+    find_units,
+)
+from ...ir.analysis.blocks import blocks_of
+from ...ir.content_key import model_key
+from ..engine.pipeline.base import Pass, PassContext
+from ..engine.statistics.moments import MomentFile, tokens_file
+from ..engine.statistics.moved import forget_moves
+from ..engine.statistics.objective import Objective, choose_objective
+from ..engine.statistics.runtime_moments import measure
+from .sweep import sweep
+
+_FORMAT = "mpqc.stats/5"  # part of the key: a change of what is gathered makes old files stale
+_MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Gather the second moments that rounding and allocation need, in two streaming sweeps.
+
+    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that have to
+    stay in float, and ``#calibration`` on the model. The arrays come from a file that is keyed
+    by the content of the model and of the samples: where it exists already, no sweep runs.
+
+    Where some operator has no lowering to torch, the moments come from the target runtime, and
+    the importance of a unit from the divergence that rounding it alone causes there.
+
+    Attributes:
+        objective: ``auto``, ``logits`` or ``regression``: what the divergence is measured on.
+        coupled: Gather how errors of different rows of a product act together as well, for
+            ``quantize-weights{coupled=true}``; takes a matrix of rows x rows for each product
+            of at most 8192 rows, and needs gradients.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
+    costly: ClassVar[bool] = True
+    objective: str = "auto"
+    coupled: bool = False
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Annotates ``model`` and mounts the stats file in the array store."""
+        if context.calibration is None:
+            raise UsageError("calibrate needs samples", hint="give --calibration FILE")
+        units = find_units(model)
+        good = [unit for unit in units if not unit.reason]
+        objective = choose_objective(model, context.calibration.tokens, self.objective)
+        path = self._file(model, context, context.calibration)
+        facts = _read_facts(path)
+        reused = facts is not None
+        if facts is None:
+            facts = _gather(model, good, objective, path, context, coupled=self.coupled)
+        _annotate(model, units, facts, context.calibration, objective, path.stem)
+        forget_moves(good, context.arrays)
+        context.arrays.mount(path)
+        if facts["weighted"]:
+            context.arrays.mount(tokens_file(path))
+        context.report[self.name] = {
+            "reused": reused,
+            "sweep": facts["sweep"],
+            "seconds": facts.get("seconds"),
+        }
+        return True
+
+    def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
+        """Returns where the stats of this model and these samples are or belong.
+
+        What was gathered with couplings between rows serves those who need none, too.
+        """
+        text = "\n".join((_FORMAT, model_key(model), samples.key, str(len(samples.training))))
+        folder = context.cache or context.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def place(one: Calibrate) -> Path:
+            whole = f"{text}\n{one}\n{context.seed}"
+            return folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.safetensors"
+
+        more = place(replace(self, coupled=True))
+        return more if _read_facts(more) is not None else place(self)
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """Returns what a stats file says of itself, or None when there is no whole file."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("facts", "")
+        facts = json.loads(text)
+    except (SafetensorError, OSError, ValueError):
+        return None
+    whole = isinstance(facts, dict) and facts.get("format") == _FORMAT
+    if not whole or (facts["weighted"] and not _is_readable(tokens_file(path))):
+        return None
+    return dict(facts)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="numpy"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _gather(
+    model: ir.Model,
+    units: list[Unit],
+    objective: Objective,
+    path: Path,
+    context: PassContext,
+    *,
+    coupled: bool,
+) -> dict[str, Any]:
+    """Runs the sweeps into ``path``, which appears complete or not at all.
+
+    Raises:
+        InputError: The samples overflow the model.
+    """
+    assert context.calibration is not None
+    samples = context.calibration.training
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    refused, begun = context.runner.unsupported(model.graph), time.perf_counter()
+    try:
+        file = MomentFile(partial, units, coupled=coupled and not refused)
+        if refused:
+            why = next(iter(refused.values()))
+            context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
+            positions = measure(model, units, objective, samples, file, context)
+        else:
+            positions = sweep(blocks_of(model), units, objective, samples, file, context)
+        _refuse_overflow(file)
+        facts = {
+            "format": _FORMAT,
+            "positions": positions,
+            "samples": len(samples),
+            "seconds": round(time.perf_counter() - begun, 3),
+            "sweep": f"runtime ({why})" if refused else "torch",
+            "weighted": file.is_weighted,
+        }
+        file.finish(positions, {"facts": json.dumps(facts)}, tokens_file(path))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return facts
+
+
+def _refuse_overflow(file: MomentFile) -> None:
+    """Refuses samples on which squares of activations or gradients are no numbers.
+
+    Raises:
+        InputError: Names a unit.
+    """
+    broken = file.overflown()
+    if broken:
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise InputError(
+            f"what {broken[0]!r}{others} multiplies on these samples, or its gradient, is NaN "
+            "or has squares beyond float32",
+            hint="look for entries of 1e19 or more in the samples, and run the model on them",
+        )
+
+
+def _by_row(unit: Unit, objective: Objective) -> bool:
+    """Tells whether the rows' moments are sure enough to choose bits by row.
+
+    A sampled Fisher makes rows look free that the samples never touched. Logits and lookups
+    have closed forms with a prior; of other units only the very tall ones have too few samples
+    a row.
+    """
+    closed = all(
+        use.kind == "lookup"
+        or (objective.kind == "logits" and use.node.outputs[0] in objective.outputs)
+        for use in unit.uses
+    )
+    return closed or unit.shape[0] <= _MANY_ROWS
+
+
+def _annotate(
+    model: ir.Model,
+    units: list[Unit],
+    facts: dict[str, Any],
+    samples: Calibration,
+    objective: Objective,
+    key: str,
+) -> None:
+    tokens = round(facts["positions"])
+    for unit in units:
+        if unit.reason:
+            annotate(unit.anchor, LeftInFloat(unit.name, unit.reason))
+        else:
+            by_row = _by_row(unit, objective)
+            drop_note(unit.anchor, LocalHessian)
+            annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), tokens, by_row))
+    output = str(objective.outputs[0].name)
+    count = len(samples.training)
+    annotate(
+        model,
+        Calibrated(key, samples.source, count, tokens, objective.kind, output, samples.random),
+    )

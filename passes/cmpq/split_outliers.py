@@ -1,0 +1,147 @@
+"""The pass ``split-outliers``: a few weights stay in 16 bits so that the others need fewer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ...ir import (
+    Annotation,
+    ChannelAllocation,
+    OutlierColumns,
+    OutlierEntries,
+    TensorStats,
+    Unit,
+    UsageError,
+    annotate,
+    drop_note,
+    note_of,
+    quantizable,
+)
+from ...ir.text_form import did_you_mean
+from ..engine.execution.parallel import for_each
+from ..engine.numerics.codebooks import free_levels
+from ..engine.pipeline.base import Pass, PassContext
+from ..engine.statistics.quadratic import Quadratic
+
+WAYS = ("activation", "quantization")
+
+
+@dataclass(frozen=True)
+class SplitOutliers(Pass):
+    """Choose what stays in 16 bits beside the quantized rest of a product's weight.
+
+        y = x W      =>      y = x W_rest + x[:, columns] W[columns, :]
+
+    With ``by=activation`` it is whole input channels, those with the largest activation norms
+    ``E[c_t x_j^2]``; lowering makes a slim product of them. With ``by=quantization`` it is
+    single weights, those that a trial rounding to codebooks of ``bits`` bits a channel spoils
+    most (the largest ``|w - w^|``, entries of an earlier split left out); each is stored with
+    its row and column. Both kinds can be split off one after the other. The pass chooses;
+    ``allocate-channels`` counts their bytes and ``quantize-channels`` keeps their values.
+
+    Source: CMPQ (arXiv 2410.13056), the activation-based and the quantization-based outliers.
+
+    Attributes:
+        by: ``activation`` or ``quantization``.
+        share: Share of the channels, or of the weights, of each unit; at least one is chosen.
+        bits: Width of the trial codebooks of ``by=quantization``.
+    """
+
+    name: ClassVar[str] = "split-outliers"
+    reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats,)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (OutlierColumns, OutlierEntries)
+    drops: ClassVar[tuple[type[Annotation], ...]] = (ChannelAllocation,)
+    by: str
+    share: float
+    bits: int = 3
+
+    def __post_init__(self) -> None:
+        if self.by not in WAYS:
+            raise UsageError(
+                f"split-outliers cannot go by {self.by!r}", hint=did_you_mean(self.by, WAYS)
+            )
+        if not 0 < self.share <= 0.5:
+            raise UsageError(
+                f"split-outliers wants a share above 0 and up to 0.5, not {self.share}",
+                hint="0.0045 of the channels and 0.0005 of the weights are usual",
+            )
+        if not 1 <= self.bits <= 8:
+            raise UsageError(f"there are no codebooks of {self.bits} bits, only of 1 to 8")
+        if self.by == "activation" and self.bits != SplitOutliers.bits:
+            raise UsageError("split-outliers{by=activation} rounds nothing: leave out bits")
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Annotates every product that calibration has seen."""
+        seen = [u for u in quantizable(model) if note_of(u.anchor, TensorStats) is not None]
+        units = [unit for unit in seen if is_splittable(unit)]
+        for unit in units:
+            drop_note(unit.anchor, ChannelAllocation)  # its channels are others now
+        if not units:
+            raise UsageError(
+                "split-outliers has nothing to split: no weight serves products alone",
+                hint="leave the pass out",
+            )
+        split = self._columns if self.by == "activation" else self._entries
+        counts = for_each(
+            lambda unit: split(unit, context), units, context.progress, "outliers"
+        )
+        skipped = {unit.name: _why_not(unit) for unit in seen if not is_splittable(unit)}
+        facts = context.report.setdefault(self.name, {})
+        facts[self.by] = {"units": len(units), "kept": sum(counts), "skipped": skipped}
+        return True
+
+    def count(self, unit: Unit) -> int:
+        """Returns how many channels or weights of ``unit`` are chosen."""
+        rows, columns = unit.shape
+        if self.by == "activation":
+            return math.ceil(self.share * columns)
+        return math.ceil(self.share * rows * columns)
+
+    def _columns(self, unit: Unit, context: PassContext) -> int:
+        energy = Quadratic.of(unit, context.arrays).energy()
+        count = self.count(unit)
+        chosen = energy.argsort(descending=True, stable=True)[:count].sort().values
+        context.arrays.put(f"{unit.name}/outliers/columns", chosen.numpy().astype(np.int32))
+        annotate(unit.anchor, OutlierColumns(unit.name, count))
+        return count
+
+    def _entries(self, unit: Unit, context: PassContext) -> int:
+        weight, count = torch.from_numpy(unit.matrix()), self.count(unit)
+        even = torch.ones(len(weight))
+        trial = free_levels(weight.T.contiguous(), even, self.bits).decode().T
+        error = (trial - weight).abs()
+        if note_of(unit.anchor, OutlierColumns) is not None:
+            columns = context.arrays.get(f"{unit.name}/outliers/columns")
+            error[:, torch.from_numpy(columns.astype(np.int64))] = -1
+        chosen = error.flatten().argsort(descending=True, stable=True)[:count].sort().values
+        places = torch.stack([chosen // weight.shape[1], chosen % weight.shape[1]], dim=1)
+        context.arrays.put(f"{unit.name}/outliers/entries", places.numpy().astype(np.int32))
+        annotate(unit.anchor, OutlierEntries(unit.name, count))
+        return count
+
+
+def is_splittable(unit: Unit) -> bool:
+    """Tells whether part of the weight can be multiplied by itself."""
+    return not _why_not(unit)
+
+
+def _why_not(unit: Unit) -> str:
+    if any(use.kind != "product" for use in unit.uses):
+        return "it is looked up or convolved: outliers need a plain product"
+    return "it has a single input channel" if unit.shape[1] < 2 else ""
+
+
+def foreseen(unit: Unit, before: Sequence[Pass]) -> tuple[int, int]:
+    """Returns how many columns and entries of ``unit`` the passes ``before`` will choose."""
+    found = {"activation": 0, "quantization": 0}
+    for one in before:
+        if isinstance(one, SplitOutliers) and is_splittable(unit):
+            found[one.by] = one.count(unit)
+    return found["activation"], found["quantization"]

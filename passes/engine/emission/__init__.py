@@ -1,0 +1,1 @@
+"""Nodes for stored weights: products, lookups, expansions, and what they cost."""

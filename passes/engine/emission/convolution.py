@@ -1,0 +1,34 @@
+"""Conv with a stored weight: codes and a DequantizeLinear in front, the Conv as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import ArrayStore, Unit
+from .emitter import Emitter
+
+
+def emit_convolution(unit: Unit, arrays: ArrayStore, emit: Emitter) -> ir.Value:
+    """Emits the nodes that make the weight from int8 codes; returns what replaces it.
+
+    The codes keep the layout of the weight, one float16 scale for each of its rows:
+
+        %w = DequantizeLinear <axis = row axis> (@codes, Cast(@scales))
+
+    ONNX Runtime folds no DequantizeLinear when it loads a model, so what stays in memory is
+    the codes; they are expanded for each run.
+    """
+    dtype = unit.tensor.dtype
+    matrix = arrays.get(f"{unit.name}/codes/0")
+    codes = emit.constant("codes", unit.stored_layout(matrix.astype(np.int8)))
+    scales = emit.constant("scales", arrays.get(f"{unit.name}/scales/0")[:, 0])
+    if dtype != ir.DataType.FLOAT16:
+        to = {"to": int(dtype)}
+        scales = emit.node("dequantize", "scales/wide", "Cast", [scales], to, dtype=dtype)
+    axis = {"axis": unit.row_axis}
+    weight = emit.node(
+        "dequantize", "dequantized", "DequantizeLinear", [codes, scales], axis, dtype=dtype
+    )
+    weight.shape = unit.weight.shape
+    return weight

@@ -1,0 +1,86 @@
+"""What lowering stores beside codes and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ....ir import Capabilities, Option, Unit
+from ..numerics.dense_codes import dense_layout
+
+POSITIONS_IN_UINT16 = 1 << 16  # rows of a unit whose positions fit into uint16
+_RESIDENT_POSITION = 4  # int32
+_HALF, _FLOAT = 2, 4
+_SLICE_BYTES = 24
+_EXPANSION_BYTES = 6  # a float32 one, two zero points
+_WIDTH_BYTES = 1  # the zero point of a width
+_SIZE_BYTES = 24  # of a shape
+_GRID_BYTES = 5  # a float32 scale and a zero point
+_LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
+
+
+def order_bytes(rows: int) -> int:
+    """Returns the bytes of a row order: the position of every row."""
+    return rows * (2 if rows <= POSITIONS_IN_UINT16 else 4)
+
+
+def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
+    """Returns how many bytes ``lower-matmul-nbits`` adds to codes and scales, at most.
+
+    Exact for products; lookups add a few small shapes, for which this is an upper bound.
+
+    Args:
+        unit: The unit.
+        classes: Options that its rows are stored with.
+        reordered: Whether rows change their order.
+    """
+    order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
+    lookups = sum(use.kind == "lookup" for use in unit.uses)
+    return order + lookups * classes * _LOOKUP_BYTES
+
+
+def kept_bytes(unit: Unit, columns: int) -> int:
+    """Returns the bytes of input channels that stay in 16 bits, and of where they are.
+
+    The latter is an upper bound: neighbours are told by a Slice, others by their positions.
+    """
+    rows, width = unit.shape
+    places = max(columns * order_bytes(width) // width, _SLICE_BYTES)
+    return columns * rows * _HALF + places if columns else 0
+
+
+def input_bytes(unit: Unit, table: Capabilities) -> int:
+    """Returns the bytes that ``insert-qdq`` may add for the unit's activations, at most."""
+    if table.lowering != "insert-qdq":
+        return 0
+    return _GRID_BYTES * sum(use.kind != "lookup" for use in unit.uses)
+
+
+def resident_bytes(
+    unit: Unit, rows: Iterable[tuple[Option, int]], *, reordered: bool, kept: int = 0
+) -> int:
+    """Returns about how many bytes the unit takes once a runtime has loaded it.
+
+    A kernel packs codes for itself, so those that a lookup reads too are there twice.
+
+    Args:
+        unit: The unit.
+        rows: Options with the number of rows that have them.
+        reordered: Whether rows change their order.
+        kept: Input channels that stay in 16 bits.
+    """
+    columns = unit.shape[1]
+    kinds = {use.kind for use in unit.uses}
+    row_order = unit.shape[0] * _RESIDENT_POSITION if reordered else 0
+    codes = sum(option.resident_row_bytes(columns) * count for option, count in rows)
+    columns_kept = kept * (unit.shape[0] * _FLOAT + _RESIDENT_POSITION)
+    return codes * len(kinds) + row_order + columns_kept
+
+
+def expansion_bytes(options: Iterable[Option]) -> int:
+    """Returns the bytes that all units whose codes expand at load share in a model."""
+    expanding = [option for option in options if option.expands]
+    widths = {(one.bits, one.kernel_bits) for one in expanding}
+    sizes = {one.group * one.kernel_bits for one in expanding}
+    layouts = [dense_layout(*width) for width in widths]
+    tables = sum(one.shifts.size + one.weights.size + _WIDTH_BYTES for one in layouts)
+    return tables + _SIZE_BYTES * len(sizes) + (_EXPANSION_BYTES if widths else 0)

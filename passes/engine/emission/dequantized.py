@@ -1,0 +1,125 @@
+"""A unit stored for DequantizeLinear, and the products that read it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import ArrayStore, Option, QuantSpec, Unit, Use
+from .emitter import Emitter
+from .product import finished, joined
+from .stored import RowClass, StoredUnit
+
+WIDTHS = {4: ml_dtypes.int4, 8: np.int8}  # of codes that the standard has a type for
+
+
+class DequantizedUnit(StoredUnit):
+    """Codes as products read them: columns x rows, so that groups follow the first axis.
+
+    A class with one scale a row has int8 codes and a vector of scales; any other has scales of
+    groups x rows. Runtimes recognise this layout and no other as a product of packed codes.
+    """
+
+    def _classes(self, spec: QuantSpec, arrays: ArrayStore) -> list[RowClass]:
+        found: list[RowClass] = []
+        offset = 0
+        for index, (text, rows) in enumerate(zip(spec.options, spec.counts, strict=True)):
+            option = Option.parse(text)
+            codes = arrays.get(f"{spec.unit}/codes/{index}").T
+            scales = arrays.get(f"{spec.unit}/scales/{index}").astype(np.float16).T
+            stored = self._emit.constant(f"codes/{index}", codes.astype(WIDTHS[option.bits]))
+            steps = scales[0] if option.group == self.columns else scales
+            found.append(
+                RowClass(
+                    index,
+                    option,
+                    rows,
+                    offset,
+                    stored,
+                    self._emit.constant(f"scales/{index}", steps),
+                )
+            )
+            offset += rows
+        self._tables = cache(self._emit_table)
+        return found
+
+    def is_by_row(self, one: RowClass) -> bool:
+        """Tells whether a row of the class is a single group."""
+        return one.option.group == self.columns
+
+    def table(self, one: RowClass) -> tuple[ir.Value, ir.Value]:
+        """Returns the codes (int8, rows x columns) and scales (rows x groups) for lookups.
+
+        They are made of what products read, by nodes that fold when the runtime loads the
+        model. The product keeps the constant for itself then, and with it its fast kernel.
+        """
+        return self._tables(one)
+
+    def _emit_table(self, one: RowClass) -> tuple[ir.Value, ir.Value]:
+        codes, name = one.codes, f"table/{one.index}"
+        int8, float16 = ir.DataType.INT8, ir.DataType.FLOAT16
+        if one.option.bits < 8:
+            to = {"to": int(int8)}
+            codes = self._emit.node("lookup", f"{name}/wide", "Cast", [codes], to, dtype=int8)
+        turned = {"perm": [1, 0]}
+        codes = self._emit.node("lookup", name, "Transpose", [codes], turned, dtype=int8)
+        name = f"steps/{one.index}"
+        if self.is_by_row(one):
+            column = self._emit.constant(f"{name}/dims", np.array([-1, 1], dtype=np.int64))
+            inputs = [one.scales, column]
+            return codes, self._emit.node("lookup", name, "Reshape", inputs, dtype=float16)
+        inputs = [one.scales]
+        scales = self._emit.node("lookup", name, "Transpose", inputs, turned, dtype=float16)
+        return codes, scales
+
+
+def emit_dequantized_product(
+    stored: DequantizedUnit,
+    use: Use,
+    dtype: ir.DataType,
+    quantized: ir.Value | None,
+    emit: Emitter,
+) -> ir.Value:
+    """Emits the nodes that replace the MatMul or Gemm ``use.node``; returns its new output.
+
+    Args:
+        stored: The weight.
+        use: The product.
+        dtype: Type in which it computes.
+        quantized: What classes with integer kernels read instead of the activation.
+        emit: Where the nodes go.
+    """
+    parts = []
+    for one in stored.classes:
+        integers = quantized is not None and stored.is_by_row(one)
+        activation = quantized if integers else use.activation
+        weight = _weight(stored, one, dtype, emit)
+        name = f"product/{one.index}"
+        parts.append(emit.node("kernel", name, "MatMul", [activation, weight], dtype=dtype))
+    return finished(use, joined(stored, parts, dtype, emit), dtype, emit)
+
+
+def _weight(
+    stored: DequantizedUnit, one: RowClass, dtype: ir.DataType, emit: Emitter
+) -> ir.Value:
+    blocks = {"axis": 0, "block_size": one.option.group}
+    how = {"axis": 1} if stored.is_by_row(one) else blocks
+    inputs = [one.codes, stored.scales(one, dtype)]
+    name = f"weight/{one.index}"
+    weight = emit.node("dequantize", name, "DequantizeLinear", inputs, how, dtype=dtype)
+    weight.shape = ir.Shape((stored.columns, one.rows))
+    return weight
+
+
+def storable(unit: Unit, spec: QuantSpec) -> str:
+    """Returns why DequantizeLinear cannot express the codes of ``unit``; empty if it can."""
+    columns = unit.shape[1]
+    for option in map(Option.parse, spec.options):
+        if option.bits not in WIDTHS:
+            return f"opset 21 has no type for codes of {option.bits} bits"
+        if columns % option.group:
+            return f"rows of {columns} columns are not made of whole groups of {option.group}"
+    return ""

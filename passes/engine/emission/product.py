@@ -1,0 +1,112 @@
+"""MatMul and Gemm with a stored weight: one MatMulNBits for each row class."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import Capabilities, Use
+from .emitter import CONTRIB, Emitter
+from .slim_product import SlimProduct
+from .stored import RowClass, StoredUnit
+
+
+def emit_product(
+    stored: StoredUnit,
+    kept: SlimProduct | None,
+    use: Use,
+    dtype: ir.DataType,
+    table: Capabilities,
+    emit: Emitter,
+) -> ir.Value:
+    """Emits the nodes that replace ``use.node`` and returns its new output.
+
+    Args:
+        stored: The weight.
+        kept: Channels that stay in 16 bits.
+        use: The product.
+        dtype: Type in which it computes.
+        table: What kernels the target has.
+        emit: Where the nodes go.
+    """
+    parts = [
+        emit_kernel(
+            one, stored.columns, stored.scales(one, dtype), use.activation, dtype, table, emit
+        )
+        for one in stored.classes
+    ]
+    result = joined(stored, parts, dtype, emit)
+    if kept is not None:
+        result = kept.added(result, use.activation, dtype, emit)
+    return finished(use, result, dtype, emit)
+
+
+def joined(
+    stored: StoredUnit, parts: list[ir.Value], dtype: ir.DataType, emit: Emitter
+) -> ir.Value:
+    """Emits what makes one output of those of the row classes."""
+    result = parts[0]
+    if len(parts) > 1:
+        axis = {"axis": -1}
+        result = emit.node("permutation", "sorted", "Concat", parts, axis, dtype=dtype)
+    if stored.reordered:
+        inputs = [result, stored.positions]
+        result = emit.node("permutation", "rows", "Gather", inputs, {"axis": -1}, dtype=dtype)
+    return result
+
+
+def finished(use: Use, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+    """Emits what a Gemm does beside its product."""
+    return affine(use.node, product, dtype, emit) if use.node.op_type == "Gemm" else product
+
+
+def emit_kernel(
+    row_class: RowClass,
+    columns: int,
+    scales: ir.Value,
+    activation: ir.Value,
+    dtype: ir.DataType,
+    table: Capabilities,
+    emit: Emitter,
+    *,
+    role: str = "kernel",
+) -> ir.Value:
+    """Emits the MatMulNBits that multiplies ``columns`` channels of ``activation``."""
+    option = row_class.option
+    kernel = table.kernel(option.kernel_bits)
+    assert kernel is not None, "checked before anything is emitted"
+    return emit.node(
+        role,
+        f"product/{row_class.index}",
+        "MatMulNBits",
+        [activation, row_class.codes, scales],
+        {
+            "K": columns,
+            "N": row_class.rows,
+            "bits": option.kernel_bits,
+            "block_size": option.group,
+            "accuracy_level": kernel.accuracy_level,
+        },
+        domain=CONTRIB,
+        dtype=dtype,
+    )
+
+
+def affine(gemm: ir.Node, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+    """Emits ``alpha * product + beta * C``, leaving out what is one or absent."""
+    result = _scaled("alpha", gemm, product, dtype, emit)
+    bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    if bias is None:
+        return result
+    bias = _scaled("beta", gemm, bias, dtype, emit)
+    return emit.node(None, "bias", "Add", [result, bias], dtype=dtype)
+
+
+def _scaled(
+    name: str, gemm: ir.Node, value: ir.Value, dtype: ir.DataType, emit: Emitter
+) -> ir.Value:
+    factor = gemm.attributes.get_float(name, 1.0)
+    if factor == 1.0:
+        return value
+    constant = emit.constant(name, np.array(factor, dtype=dtype.numpy()))
+    return emit.node(None, f"{name}/scaled", "Mul", [value, constant], dtype=dtype)

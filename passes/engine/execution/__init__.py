@@ -1,0 +1,1 @@
+"""Running a graph block by block: samples, boundaries, workers, memory."""

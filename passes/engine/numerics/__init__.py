@@ -1,0 +1,1 @@
+"""Pure functions on arrays: rounding, allocation, codebooks, packing, divergence."""

@@ -1,0 +1,138 @@
+"""What a pass is, and what it is given: the contract between passes and the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import Annotation, ArrayStore, Calibration, Capabilities, Feeds
+from ....ir.text_form import print_record
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Runner(Protocol):
+    """Executes graphs: in torch for sweeps, in the target runtime for proof."""
+
+    def segment(
+        self, nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+    ) -> torch.nn.Module:
+        """Returns a differentiable module that maps ``inputs`` to a tuple of ``outputs``."""
+        ...
+
+    def unsupported(self, nodes: Iterable[ir.Node]) -> Mapping[ir.Node, str]:
+        """Returns the nodes that ``segment`` cannot run, with the reason."""
+        ...
+
+    def session(self, model: ir.Model | Path) -> AbstractContextManager[Session]:
+        """Opens a graph or a file in the target runtime; closing it frees everything."""
+        ...
+
+
+class Session(Protocol):
+    """A model loaded in the target runtime."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns the named outputs (all of them by default) for one sample."""
+        ...
+
+
+class Progress(Protocol):
+    """Where passes tell how far they are."""
+
+    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        """Yields ``items`` and shows a bar called ``what``."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Shows one line."""
+        ...
+
+
+class SilentProgress:
+    """A Progress that shows nothing."""
+
+    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        """Yields ``items``."""
+        del total, what
+        yield from items
+
+    def say(self, text: str) -> None:
+        """Shows nothing."""
+
+
+@dataclass
+class PassContext:
+    """Everything that a pass may use beside the graph.
+
+    Attributes:
+        runner: Executes graphs.
+        capabilities: What the target can run.
+        arrays: The side store.
+        calibration: Samples; None for pipelines that need none.
+        cache: Folder for stats that outlive the run; None keeps them in ``scratch``.
+        scratch: Folder for temporary files of this run.
+        seed: Seed of every random choice.
+        progress: Where to show progress.
+        original: The model as it was read, for passes that compare against it.
+        report: Facts for ``mpqc.json``, filled by passes under their own name.
+    """
+
+    runner: Runner
+    capabilities: Capabilities
+    scratch: Path
+    arrays: ArrayStore = field(default_factory=ArrayStore)
+    calibration: Calibration | None = None
+    cache: Path | None = None
+    seed: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
+    original: Path | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One rewriting step. The dataclass fields are its options.
+
+    The graph verifies before and after a pass; in between it need not.
+
+    Attributes:
+        name: What users type; also the file name (with underscores) and the golden folder.
+        reads: Annotations that an earlier pass must have written.
+        writes: Annotations that later passes may read.
+        drops: Annotations that no longer hold afterwards.
+        costly: Whether it takes so long that later passes should look at the graph before it.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[type[Annotation], ...]] = ()
+    writes: ClassVar[tuple[type[Annotation], ...]] = ()
+    drops: ClassVar[tuple[type[Annotation], ...]] = ()
+    costly: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        """Rewrites ``model`` in place; returns whether anything changed."""
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses now what is certain to fail later.
+
+        Called right before a costly pass, on the graph that it will see.
+
+        Args:
+            model: The graph; to be left as it is.
+            context: What the pass will be given.
+            before: The passes that will run before this one, the costly one first.
+        """
+        del model, context, before
+
+    def __str__(self) -> str:
+        return print_record(self.name, self)

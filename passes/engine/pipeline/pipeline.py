@@ -1,0 +1,159 @@
+"""Pipelines: passes in an order that can work, run one after the other and verified."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ....ir import Annotation, InternalError, MachineError, MpqcError, UsageError, verify
+from ....ir.annotation import ANNOTATIONS, PREFIX
+from ..execution.memory import return_freed_memory
+from .base import Pass, PassContext
+from .instruments import Instrument
+from .registry import all_passes
+from .spec import parse_passes, print_passes
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A sequence of passes. ``str(pipeline)`` is what ``Pipeline.parse`` reads."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Reads ``normalize,calibrate{...},allocate-bits{budget=3.5}``.
+
+        Raises:
+            UsageError: The text names a pass or an option that does not exist.
+        """
+        return cls(parse_passes(text))
+
+    def __str__(self) -> str:
+        return print_passes(self.passes)
+
+    def check(self, model: ir.Model, first: int = 0) -> None:
+        """Refuses an order that cannot work.
+
+        Args:
+            model: The graph that the pass at ``first`` will see.
+            first: Where to start: the passes before have run already.
+
+        Raises:
+            UsageError: A pass reads an annotation that the model does not carry and no earlier
+                pass writes.
+        """
+        present = _carried(model)
+        dropped: dict[type[Annotation], Pass] = {}
+        for one in self.passes[first:]:
+            for cls in one.reads:
+                if cls not in present:
+                    raise _missing(one, cls, dropped.get(cls))
+            dropped.update(dict.fromkeys(one.drops, one))
+            present = (present - set(one.drops)) | set(one.writes)
+
+    def run(
+        self,
+        model: ir.Model,
+        context: PassContext,
+        instruments: Sequence[Instrument] = (),
+        first: int = 0,
+    ) -> int:
+        """Rewrites ``model`` in place and verifies it after every pass.
+
+        Args:
+            model: The graph.
+            context: What passes may use beside it.
+            instruments: Who watches; each can end the run after a pass.
+            first: Where to start: the passes before have run already.
+
+        Returns:
+            How many passes of the pipeline have run by now, those before ``first`` included.
+
+        Raises:
+            MpqcError: Of a pass, untouched; an InternalError when a pass broke the graph or
+                failed in a way of its own.
+        """
+        self.check(model, first)
+        for instrument in instruments:
+            instrument.check(self.passes[first:])
+        for index in range(first, len(self.passes)):
+            if not self._step(index, model, context, instruments):
+                return index + 1
+        return len(self.passes)
+
+    def _step(
+        self,
+        index: int,
+        model: ir.Model,
+        context: PassContext,
+        instruments: Sequence[Instrument],
+    ) -> bool:
+        """Runs one pass; returns whether all instruments let the run go on."""
+        one = self.passes[index]
+        for instrument in instruments:
+            instrument.before(index, one, model)
+        changed = self._apply(index, model, context)
+        return_freed_memory()
+        going = [inst.after(index, one, model, context, changed) for inst in instruments]
+        return all(going)
+
+    def _apply(self, index: int, model: ir.Model, context: PassContext) -> bool:
+        one = self.passes[index]
+        try:
+            if one.costly:
+                self._foresee(index, model, context)
+            changed = one.run(model, context)
+        except MpqcError:
+            raise
+        except Exception as error:
+            raise _failure(error, one, self.passes[:index]) from error
+        try:
+            verify(model)
+        except MpqcError as error:
+            where = f"pass {one} left a broken graph{_after(self.passes[:index])}"
+            raise InternalError(f"{where}: {error.message}", hint=error.hint) from error
+        return changed
+
+    def _foresee(self, index: int, model: ir.Model, context: PassContext) -> None:
+        """Lets the passes after ``index`` refuse before the long work begins."""
+        for later in range(index + 1, len(self.passes)):
+            self.passes[later].foresee(model, context, self.passes[index:later])
+
+
+def _carried(model: ir.Model) -> set[type[Annotation]]:
+    """Returns the kinds of annotations that the model or a node of it carries."""
+    keys = {*model.metadata_props, *model.graph.metadata_props}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        keys.update(node.metadata_props)
+    return {cls for key, cls in ANNOTATIONS.items() if PREFIX + key in keys}
+
+
+def _missing(one: Pass, cls: type[Annotation], dropper: Pass | None) -> UsageError:
+    writers = [writer.name for writer in all_passes() if cls in writer.writes]
+    lost = f"that {dropper.name} drops" if dropper else "which no earlier pass writes"
+    add = f"; add {' or '.join(writers)} before it" if writers else ""
+    return UsageError(f"{one.name} reads #{cls.key}, {lost}{add}")
+
+
+def _after(passes: Sequence[Pass]) -> str:
+    return f" (after {print_passes(passes)})" if passes else ""
+
+
+def _failure(error: Exception, one: Pass, before: Sequence[Pass]) -> MpqcError:
+    """Says whose fault an exception is: the machine's when it ran out, otherwise ours."""
+    what = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return MachineError(
+            f"out of memory in pass {one.name}: {what}", hint="use fewer samples"
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return MachineError(
+            f"no space left in pass {one.name}: {what}", hint="free some space"
+        )
+    return InternalError(f"pass {one} failed{_after(before)}: {type(error).__name__}: {what}")

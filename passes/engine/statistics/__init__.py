@@ -1,0 +1,1 @@
+"""What calibration sees: moments, Hessians, couplings, and the file that holds them."""

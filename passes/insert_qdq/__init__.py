@@ -1,0 +1,5 @@
+"""insert-qdq: weights and activations as QuantizeLinear and DequantizeLinear."""
+
+from .insert_qdq import InsertQdq
+
+__all__ = ["InsertQdq"]

@@ -1,0 +1,300 @@
+"""The pass ``insert-qdq``: rounded units in standard QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir import (
+    Budgeted,
+    LeftInFloat,
+    Option,
+    OutlierColumns,
+    QuantSpec,
+    StoredPart,
+    TensorStats,
+    Unit,
+    UsageError,
+    Use,
+    annotate,
+    drop_note,
+    need_note,
+    note_of,
+    quantizable,
+)
+from ...ir.analysis.offered import obstacle, result_type
+from ...ir.text_form import did_you_mean
+from ..engine.emission.convolution import emit_convolution
+from ..engine.emission.dequantized import (
+    WIDTHS,
+    DequantizedUnit,
+    emit_dequantized_product,
+    storable,
+)
+from ..engine.emission.emitter import Emitter, Names
+from ..engine.emission.lookup import emit_lookup
+from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
+from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
+from ..engine.pipeline.base import Pass, PassContext
+from ..engine.statistics.moved import read_moved
+from ..raise_opset import RaiseOpset
+from .activations import observe, quantize
+
+ACTIVATIONS = ("none", *TYPES)
+_OPSET = 21
+_SAMPLES = 16  # enough for a range; a Hessian needs more
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Replaces rounded weights by codes and a DequantizeLinear, in nothing but standard ONNX.
+
+    - A MatMul or Gemm becomes one MatMul for each option that the unit's rows have: INT4 in
+      blocks along the input channels, or INT8 with a scale for each output channel. A Concat
+      joins them, and a Gather where stored order is not the order of the rows.
+    - A Gather looks up int8 codes, and only those are multiplied by their scales. Codes of 4
+      bits become int8 when the runtime loads the model; OpenVINO cannot be trusted with
+      BitShift. A table that also serves a product is stored once.
+    - A Conv reads a DequantizeLinear of int8 codes, with a scale for each output channel.
+
+    With ``activations=int8`` or ``uint8`` a QuantizeLinear and a DequantizeLinear stand in
+    front of convolutions and of products of INT8 rows, with one static scale from calibration
+    samples, so that runtimes can multiply integers. Products of INT4 rows have no such kernel
+    anywhere; their activations stay as they are. ``int8`` is symmetric, as TensorRT wants it;
+    ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation with rare
+    large values: the costliest stay in float too, see ``tolerance``.
+
+    The graph has no zero points but those of ``uint8`` activations, and computes exactly what
+    the simulated one computed, rounded activations apart.
+
+    Attributes:
+        activations: ``none``, ``int8`` or ``uint8``.
+        ranges: Of activations: ``mse`` gives up the farthest values where that lowers the mean
+            squared error, ``minmax`` keeps all that calibration has seen.
+        tolerance: Activations stay in float, costliest first, until the others are predicted
+            to cost at most this many times what rounding the weights costs.
+    """
+
+    name: ClassVar[str] = "insert-qdq"
+    reads = (QuantSpec,)
+    writes = (StoredPart,)
+    drops = (QuantSpec,)
+
+    activations: str = "none"
+    ranges: str = "mse"
+    tolerance: float = 1.0
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.activations, ACTIVATIONS), (self.ranges, RANGES)):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise UsageError(f"insert-qdq knows no {value!r}", hint=hint)
+        if not self.tolerance >= 0:
+            raise UsageError(f"insert-qdq cannot tolerate {self.tolerance}", hint="0 or more")
+        for name in ("ranges", "tolerance"):
+            given = getattr(self, name)
+            if self.activations == "none" and given != getattr(type(self), name):
+                raise UsageError(
+                    f"{name}={given} means nothing without quantized activations",
+                    hint="add activations=int8 or activations=uint8",
+                )
+
+    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+        """Refuses targets with other widths, and graphs that will be too old."""
+        raised = max((p.version for p in before if isinstance(p, RaiseOpset)), default=0)
+        _check_opset(max(model.opset_imports.get("", 1), raised))
+        table = context.capabilities
+        odd = [kernel.bits for kernel in table.kernels if kernel.bits not in WIDTHS]
+        if odd:
+            raise UsageError(
+                f"{table.target} offers weights of {odd[0]} bits, for which opset {_OPSET} has"
+                " no type",
+                hint="compile with --target qdq",
+            )
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        _check_opset(model.opset_imports.get("", 1))
+        work = _Work(model, context, Names(model))
+        units = [u for u in quantizable(model) if note_of(u.anchor, QuantSpec) is not None]
+        if any(note_of(unit.anchor, OutlierColumns) is not None for unit in units):
+            raise UsageError(
+                f"{self.name} keeps no input channels in 16 bits",
+                hint="leave keep out of annotate-sensitivity",
+            )
+        for unit in units:
+            spec = need_note(unit.anchor, QuantSpec)
+            drop_note(unit.anchor, QuantSpec)
+            why = obstacle(unit) or storable(unit, spec)
+            if why:
+                work.skipped[unit.name] = why
+                annotate(unit.anchor, LeftInFloat(unit.name, why))
+            else:
+                work.specs[unit.name] = (unit, spec)
+        facts = self._quantize_activations(work) if self.activations != "none" else {}
+        for unit, spec in work.specs.values():
+            _lower(unit, spec, work)
+        lowered = {"lowered": len(work.specs), "skipped": work.skipped}
+        context.report[self.name] = {**lowered, **facts}
+        return bool(units)
+
+    def _quantize_activations(self, work: _Work) -> dict[str, Any]:
+        """Chooses a grid for every activation that an integer kernel reads."""
+        samples = work.context.calibration
+        if samples is None:
+            raise UsageError(
+                f"activations={self.activations} needs samples",
+                hint="give --calibration FILE",
+            )
+        reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
+        reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
+        types = {_activation(use): result_type(unit, use) for unit, use in reads}
+        seen = observe(work.model, list(types), samples.first(_SAMPLES), work.context)
+        grids = {one: find_grid(seen[one], self.activations, self.ranges) for one in types}
+        errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
+        losses = dict.fromkeys(types, 0.0)
+        for unit, use in reads:
+            losses[_activation(use)] += work.loss(unit, use, errors[_activation(use)])
+        budget = note_of(work.model, Budgeted)
+        costly = _costly(losses, self.tolerance * budget.loss) if budget is not None else {}
+        made = {
+            one: quantize(work.model.graph, work.names, one, grid, types[one])
+            for one, grid in grids.items()
+            if one not in costly
+        }
+        work.quantized = {
+            use.node: made[_activation(use)] for _, use in reads if _activation(use) in made
+        }
+        loss = sum(losses[one] for one in made)
+        if budget is not None:
+            annotate(work.model, replace(budget, loss=budget.loss + loss))
+        left = [
+            use.node.name
+            for unit, _ in work.specs.values()
+            for use in unit.uses
+            if use.kind != "lookup" and use.node not in work.quantized
+        ]
+        return {
+            "activations": {
+                str(one.name): _facts(grids[one], errors[one], losses[one]) for one in made
+            },
+            "activation_loss": loss,
+            "too_costly": {str(one.name): losses[one] for one in costly},
+            "float_activations": left,
+        }
+
+
+def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, float]:
+    """Returns the costliest activations, without which the others lose ``most`` at most."""
+    costly, left = {}, sum(losses.values())
+    for one, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
+        if left <= most or loss == 0:
+            break
+        costly[one] = loss
+        left -= loss
+    return costly
+
+
+@dataclass
+class _Work:
+    """What the units of one run share.
+
+    Attributes:
+        model: The graph.
+        context: What the pass was given.
+        names: Hands out names.
+        specs: By name: the units to lower, and how they were rounded.
+        skipped: Why others stay in float.
+        quantized: By product or convolution: the rounded activation, where there is one.
+    """
+
+    model: ir.Model
+    context: PassContext
+    names: Names
+    specs: dict[str, tuple[Unit, QuantSpec]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    quantized: dict[ir.Node, ir.Value] = field(default_factory=dict)
+
+    def integer_rows(self, unit: Unit, use: Use) -> bool:
+        """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``."""
+        if use.kind == "lookup":
+            return False
+        options = map(Option.parse, self.specs[unit.name][1].options)
+        return any(option.group == unit.shape[1] for option in options)
+
+    def loss(self, unit: Unit, use: Use, error: float) -> float:
+        """Returns the predicted divergence of an activation's squared error, in nats.
+
+        ``1/2 sum_n g_n |w_n|^2 e`` over the rows with integer kernels; convolutions, whose
+        statistics are of another kind, count nothing.
+        """
+        if use.kind != "product" or note_of(unit.anchor, TensorStats) is None:
+            return 0.0
+        _, spec = self.specs[unit.name]
+        rows = read_moved(unit, self.context.arrays, unit.uses.index(use), "rows")
+        order = np.arange(len(rows))
+        if len(spec.options) > 1 and f"{unit.name}/order" in self.context.arrays:
+            order = self.context.arrays.get(f"{unit.name}/order")
+        by_row = [Option.parse(text).group == unit.shape[1] for text in spec.options]
+        chosen = order[np.repeat(by_row, spec.counts)]
+        energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
+        return float(0.5 * rows[chosen] @ energy * error)
+
+
+def _check_opset(opset: int) -> None:
+    if opset < _OPSET:
+        raise UsageError(
+            f"insert-qdq needs opset {_OPSET}, and the graph has {opset}",
+            hint="add raise-opset after normalize",
+        )
+
+
+def _activation(use: Use) -> ir.Value:
+    value = use.node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _facts(grid: Grid, error: float, loss: float) -> dict[str, Any]:
+    return {
+        "scale": grid.scale,
+        "zero_point": grid.zero_point,
+        "squared_error": error,
+        "predicted": loss,
+    }
+
+
+def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:
+    """Replaces all uses of ``unit`` and removes its float weight."""
+    graph, arrays = work.model.graph, work.context.arrays
+    shared = Emitter(graph, work.names, unit.name, unit.anchor)
+    if unit.uses[0].kind == "conv":
+        for use in unit.uses:
+            if use.node in work.quantized:
+                use.node.replace_input_with(0, work.quantized[use.node])
+        replace_weight(graph, unit, emit_convolution(unit, arrays, shared), shared)
+    else:
+        _lower_matrix(unit, spec, work, shared)
+    arrays.discard(f"{unit.name}/codes/")  # the graph holds them now
+
+
+def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> None:
+    graph = work.model.graph
+    stored = DequantizedUnit(unit, spec, work.context.arrays, shared)
+    results = []
+    for use in unit.uses:
+        emit = Emitter(graph, work.names, unit.name, use.node)
+        dtype = result_type(unit, use)
+        if use.kind == "lookup":
+            result = emit_lookup(stored, use, dtype, "dequantize", emit)
+        else:
+            quantized = work.quantized.get(use.node)
+            result = emit_dequantized_product(stored, use, dtype, quantized, emit)
+        results.append((use.node, emit, result))
+    graph.insert_before(unit.anchor, shared.nodes)
+    for node, emit, result in results:
+        replace_node(graph, node, emit.nodes, result)
+    forget_weight(graph, unit)

@@ -1,1 +1,0 @@
-"""How stored units become nodes of a target: what lowering passes are made of."""

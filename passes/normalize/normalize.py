@@ -1,0 +1,95 @@
+"""normalize: one way to write what exporters write in many, without touching a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from ...ir import all_nodes, find_units, inline_functions
+from ..engine.pipeline.base import Pass, PassContext
+from .tied_weights import tie_weights
+
+_LIFTED = 16  # constants with fewer entries stay where they are read
+_SEPARATE_WEIGHTS = 4  # the IR version from which initializers need not be inputs as well
+
+
+@dataclass(frozen=True)
+class Normalize(Pass):
+    """Bring weights into the form in which units are found.
+
+    1. Functions are inlined.
+    2. Weights that are listed as inputs too become plain initializers.
+    3. Constant nodes with a tensor of 16 entries or more become initializers.
+    4. Identity nodes go, unless they name an output of a graph.
+    5. Nodes and initializers that nothing reads go.
+    6. Equal weights are merged into one; a weight that is another's transpose becomes a view:
+
+           %y = MatMul(%x, @b)    =>    %t = Transpose(@a)    if @b equals @a transposed
+                                        %y = MatMul(%x, %t)
+
+    7. Nodes without a name get one.
+
+    Inputs of the model keep their names, and all numbers stay bit for bit what they were.
+    """
+
+    name: ClassVar[str] = "normalize"
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        changed = inline_functions(model)
+        changed |= _separate_weights(model)
+        lift = common.LiftConstantsToInitializersPass(size_limit=_LIFTED)
+        changed |= lift(model).modified
+        changed |= _drop_identities(model)
+        changed |= common.RemoveUnusedNodesPass()(model).modified
+        changed |= common.RemoveUnusedOpsetsPass()(model).modified
+        changed |= tie_weights(model)
+        return _name_nodes(model) | changed
+
+
+def _separate_weights(model: ir.Model) -> bool:
+    """Takes weights out of the inputs, where old files list them as defaults."""
+    inputs = model.graph.inputs
+    if model.ir_version < _SEPARATE_WEIGHTS:
+        weights = set(model.graph.initializers.values())
+        model.ir_version = _SEPARATE_WEIGHTS
+    else:
+        weights = {unit.weight for unit in find_units(model)}
+    kept = [value for value in inputs if value not in weights]
+    changed = len(kept) < len(inputs)
+    if changed:
+        inputs.clear()
+        inputs.extend(kept)
+    return changed
+
+
+def _drop_identities(model: ir.Model) -> bool:
+    """Lets readers of an Identity read its input; an Identity that makes an output stays."""
+    changed = False
+    for node in list(all_nodes(model.graph)):
+        if node.op_type != "Identity" or node.domain or len(node.inputs) != 1:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or result.is_graph_output() or node.graph is None:
+            continue
+        source.type = source.type or result.type
+        source.shape = source.shape or result.shape
+        result.replace_all_uses_with(source)
+        node.graph.remove(node, safe=True)
+        changed = True
+    return changed
+
+
+def _name_nodes(model: ir.Model) -> bool:
+    """Names nodes after what they do and their place among those that do the same."""
+    nodes = list(all_nodes(model.graph))
+    taken = {node.name for node in nodes}
+    counts: dict[str, int] = {}
+    for node in (one for one in nodes if not one.name):
+        while not node.name or node.name in taken:
+            counts[node.op_type] = at = counts.get(node.op_type, -1) + 1
+            node.name = f"{node.op_type}_{at}"
+        taken.add(node.name)
+    return bool(counts)

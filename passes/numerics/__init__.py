@@ -1,1 +1,0 @@
-"""Pure numerics: arrays in, arrays out; nothing of mpqc is imported."""

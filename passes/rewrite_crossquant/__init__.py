@@ -1,0 +1,5 @@
+"""rewrite-crossquant: column scales moved out of activations."""
+
+from .rewrite_crossquant import RewriteCrossquant
+
+__all__ = ["RewriteCrossquant"]

@@ -1,0 +1,95 @@
+"""Look at activations: run a few samples and hand out some tokens of what products multiply.
+
+Only so many activations are looked at in one run as fit into memory; for the next ones the
+samples run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ...ir import Feeds, UsageError
+from ...ir.units import stored_tensor
+from ..engine.pipeline.base import PassContext
+from ..engine.statistics.runtime_moments import exposing
+
+_TOKENS = 512  # that are kept of an activation, over all samples
+_BYTES = 1 << 28  # of activations that one run of a sample hands out
+_TYPICAL_TOKENS = 512  # of a sample, where its shape does not tell
+
+
+Widths = dict[ir.Value, int]  # activations, each with its number of columns
+
+
+def observe(
+    model: ir.Model, wanted: Sequence[Widths], samples: int, context: PassContext
+) -> Iterator[dict[ir.Value, torch.Tensor]]:
+    """Yields tokens x columns of activations, a few of them at a time.
+
+    Args:
+        model: The graph; what is yielded holds for it as it is when the run begins.
+        wanted: Activations that have to be yielded together.
+        samples: How many calibration samples to look at.
+        context: Supplies them, and runs them.
+
+    Raises:
+        UsageError: There are no samples.
+    """
+    if context.calibration is None:
+        raise UsageError(
+            "rewrite-crossquant needs samples to look at activations",
+            hint="give --calibration FILE",
+        )
+    feeds = list(context.calibration.first(max(samples, 1)))
+    for part in _parts(wanted, feeds):
+        yield _tokens_of(model, part, feeds, context)
+
+
+def _parts(wanted: Sequence[Widths], feeds: Sequence[Feeds]) -> Iterator[list[ir.Value]]:
+    """Yields activations that one run can hand out together."""
+    part: list[ir.Value] = []
+    tokens = max((_tokens(feed) for feed in feeds), default=_TYPICAL_TOKENS)
+    used = 0
+    for widths in wanted:
+        size = sum(widths.values()) * tokens * 4
+        if part and used + size > _BYTES:
+            yield part
+            part, used = [], 0
+        part += widths
+        used += size
+    if part:
+        yield part
+
+
+def _tokens(feed: Feeds) -> int:
+    sizes = [
+        array.size for array in feed.values() if array.dtype.kind == "i" and array.ndim == 2
+    ]
+    return max(sizes, default=_TYPICAL_TOKENS)
+
+
+def _tokens_of(
+    model: ir.Model, values: list[ir.Value], feeds: Sequence[Feeds], context: PassContext
+) -> dict[ir.Value, torch.Tensor]:
+    made = [value for value in values if value.producer() is not None]
+    names = [str(value.name) for value in made]
+    found: dict[ir.Value, list[torch.Tensor]] = {value: [] for value in values}
+    with context.runner.session(exposing(model, made)) as session:
+        for feed in context.progress.track(feeds, len(feeds), "looking at activations"):
+            seen = {**feed, **(session.run(feed, names) if names else {})}
+            for value in values:
+                fixed = stored_tensor(value)
+                array = seen[str(value.name)] if fixed is None else fixed.numpy()
+                found[value].append(_some(array, _TOKENS // len(feeds)))
+    return {value: torch.cat(parts) for value, parts in found.items()}
+
+
+def _some(array: np.ndarray, count: int) -> torch.Tensor:
+    """Returns at most ``count`` tokens, evenly spread."""
+    flat = array.reshape(-1, array.shape[-1])
+    step = -(-len(flat) // max(count, 1)) or 1
+    return torch.from_numpy(flat[::step].astype(np.float32))

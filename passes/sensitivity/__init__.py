@@ -1,1 +1,0 @@
-"""What a unit loses under an option: which options there are, and one module a metric."""

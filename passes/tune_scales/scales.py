@@ -1,0 +1,153 @@
+"""The scales of one rounded unit as parameters; its codes stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
+
+from ...ir import ArrayStore, Option, QuantSpec, Unit, need_note
+from ..engine.numerics.gptq import storable
+from ..engine.statistics.quadratic import kept_columns
+
+
+@dataclass(frozen=True)
+class _RowClass:
+    """The rows of a unit that share an option.
+
+    Attributes:
+        codes: Int8, rows x groups x group.
+        scales: Float32, rows x groups, as they were rounded.
+        change: Float32, rows x groups: what is tuned.
+        reach: Relative change of a scale for a change of one. The more levels, the more a
+            scale that is a little off moves the outer ones, so it halves with every bit.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    change: torch.Tensor
+    reach: float
+
+    def tuned(self) -> torch.Tensor:
+        """Returns the scales as they are now; a scale of zero stays zero."""
+        return self.scales * (1 + self.reach * self.change)
+
+    def rows(self, columns: int) -> torch.Tensor:
+        """Returns the values of the rows, rows x ``columns``."""
+        return self.codes.float().mul_(self.tuned()[..., None]).flatten(1)[:, :columns]
+
+    def gradient(self, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of ``change``, given that of the rows."""
+        missing = self.codes[0].numel() - rows.shape[1]
+        rows = torch.nn.functional.pad(rows, (0, missing)).reshape(self.codes.shape)
+        by_scale = torch.einsum("rgk,rgk->rg", rows, self.codes.float())
+        return by_scale * self.scales * self.reach
+
+
+class _Stored(torch.autograd.Function):
+    """The matrix that codes and scales stand for; its derivative needs no copy of it."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: TunedScales, *changes: torch.Tensor) -> torch.Tensor:
+        del changes  # autograd must see them; the row classes hold them
+        ctx.unit = unit
+        return unit.matrix()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, *ctx.unit.gradients(gradients[0])
+
+
+class TunedScales:
+    """A unit whose weight is a differentiable function of its scales.
+
+    Attributes:
+        unit: The unit.
+    """
+
+    def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
+        self.unit = unit
+        self._spec = need_note(unit.anchor, QuantSpec)
+        self._classes = [
+            self._read(at, Option.parse(text), arrays)
+            for at, text in enumerate(self._spec.options)
+        ]
+        self._places = _places(unit.name, [len(one.codes) for one in self._classes], arrays)
+        self._kept = _kept(unit, arrays)
+        self._dtype = to_torch_dtype(unit.tensor.dtype)
+
+    def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
+        codes = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/codes/{at}")))
+        scales = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/scales/{at}")))
+        rows, groups = scales.shape
+        missing = groups * option.group - codes.shape[1]
+        codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
+        change = torch.zeros(rows, groups, requires_grad=True)
+        return _RowClass(codes, scales.float(), change, reach=2.0 ** (2 - option.bits))
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Returns what is tuned."""
+        return [one.change for one in self._classes]
+
+    def matrix(self) -> torch.Tensor:
+        """Returns rows x columns."""
+        made = torch.empty(self.unit.shape)
+        for one, rows in zip(self._classes, self._places, strict=True):
+            made[rows] = one.rows(made.shape[1])
+        if self._kept is not None:
+            columns, values = self._kept
+            made[:, columns] = values
+        return made
+
+    def gradients(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the gradient of each parameter, given that of the matrix."""
+        return [
+            one.gradient(matrix[rows])
+            for one, rows in zip(self._classes, self._places, strict=True)
+        ]
+
+    def weight(self) -> torch.Tensor:
+        """Returns the weight in its own layout and type, a function of the parameters."""
+        matrix: torch.Tensor = _Stored.apply(self, *self.parameters())  # type: ignore[no-untyped-call]
+        dims, axis = list(self.unit.tensor.shape.numpy()), self.unit.row_axis
+        moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
+        return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
+
+    def settle(self) -> None:
+        """Rounds the scales to what is stored of them."""
+        with torch.no_grad():
+            for one in self._classes:
+                one.scales.copy_(storable(one.tuned()))
+                one.change.zero_()
+
+    def store(self, arrays: ArrayStore) -> None:
+        """Writes the settled scales, as float16, and the weight that they now stand for."""
+        for at, one in enumerate(self._classes):
+            arrays.put(f"{self.unit.name}/scales/{at}", one.scales.half().numpy())
+        with torch.no_grad():
+            self.unit.replace(self.matrix().numpy())
+
+
+def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns input channels that stay in 16 bits, and rows x channels of their values."""
+    columns = kept_columns(unit, arrays)
+    if not len(columns):
+        return None
+    values = np.array(arrays.get(f"{unit.name}/outliers/kept"), dtype=np.float32)
+    return torch.from_numpy(columns.astype(np.int64)), torch.from_numpy(values.T)
+
+
+def _places(
+    unit: str, counts: Sequence[int], arrays: ArrayStore
+) -> list[torch.Tensor | slice]:
+    """Returns where the rows of each class stand in the matrix."""
+    ends = np.cumsum(counts).tolist()
+    stored = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    if f"{unit}/order" not in arrays:
+        return list(stored)
+    order = torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
+    return [order[rows] for rows in stored]
