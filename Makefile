@@ -31,7 +31,7 @@ lint: .venv/stamp .types/mpqc  ## Check style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p mpqc
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: .venv/stamp  ## Rewrite the sources in the house style
 	$(BIN)/ruff check --fix .

@@ -36,6 +36,7 @@ from ..ir.content_key import model_key
 from .engine.execution.prefix import Prefix
 from .engine.numerics.row_hessians import Key, RowHessians
 from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.forecast import Forecast
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.moved import moves_key
 from .engine.statistics.sequence import check_can_run
@@ -69,7 +70,7 @@ class AttentionHessians(Pass):
         AttentionUnits,
         NoAttention,
     )
-    costly: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
     probes: int = 8
     samples: int = 0
 
@@ -79,9 +80,8 @@ class AttentionHessians(Pass):
         if self.samples < 0:
             raise UsageError(f"attention-hessians cannot look at {self.samples} samples")
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a model without an attention that can be bound."""
-        del context, before
         _need_bound(find_attention(model))
 
     def run(self, model: ir.Model, context: PassContext) -> bool:

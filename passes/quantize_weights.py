@@ -30,9 +30,6 @@ from ..ir import (
 )
 from ..ir.analysis.attention import find_attention
 from ..ir.text_form import did_you_mean
-from .allocate_bits.allocate_bits import AllocateBits
-from .attention_hessians import AttentionHessians
-from .calibrate.calibrate import Calibrate
 from .engine.emission.emitter import Names
 from .engine.emission.half import store_as_half
 from .engine.execution.parallel import for_each
@@ -40,13 +37,13 @@ from .engine.numerics.coupled_rows import round_coupled
 from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
 from .engine.numerics.row_hessians import Part, round_parts
 from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.forecast import Couplings, Forecast
 from .engine.statistics.coupling import between_rows, read_coupling
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.predicted import settle
 from .engine.statistics.quadratic import Quadratic, kept_columns
 from .engine.statistics.reweighted import WeightedHessians
 from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
-from .fold_permutations import FoldPermutations
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
@@ -112,17 +109,13 @@ class QuantizeWeights(Pass):
                 hint="add sequential=block, or leave out samples",
             )
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses what counts on another pass that does not come, or does something else."""
         if self.sequential != "no":
             check_can_run(model, context, str(self))
         if self.coupled:
-            _check_coupled(before)
-        folds = False
-        for one in before:
-            folds = one.fold if isinstance(one, AllocateBits) else folds
-            folds = folds and not isinstance(one, FoldPermutations)
-        if folds:
+            _check_coupled(forecast)
+        if SharedRows in forecast.notes:
             _refuse_unfolded()
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
@@ -249,12 +242,12 @@ def _classes(unit: Unit, note: BitAllocation, context: PassContext) -> list[_Cla
     return [_Class(option, rows) for option, rows in zip(options, parts, strict=True)]
 
 
-def _check_coupled(before: Sequence[Pass]) -> None:
+def _check_coupled(forecast: Forecast) -> None:
     """Refuses passes before that gather nothing between rows, or round rows differently."""
-    if any(isinstance(one, AttentionHessians) for one in before):
+    if LocalHessian in forecast.notes:
         _refuse_own_hessians()
-    gathered = [one for one in before if isinstance(one, Calibrate)]
-    if gathered and not gathered[-1].coupled:
+    couplings = forecast.get(Couplings)
+    if couplings is not None and not couplings.gathered:
         raise UsageError(
             "quantize-weights{coupled=true} needs to know how rows act together",
             hint="calibrate{coupled=true}",

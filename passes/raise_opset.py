@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..ir import InputError, MpqcError, UsageError, all_nodes
 from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.forecast import Forecast, RaisedOpset
 
 OLDEST_IR = {21: 10}  # the file format that an opset came with, where it matters
 _NEWEST = 25
@@ -35,6 +36,9 @@ class RaiseOpset(Pass):
     def __post_init__(self) -> None:
         if not 7 <= self.version <= _NEWEST:
             raise UsageError(f"raise-opset knows opsets 7 to {_NEWEST}, not {self.version}")
+
+    def forecast(self, before: Forecast) -> Forecast:
+        return super().forecast(before).telling(RaisedOpset(self.version))
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Converts ``model`` in place; returns whether it was older."""

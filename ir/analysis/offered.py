@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -11,6 +12,30 @@ from .. import Capabilities, Option, Unit, Use
 DEFAULT_GROUPS = (64,)
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _OLDEST_OPSETS = {"lookup": (11, "BitShift"), "conv": (13, "DequantizeLinear by rows")}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Which of the options that a target can store are to be considered.
+
+    Attributes:
+        groups: Group sizes, where the target's kernels take them.
+        expand: Whether codes may take more room in memory than in the file.
+        bits: Widths; all when it is empty. 16 stands for float16 for whole units.
+    """
+
+    groups: tuple[int, ...] = DEFAULT_GROUPS
+    expand: bool = False
+    bits: tuple[int, ...] = ()
+
+    def options(self, unit: Unit, table: Capabilities) -> list[Option]:
+        """Returns the options of ``unit`` by growing size; all of them if none is wanted."""
+        offered = offered_options(unit, table, self.groups, expand=self.expand)
+        wanted = [one for one in offered if one.bits in self.bits]
+        half = Option.half()
+        if offered and half.bits in self.bits and not half_obstacle(unit):
+            wanted.append(half)
+        return wanted or offered
 
 
 def offered_options(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,29 +24,23 @@ from ...ir import (
     Unit,
     UsageError,
     annotate,
-    drop_note,
     find_units,
     need_note,
     note_of,
+    quantizable,
 )
-from ...ir.text_form import did_you_mean
-from ..annotate_sensitivity.annotate_sensitivity import AnnotateSensitivity
-from ..annotate_sensitivity.metric import METRICS
-from ..engine.emission.cost import (
-    expansion_bytes,
-    input_bytes,
-    kept_bytes,
-    overhead_bytes,
-    resident_bytes,
-)
-from ..engine.numerics.knapsack import Choice, Item
+from ..engine.emission.cost import expansion_bytes, kept_bytes, overhead_bytes, resident_bytes
+from ..engine.numerics.knapsack import Item
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.chosen_options import chosen_options
+from ..engine.pipeline.forecast import Forecast, Judged
+from .annotations import is_reordered, options_of, write_down
 from .clusters import least_bytes
-from .decision import Candidate, Decision, total_bytes, total_loss
-from .kept import with_kept
-from .method import Asked, check_settings, decide
-
-GRANULARITIES = ("row", "unit")
+from .decision import Candidate, total_bytes, total_loss
+from .ledger import Ledger
+from .method import Asked
+from .methods import METHODS, SETTINGS
+from .outlier_columns import with_outlier_columns
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,8 @@ class AllocateBits(Pass):
     Attributes:
         budget: Stored bits per weight over all units.
         method: ``budget``, ``uniform``, ``clusters`` or ``ratio``.
-        granularity: ``row`` decides tiles of rows, ``unit`` whole units (``budget``).
+        granularity: ``row`` decides tiles of rows (the default), ``unit`` whole units
+            (``budget``).
         fold: Let units whose output channels may move share one order of rows, and count no
             bytes for it. ``fold-permutations`` has to follow (``budget``).
         bits: Widths to give, the largest first (``clusters``, ``ratio``).
@@ -89,122 +84,103 @@ class AllocateBits(Pass):
     )
     budget: float | None = None
     method: str = "budget"
-    granularity: str = "row"
-    fold: bool = False
-    bits: tuple[int, ...] = ()
+    granularity: str | None = None
+    fold: bool | None = None
+    bits: tuple[int, ...] | None = None
     share: float | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        if self.granularity not in GRANULARITIES:
-            hint = did_you_mean(self.granularity, GRANULARITIES)
-            raise UsageError(f"no granularity {self.granularity!r}", hint=hint)
+        self._settings()
         if self.budget is not None and not 0 < self.budget <= 64:
             raise UsageError(f"a budget of {self.budget} bits per weight makes no sense")
-        if self.share is not None and not 0 <= self.share <= 1:
-            raise UsageError(f"a share of {self.share} is not between 0 and 1")
-        if self.fold and self.granularity == "unit":
-            raise UsageError(
-                "whole units have no rows to put in a shared order", hint="say fold=false"
-            )
-        self._check_bits()
+        if self.budget is None and METHODS[self.method].bounded and self.share is None:
+            needed = "share or budget" if self.method == "ratio" else "budget"
+            raise UsageError(f"allocate-bits{{method={self.method}}} needs {needed}")
 
-    def _check_bits(self) -> None:
-        falling = all(a > b for a, b in zip(self.bits, self.bits[1:], strict=False))
-        if not falling or any(bits < 1 for bits in self.bits):
-            raise UsageError("bits have to fall, like [8, 4]", hint="name the widest first")
-        if self.method == "ratio" and len(self.bits) != 2:
-            raise UsageError("allocate-bits{method=ratio} needs two bits, like bits=[4, 2]")
+    def _settings(self) -> Any:
+        """Returns the method's own options; refuses those of others."""
+        return chosen_options(self, "method", SETTINGS)
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def forecast(self, before: Forecast) -> Forecast:
+        after = super().forecast(before)
+        return after if self.fold else after.changed(drops=[SharedRows])
+
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a budget below what the smallest options of all units take."""
-        judges = [one for one in before if isinstance(one, AnnotateSensitivity)]
-        judge = judges[-1] if judges else AnnotateSensitivity()
-        if judge.keep and self.method != "budget":
+        judged = forecast.get(Judged) or Judged()
+        if judged.keeps and self.method != "budget":
             raise UsageError(
                 f"allocate-bits{{method={self.method}}} keeps no channels in 16 bits",
                 hint="leave out keep of annotate-sensitivity",
             )
         if self.share is not None:
             return  # what this takes, no budget decides
-        fixed, kept, weights, offered = 0, 0, 0, {}
-        for unit in find_units(model):
-            weights += unit.size
-            options = [] if unit.reason else judge.options(unit, context.capabilities)
-            if options:
-                offered[unit] = options
-                fixed += overhead_bytes(unit, 1) + input_bytes(unit, context.capabilities)
-            else:
-                kept += _float_bytes(unit)
-        by_block = self.method == "clusters" and METRICS[judge.metric].by_block
-        if by_block:
-            smallest = least_bytes(model, offered, self.bits)
+        table = context.capabilities
+        offered = {
+            unit: options
+            for unit in quantizable(model)
+            if (options := judged.offer.options(unit, table))
+        }
+        if self.method == "clusters" and judged.by_block:
+            smallest = least_bytes(model, offered, self._settings().bits)
         else:
             smallest = sum(
                 options[0].row_bytes(unit.shape[1]) * unit.shape[0]
                 for unit, options in offered.items()
             )
-        self._check(smallest + fixed + kept, kept, weights, at_least=self.method == "clusters")
+        ledger = Ledger.of(model, offered, table, self.budget)
+        ledger.check(smallest, self.method, at_least=self.method == "clusters")
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""
-        units = find_units(model)
-        chosen = [unit for unit in units if note_of(unit.anchor, Sensitivity) is not None]
-        settled = note_of(model, Settled) or Settled(0, 0)
-        weights = settled.weights + sum(unit.size for unit in units)
-        if not chosen and not settled.weights:
+        judged = [one for one in find_units(model) if note_of(one.anchor, Sensitivity)]
+        settled = note_of(model, Settled)
+        if not judged and not (settled and settled.weights):
             raise InfeasibleBudget(
                 "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
             )
-        kept = sum(_float_bytes(unit) for unit in units if unit not in chosen)
-        table = context.capabilities
-        added = (overhead_bytes(unit, 1) + input_bytes(unit, table) for unit in chosen)
-        fixed = settled.bytes + kept + sum(added)
-        candidates = [self._candidate(unit, context) for unit in chosen]
-        offered = expansion_bytes(option for one in candidates for option in one.options)
-        limit = None if self.budget is None else int(self.budget * weights / 8)
-        left = None if limit is None else limit - fixed - offered
-        if left is not None and self.method == "budget":
-            candidates = with_kept(candidates, left, context.arrays)
-        kept_apart = sum(kept_bytes(one.unit, one.kept) for one in candidates)
-        left = None if left is None else left - kept_apart
-        decisions = decide(Asked(model, candidates, left, self, context))
-        used = fixed + kept_apart + total_bytes(decisions)
-        self._check(used + offered, kept, weights)
-        for candidate in candidates:
-            _annotate_kept(candidate, context)
-        kept_by = {one.unit.name: one.kept for one in candidates if one.kept}
-        if kept_by:
-            context.report[self.name] = {"kept": kept_by}
-        for decision in decisions:
-            _annotate(decision, context)
-        taken = [option for unit in chosen for option, _ in _taken(unit)]
-        got = used + expansion_bytes(taken)
-        resident = (
-            settled.bytes
-            + kept
-            + sum(
-                resident_bytes(
-                    one.unit,
-                    _taken(one.unit),
-                    reordered=_is_reordered(one.unit, context),
-                    kept=one.kept,
-                )
-                for one in candidates
-            )
+        ledger = Ledger.of(model, judged, context.capabilities, self.budget)
+        candidates, room = self._price(judged, ledger.room, context)
+        asked = Asked(model, candidates, room, self._settings(), context)
+        decisions = METHODS[self.method].decide(asked)
+        used = total_bytes(decisions) + _outlier_bytes(candidates)
+        ledger.check(used + _tables(candidates), self.method)
+        write_down(decisions, candidates, context)
+        outlier_columns = {one.unit.name: one.kept for one in candidates if one.kept}
+        if outlier_columns:
+            context.report[self.name] = {"kept": outlier_columns}
+        taken = [option for one in candidates for option, _ in options_of(one.unit)]
+        got = ledger.bits(ledger.fixed_bytes + used + expansion_bytes(taken))
+        annotate(
+            model,
+            Budgeted(
+                self.budget if self.budget is not None else got,
+                got,
+                ledger.bits(_resident_bytes(candidates, ledger, context)),
+                ledger.weights,
+                total_loss(decisions),
+            ),
         )
-        bits, in_memory = got * 8 / weights, resident * 8 / weights
-        asked = self.budget if self.budget is not None else bits
-        loss = total_loss(decisions)
-        annotate(model, Budgeted(asked, bits, in_memory, weights, loss))
         return True
+
+    def _price(
+        self, units: Sequence[Unit], room: int | None, context: PassContext
+    ) -> tuple[list[Candidate], int | None]:
+        """Returns units with the price of each option, and the bytes left for their rows."""
+        candidates = [self._candidate(unit, context) for unit in units]
+        if room is None:
+            return candidates, None
+        room -= _tables(candidates)
+        if self.method == "budget":
+            candidates = with_outlier_columns(candidates, room, context.arrays)
+        return candidates, room - _outlier_bytes(candidates)
 
     def _candidate(self, unit: Unit, context: PassContext) -> Candidate:
         note = need_note(unit.anchor, Sensitivity)
         _, columns = unit.shape
         options = tuple(Option.parse(text) for text in note.options)
         whole = any(option.is_half for option in options)
-        by_row = self.method == "budget" and self.granularity == "row" and not whole
+        by_row = self.method == "budget" and self.granularity != "unit" and not whole
         sure = need_note(unit.anchor, TensorStats).by_row
         item = Item(
             loss=context.arrays.get(f"{unit.name}/loss"),
@@ -214,84 +190,30 @@ class AllocateBits(Pass):
         )
         return Candidate(unit, options, item, note_of(unit.anchor, Score))
 
-    def _check(self, used: int, kept: int, weights: int, *, at_least: bool = False) -> None:
-        """Refuses an allocation beyond the budget.
 
-        Args:
-            used: Bytes that it takes.
-            kept: Bytes of them that are of units in float.
-            weights: All weights.
-            at_least: Whether it may turn out to take more.
+def _tables(candidates: Sequence[Candidate]) -> int:
+    """Returns the bytes of tables that expand codes at load, were every option taken."""
+    return expansion_bytes(option for one in candidates for option in one.options)
 
-        Raises:
-            InfeasibleBudget: It takes more bytes; the smallest budget that works is named.
-        """
-        if self.budget is None or used <= int(self.budget * weights / 8):
-            return
-        least = int(np.ceil(used * 8 / weights * 1000)) / 1000
-        what = "" if self.method == "budget" else f" with method={self.method}"
-        why = f"; {kept} bytes of it are units that stay in float" if kept else ""
-        raise InfeasibleBudget(
-            f"{self.budget} stored bits per weight cannot be reached: "
-            f"the smallest{what} is {'at least ' if at_least else ''}{least:.3f}{why}",
-            hint=f"ask for --budget {least:.3f} or more",
+
+def _outlier_bytes(candidates: Sequence[Candidate]) -> int:
+    return sum(kept_bytes(one.unit, one.kept) for one in candidates)
+
+
+def _resident_bytes(
+    candidates: Sequence[Candidate], ledger: Ledger, context: PassContext
+) -> int:
+    """Returns the bytes in memory once the runtime has loaded what was chosen."""
+    return (
+        ledger.settled_bytes
+        + ledger.float_bytes
+        + sum(
+            resident_bytes(
+                one.unit,
+                options_of(one.unit),
+                reordered=is_reordered(one.unit, context),
+                kept=one.kept,
+            )
+            for one in candidates
         )
-
-
-def _taken(unit: Unit) -> list[tuple[Option, int]]:
-    """Returns the options that the unit got, with the number of rows that have each."""
-    note = need_note(unit.anchor, BitAllocation)
-    return list(zip(map(Option.parse, note.options), note.counts, strict=True))
-
-
-def _is_reordered(unit: Unit, context: PassContext) -> bool:
-    """Tells whether the unit will store an order of its own."""
-    is_shared = note_of(unit.anchor, SharedRows) is not None
-    return f"{unit.name}/order" in context.arrays and not is_shared
-
-
-def _float_bytes(unit: Unit) -> int:
-    tensor = unit.weight.const_value
-    assert tensor is not None
-    return int(tensor.nbytes)
-
-
-def _annotate_kept(candidate: Candidate, context: PassContext) -> None:
-    """Writes down which input channels a unit keeps."""
-    unit, name = candidate.unit, f"{candidate.unit.name}/outliers/columns"
-    drop_note(unit.anchor, OutlierColumns)
-    context.arrays.discard(name)
-    if candidate.kept:
-        context.arrays.put(name, candidate.kept_columns(context.arrays))
-        annotate(unit.anchor, OutlierColumns(unit.name, candidate.kept))
-
-
-def _annotate(decision: Decision, context: PassContext) -> None:
-    """Writes down what the units got, and the order of their rows."""
-    order = np.argsort(decision.places, kind="stable").astype(np.int32)
-    mixed = len(np.unique(decision.places)) > 1
-    for unit, choice in zip(decision.units, decision.choices, strict=True):
-        _annotate_unit(unit, choice, order, context)
-        drop_note(unit.anchor, SharedRows)
-        if decision.group is not None and mixed:
-            annotate(unit.anchor, SharedRows(unit.name, decision.units[0].name))
-
-
-def _annotate_unit(
-    unit: Unit, choice: Choice, order: np.ndarray, context: PassContext
-) -> None:
-    note = need_note(unit.anchor, Sensitivity)
-    counts = np.bincount(choice.option, minlength=len(note.options))
-    used = [at for at, count in enumerate(counts) if count]
-    context.arrays.discard(f"{unit.name}/order")
-    if len(used) > 1:
-        context.arrays.put(f"{unit.name}/order", order)
-    annotate(
-        unit.anchor,
-        BitAllocation(
-            unit.name,
-            tuple(note.options[at] for at in used),
-            tuple(int(counts[at]) for at in used),
-            choice.loss,
-        ),
     )

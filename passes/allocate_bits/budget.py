@@ -7,14 +7,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...ir import ArrayStore, SharedOrder, Unit, find_shared_orders
+from ...ir import ArrayStore, SharedOrder, Unit, UsageError, find_shared_orders
 from ..engine.numerics.joint_knapsack import Joint
 from ..engine.numerics.knapsack import Choice, allocate
+from ..engine.pipeline.chosen_options import one_of
 from .decision import Candidate, Decision
 from .method import Asked
 from .regrouping import regrouped_error
 
 _MOST_GROWTH = 1.1  # of a reader's error: beyond this its columns had better stay
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``budget``.
+
+    Attributes:
+        granularity: ``row`` decides tiles of rows, ``unit`` whole units.
+        fold: Whether units whose output channels may move share one order of rows.
+    """
+
+    granularity: str = "row"
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(("row", "unit"), granularity=self.granularity)
+        if self.fold and self.granularity == "unit":
+            raise UsageError(
+                "whole units have no rows to put in a shared order", hint="say fold=false"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,7 +57,7 @@ class _Question:
         return Decision(units, tuple(self.joint.split(choice)), choice.option, self.group)
 
 
-def decide(asked: Asked) -> list[Decision]:
+def decide(asked: Asked[Settings]) -> list[Decision]:
     """Allocates, without the groups that turn out to do harm."""
     groups = _groups(asked)
     while True:
@@ -47,7 +68,7 @@ def decide(asked: Asked) -> list[Decision]:
         groups = harmless
 
 
-def _groups(asked: Asked) -> list[SharedOrder]:
+def _groups(asked: Asked[Settings]) -> list[SharedOrder]:
     """Returns the shared orders that rows with different options may use."""
     if not asked.settings.fold:
         return []
@@ -56,7 +77,7 @@ def _groups(asked: Asked) -> list[SharedOrder]:
     return [one for one in found if {unit.name for unit in one.producers} <= free]
 
 
-def _solve(asked: Asked, groups: Sequence[SharedOrder]) -> list[Decision]:
+def _solve(asked: Asked[Settings], groups: Sequence[SharedOrder]) -> list[Decision]:
     """Returns the best decisions that fit, or the smallest ones when none do."""
     assert asked.budget is not None
     questions = _questions(asked.candidates, groups)
@@ -85,7 +106,7 @@ def _questions(
     return list(questions.values())
 
 
-def _harmless(decisions: Sequence[Decision], asked: Asked) -> list[SharedOrder]:
+def _harmless(decisions: Sequence[Decision], asked: Asked[Settings]) -> list[SharedOrder]:
     """Returns the groups whose order does not spoil the rounding of those that read it."""
     chosen = {
         unit.name: int(np.bincount(choice.option).argmax())

@@ -11,17 +11,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...ir import Option, Unit
+from ...ir import Option, Unit, UsageError
 from ...ir.analysis.blocks import blocks_of
 from ..engine.numerics.kmeans import cluster
 from .decision import Candidate, Decision
 from .method import Asked
 
 
-def decide(asked: Asked) -> list[Decision]:
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``clusters`` and, with two widths, of ``ratio``.
+
+    Attributes:
+        bits: Widths to give, the largest first.
+    """
+
+    bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.bits, self.bits[1:], strict=False))
+        if not self.bits:
+            raise UsageError(
+                "this method of allocate-bits needs bits", hint="like bits=[8, 4]"
+            )
+        if not falling or any(bits < 1 for bits in self.bits):
+            raise UsageError("bits have to fall, like [8, 4]", hint="name the widest first")
+
+
+def decide(asked: Asked[Settings]) -> list[Decision]:
     """Gives every unit the width of the cluster that its score is in."""
     scores = {_judged(one): one.need_score().value for one in asked.candidates}
     labels = cluster(list(scores.values()), len(asked.settings.bits))

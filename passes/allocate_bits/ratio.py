@@ -7,13 +7,36 @@ Units are taken whole, by falling score; R counts weights, not units.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from ...ir import UsageError
+from . import clusters
 from .decision import Decision, total_bytes
 from .method import Asked
 
 
-def decide(asked: Asked) -> list[Decision]:
+@dataclass(frozen=True)
+class Settings(clusters.Settings):
+    """Options of ``ratio``.
+
+    Attributes:
+        share: Share of the weights that gets the first width; as much as fits the budget when
+            it is left out.
+    """
+
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.bits) != 2:
+            raise UsageError("allocate-bits{method=ratio} needs two bits, like bits=[4, 2]")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise UsageError(f"a share of {self.share} is not between 0 and 1")
+
+
+def decide(asked: Asked[Settings]) -> list[Decision]:
     """Gives the first width to the top units: those of the share, or as many as fit."""
     candidates, (wide, narrow) = asked.candidates, asked.settings.bits
     ranking = sorted(

@@ -7,7 +7,7 @@ from .decision import Candidate, Decision, total_bytes
 from .method import Asked
 
 
-def decide(asked: Asked) -> list[Decision]:
+def decide(asked: Asked[object]) -> list[Decision]:
     """Gives all units the same option, the largest that fits; else what is next to it."""
     candidates = asked.candidates
     options = {option for one in candidates for option in one.options}

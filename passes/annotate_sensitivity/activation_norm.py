@@ -16,7 +16,7 @@ from .metric import Asked, Judgement, judge_each
 from .weight_error import nearest_errors
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the root mean square of its inputs."""
 
     def of(unit: Unit) -> Judgement:

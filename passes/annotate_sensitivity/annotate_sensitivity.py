@@ -20,7 +20,6 @@ from ...ir import (
     Capabilities,
     LeftInFloat,
     LocalHessian,
-    Option,
     Score,
     Sensitivity,
     TensorStats,
@@ -33,16 +32,17 @@ from ...ir import (
 )
 from ...ir.analysis.offered import (
     DEFAULT_GROUPS,
+    Offer,
     expansion_obstacle,
-    half_obstacle,
     obstacle,
-    offered_options,
 )
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.chosen_options import chosen_options
+from ..engine.pipeline.forecast import Forecast, Judged
 from ..engine.statistics.moved import moves_key
-from .checks import check_settings
-from .metric import Asked, judge
+from .metric import Asked
+from .metrics import METRICS, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,21 @@ class AnnotateSensitivity(Pass):
         bits: Widths to offer; all that the target has kernels for when it is left out. A unit
             that has none of them is offered all. 16 offers float16 for whole units, which the
             runtime widens when it loads the model.
-        samples: Samples to measure on; 0 leaves it to the metric: all for ``cca``, 4 for
+        samples: Samples to measure on, 0 for all; by default all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
-        units: Measure only this many units, evenly spread; 0 measures all (``kl``).
+        units: Measure only this many units, evenly spread; all by default (``kl``).
         keep: Numbers of input channels that a unit may keep in 16 bits, ascending, where
             ``allocate-bits`` finds that worth their bytes (``fisher``).
-        variant: ``plain`` (the first pair), ``pwcca`` or ``svcca`` (``cca``).
-        window: Tokens that are averaged into one point; 0 averages whole samples (``cca``).
-        sparsity: Share of the weights that is zeroed (``pruning``).
-        form: ``gradient`` (the first-order term, in expectation) or ``perturbation`` (the
-            change of the loss, averaged over draws) (``taylor``).
-        scale: Size of the noise over the root mean square of the weights (``taylor``).
-        seeds: Draws of the noise (``taylor`` with ``form=perturbation``).
+        variant: ``plain`` (the first pair), ``pwcca`` (the default) or ``svcca`` (``cca``).
+        window: Tokens that are averaged into one point; by default all of a sample (``cca``).
+        sparsity: Share of the weights that is zeroed, by default 0.3 (``pruning``).
+        form: ``gradient`` (the first-order term, in expectation; the default) or
+            ``perturbation`` (the change of the loss, averaged over draws) (``taylor``).
+        scale: Size of the noise over the root mean square of the weights, by default 0.01
+            (``taylor``).
+        seeds: Draws of the noise, by default 3 (``taylor`` with ``form=perturbation``).
         labels: ``model`` (labels drawn by the model itself, so that the loss grows by the
-            divergence) or ``text`` (the next token) (``pruning``, ``taylor``).
+            divergence; the default) or ``text`` (the next token) (``pruning``, ``taylor``).
     """
 
     name: ClassVar[str] = "annotate-sensitivity"
@@ -103,24 +104,37 @@ class AnnotateSensitivity(Pass):
     groups: tuple[int, ...] = DEFAULT_GROUPS
     expand: bool = False
     bits: tuple[int, ...] = ()
-    samples: int = 0
-    units: int = 0
-    keep: tuple[int, ...] = ()
-    variant: str = "pwcca"
-    window: int = 0
-    sparsity: float = 0.3
-    form: str = "gradient"
-    scale: float = 0.01
-    seeds: int = 3
-    labels: str = "model"
+    samples: int | None = None
+    units: int | None = None
+    keep: tuple[int, ...] | None = None
+    variant: str | None = None
+    window: int | None = None
+    sparsity: float | None = None
+    form: str | None = None
+    scale: float | None = None
+    seeds: int | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        self._settings()
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def _settings(self) -> object:
+        """Returns the metric's own options; refuses those of others."""
+        return chosen_options(self, "metric", SETTINGS)
+
+    @property
+    def offer(self) -> Offer:
+        """Which options units are judged under."""
+        return Offer(self.groups, self.expand, self.bits)
+
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses to offer what the model has no use for, or the target no kernels."""
-        del before
         self._check_target(quantizable(model), context.capabilities)
+
+    def forecast(self, before: Forecast) -> Forecast:
+        by_block = METRICS[self.metric].by_block
+        judged = Judged(self.offer, by_block=by_block, keeps=bool(self.keep))
+        return super().forecast(before).telling(judged)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that the target has an option for."""
@@ -138,15 +152,6 @@ class AnnotateSensitivity(Pass):
         for unit in units:
             self._annotate(unit, context)
         return True
-
-    def options(self, unit: Unit, table: Capabilities) -> list[Option]:
-        """Returns the options that ``unit`` is judged under, by growing size."""
-        offered = offered_options(unit, table, self.groups, expand=self.expand)
-        wanted = [one for one in offered if one.bits in self.bits]
-        half = Option.half()
-        if offered and half.bits in self.bits and not half_obstacle(unit):
-            wanted.append(half)
-        return wanted or offered
 
     def _check_target(self, units: Sequence[Unit], table: Capabilities) -> dict[str, str]:
         """Returns why units are offered no expanding width, where those are asked for.
@@ -171,7 +176,7 @@ class AnnotateSensitivity(Pass):
         return left
 
     def _annotate(self, unit: Unit, context: PassContext) -> None:
-        options = tuple(str(one) for one in self.options(unit, context.capabilities))
+        options = tuple(str(one) for one in self.offer.options(unit, context.capabilities))
         loss = context.arrays.get(f"{unit.name}/loss")
         total = tuple(float(one) for one in loss.sum(axis=0, dtype=np.float64))
         annotate(unit.anchor, Sensitivity(unit.name, self.metric, options, total))
@@ -180,7 +185,7 @@ class AnnotateSensitivity(Pass):
 
     def _is_offered(self, unit: Unit, context: PassContext) -> bool:
         """Tells whether the target can store the unit; says why not in a note."""
-        if self.options(unit, context.capabilities):
+        if self.offer.options(unit, context.capabilities):
             return True
         rows, columns = unit.shape
         none = f"{context.capabilities.target} has no kernel for {rows} x {columns}"
@@ -202,8 +207,9 @@ class AnnotateSensitivity(Pass):
     def _compute(
         self, model: ir.Model, units: Sequence[Unit], path: Path, context: PassContext
     ) -> None:
-        options = {unit.name: self.options(unit, context.capabilities) for unit in units}
-        judged = judge(Asked(model, units, options, self, context))
+        options = {unit.name: self.offer.options(unit, context.capabilities) for unit in units}
+        asked = Asked(model, units, options, self.metric, self._settings(), context)
+        judged = METRICS[self.metric].judge(asked)
         arrays = {f"{name}/loss": one.loss for name, one in judged.items()}
         for name, one in judged.items():
             if one.keeping is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from ...ir import Calibration, Feeds, UsageError
 from ...ir.analysis.blocks import is_float
 from ..engine.execution.segments import Segments
 from ..engine.numerics.canonical import Cloud, first_pair, pwcca, svcca
+from ..engine.pipeline.chosen_options import at_least, one_of
 from .layers import Layer, judgements, layers_of
 from .metric import Asked, Judgement
 
@@ -31,7 +33,26 @@ VARIANTS: Mapping[str, Callable[[Cloud, Cloud], float]] = {
 _FEWEST = 6  # points, without which even two components tell nothing
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``cca``.
+
+    Attributes:
+        samples: Samples to compare blocks on; 0 takes all.
+        variant: ``plain`` (the first pair), ``pwcca`` or ``svcca``.
+        window: Tokens that are averaged into one point; 0 averages whole samples.
+    """
+
+    samples: int = 0
+    variant: str = "pwcca"
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        one_of(VARIANTS, variant=self.variant)
+        at_least(0, samples=self.samples, window=self.window)
+
+
+def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Scores every block by how little its output has in common with those of the others."""
     layers = layers_of(asked)
     points = _points(asked, layers)
@@ -72,7 +93,7 @@ def _check_points(points: Sequence[np.ndarray], variant: str) -> None:
         )
 
 
-def _points(asked: Asked, layers: Sequence[Layer]) -> list[np.ndarray]:
+def _points(asked: Asked[Settings], layers: Sequence[Layer]) -> list[np.ndarray]:
     """Returns for every layer its pooled outputs, points x channels."""
     context = asked.context
     segments = Segments(asked.model, context, "cca")

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...ir import Unit
 from ..engine.execution.segments import Segments
+from ..engine.pipeline.chosen_options import at_least, one_of
 from .layers import Layer
 from .loss_change import LossChange
 from .metric import Asked
 
-SAMPLES = 4  # when nobody says how many
 Disturb = Callable[[Unit], np.ndarray]
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """Options of metrics that look at the loss.
+
+    Attributes:
+        samples: Samples to take the loss on; 0 takes all.
+        labels: ``model`` (labels drawn by the model itself, so that the loss grows by the
+            divergence) or ``text`` (the next token).
+    """
+
+    samples: int = 4
+    labels: str = "model"
+
+    def __post_init__(self) -> None:
+        one_of(("model", "text"), labels=self.labels)
+        at_least(0, samples=self.samples)
+
+
 def loss_changes(
-    asked: Asked, layers: Sequence[Layer], disturbances: Sequence[Disturb], labels: str
+    asked: Asked[LossSettings], layers: Sequence[Layer], disturbances: Sequence[Disturb]
 ) -> list[float]:
     """Returns the mean growth of the loss for every layer; the baseline is the exact model.
 
@@ -28,12 +47,11 @@ def loss_changes(
         layers: The layers to change, one at a time.
         disturbances: Each makes other weights (rows x columns) for a unit; the results of
             several are averaged.
-        labels: What the loss is counted on (see ``loss_change``).
     """
-    metric, context = asked.settings.metric, asked.context
-    change = LossChange.of(asked, labels)
+    metric, context = asked.metric, asked.context
+    change = LossChange.of(asked, asked.settings.labels)
     segments = Segments(asked.model, context, metric)
-    samples = change.samples.first(asked.settings.samples or SAMPLES)
+    samples = change.samples.first(asked.settings.samples)
     growth = np.zeros((len(samples), len(layers)))
     steps = [(at, feed) for at, feed in enumerate(samples)]
     for at, feed in context.progress.track(steps, len(steps), f"trying {metric}"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from ...ir import Option, Unit
+from ...ir import Option, Unit, UsageError
 from ..engine.execution.parallel import for_each
 from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
 from ..engine.numerics.row_hessians import round_parts
@@ -19,7 +20,23 @@ from .metric import Asked, Judgement, Keeping
 T = TypeVar("T")
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``fisher``.
+
+    Attributes:
+        keep: Numbers of input channels that a unit may keep in 16 bits, ascending.
+    """
+
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.keep, self.keep[1:], strict=False))
+        if not rising or any(count < 1 for count in self.keep):
+            raise UsageError("numbers of channels to keep have to rise, like keep=[8, 32]")
+
+
+def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Predicts the divergence of every row."""
 
     def of(unit: Unit) -> Judgement:
@@ -31,7 +48,7 @@ def judge(asked: Asked) -> dict[str, Judgement]:
     return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
 
 
-def losses(asked: Asked) -> dict[str, np.ndarray]:
+def losses(asked: Asked[object]) -> dict[str, np.ndarray]:
     """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
 
     def of(unit: Unit) -> np.ndarray:
@@ -41,7 +58,7 @@ def losses(asked: Asked) -> dict[str, np.ndarray]:
     return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
 
 
-def _for_each(of: Callable[[Unit], T], asked: Asked) -> list[T]:
+def _for_each(of: Callable[[Unit], T], asked: Asked[object]) -> list[T]:
     return for_each(
         of,
         asked.units,
@@ -51,7 +68,7 @@ def _for_each(of: Callable[[Unit], T], asked: Asked) -> list[T]:
     )
 
 
-def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:
+def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked[Settings]) -> Keeping | None:
     """Returns what keeping channels would change, where that can be done and was asked for."""
     counts = asked.settings.keep
     if not counts or not can_keep(unit, asked.context.capabilities):
@@ -61,7 +78,7 @@ def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked) -> Keeping | None:
     return Keeping(ranked, found)
 
 
-def _loss(unit: Unit, quadratic: Quadratic, asked: Asked) -> np.ndarray:
+def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
     weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
     left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
     for option in asked.options[unit.name]:

@@ -19,14 +19,14 @@ from ...ir import Feeds, Unit
 from ...ir.analysis.blocks import Block
 from ..engine.execution.segments import Segments, Values
 from ..engine.statistics.objective import choose_objective
-from .disturbed import SAMPLES
+from .disturbed import LossSettings
 from .layers import Layer
 from .loss_change import LossChange
 from .metric import Asked
 
 
 def first_order(
-    asked: Asked, layers: Sequence[Layer], sizes: Mapping[str, float]
+    asked: Asked[LossSettings], layers: Sequence[Layer], sizes: Mapping[str, float]
 ) -> list[float]:
     """Returns ``E |<dl/dW, d>|`` of every layer, in the closed form of ``taylor``.
 
@@ -37,7 +37,7 @@ def first_order(
     """
     units = {unit.name: unit for layer in layers for unit in layer.units}
     backward = _Backward(asked, list(units.values()))
-    samples = backward.change.samples.first(asked.settings.samples or SAMPLES)
+    samples = backward.change.samples.first(asked.settings.samples)
     found = []
     for at, feed in enumerate(
         asked.context.progress.track(samples, len(samples), "trying taylor")
@@ -56,10 +56,10 @@ def _expected(layer: Layer, squares: Mapping[str, float], sizes: Mapping[str, fl
 class _Backward:
     """Gradients of the mean loss with respect to stored weights."""
 
-    def __init__(self, asked: Asked, units: Sequence[Unit]) -> None:
+    def __init__(self, asked: Asked[LossSettings], units: Sequence[Unit]) -> None:
         self.change = LossChange.of(asked, asked.settings.labels)
         self._asked = asked
-        self._segments = Segments(asked.model, asked.context, asked.settings.metric)
+        self._segments = Segments(asked.model, asked.context, asked.metric)
         tokens = self.change.samples.tokens
         self._objective = choose_objective(asked.model, tokens, self.change.note.objective)
         by_weight = {unit.weight: unit for unit in units}

@@ -42,7 +42,7 @@ class Layer:
         return sum(unit.size for unit in self.units)
 
 
-def layers_of(asked: Asked) -> list[Layer]:
+def layers_of(asked: Asked[object]) -> list[Layer]:
     """Returns the blocks with products or convolutions, without the one that makes the logits.
 
     Raises:
@@ -61,7 +61,7 @@ def layers_of(asked: Asked) -> list[Layer]:
         members.pop(next(made, -1), None)
     if not members:
         raise UsageError(
-            f"metric={asked.settings.metric} finds no block that multiplies by weights",
+            f"metric={asked.metric} finds no block that multiplies by weights",
             hint="use metric=fisher",
         )
     return [Layer(blocks[at], tuple(found.values())) for at, found in sorted(members.items())]
@@ -72,7 +72,7 @@ def _makes(block: Block, output: str) -> bool:
 
 
 def judgements(
-    asked: Asked, layers: Sequence[Layer], scores: Sequence[float]
+    asked: Asked[object], layers: Sequence[Layer], scores: Sequence[float]
 ) -> dict[str, Judgement]:
     """Returns what the scores of layers mean for each unit, by the largest of its layers.
 

@@ -32,7 +32,7 @@ class LossChange:
     labels: str = "model"
 
     @classmethod
-    def of(cls, asked: Asked, labels: str = "model") -> LossChange:
+    def of(cls, asked: Asked[object], labels: str = "model") -> LossChange:
         """Returns the comparison for a calibrated model.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,15 +12,30 @@ from ...ir import Feeds, Option, Unit
 from ..engine.execution.segments import Modules, Segments, Values
 from ..engine.numerics.gptq import as_half, round_rows
 from ..engine.pipeline.base import PassContext
+from ..engine.pipeline.chosen_options import at_least
 from ..engine.statistics.quadratic import Quadratic
 from . import fisher
 from .loss_change import LossChange
 from .metric import Asked, Judgement
 
-_SAMPLES = 2  # when nobody says how many
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``kl``.
+
+    Attributes:
+        samples: Samples to measure on; 0 takes all.
+        units: Measure only this many units, evenly spread; 0 measures all.
+    """
+
+    samples: int = 2
+    units: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(0, samples=self.samples, units=self.units)
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Measures the totals of units; the shares of their rows are predicted.
 
     Units that ``units`` leaves out keep their prediction.
@@ -32,7 +48,7 @@ def judge(asked: Asked) -> dict[str, Judgement]:
     }
 
 
-def _totals(asked: Asked) -> dict[str, np.ndarray]:
+def _totals(asked: Asked[Settings]) -> dict[str, np.ndarray]:
     """Returns, for the units that are measured, the divergence under each of their options.
 
     Each unit is rounded with GPTQ and measured alone, all others exact, on held-in samples.
@@ -43,7 +59,7 @@ def _totals(asked: Asked) -> dict[str, np.ndarray]:
     model, context = asked.model, asked.context
     segments = Segments(model, context, "kl")
     change = LossChange.of(asked)
-    samples = change.samples.first(asked.settings.samples or _SAMPLES)
+    samples = change.samples.first(asked.settings.samples)
     exact = [segments.exact(feed) for feed in samples]
     units = _spread(asked.units, asked.settings.units)
     totals = {}

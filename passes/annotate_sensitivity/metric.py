@@ -1,11 +1,10 @@
-"""What a metric is, and which ones exist: one line each, one module each."""
+"""What a metric is asked, and what it answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import Generic, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -14,55 +13,27 @@ from ...ir import Option, Unit
 from ..engine.execution.parallel import for_each
 from ..engine.pipeline.base import PassContext
 
-if TYPE_CHECKING:
-    from .annotate_sensitivity import AnnotateSensitivity
+T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True)
-class Metric:
-    """Where a metric stands, and which options of the pass only some metrics look at.
-
-    Attributes:
-        module: The module with its function ``judge``, imported only when asked for.
-        takes: The options that it looks at.
-        by_block: Whether it judges whole blocks.
-    """
-
-    module: str
-    takes: frozenset[str] = frozenset()
-    by_block: bool = False
-
-
-METRICS: Mapping[str, Metric] = {
-    "fisher": Metric("fisher", frozenset({"keep"})),
-    "kl": Metric("measured", frozenset({"samples", "units"})),
-    "trace": Metric("trace"),
-    "activation-norm": Metric("activation_norm"),
-    "weight-error": Metric("weight_error"),
-    "cca": Metric("cca", frozenset({"samples", "variant", "window"}), by_block=True),
-    "pruning": Metric("pruning", frozenset({"samples", "sparsity", "labels"}), by_block=True),
-    "taylor": Metric(
-        "taylor", frozenset({"samples", "form", "scale", "seeds", "labels"}), by_block=True
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Asked:
+class Asked(Generic[T]):
     """What a metric is asked.
 
     Attributes:
         model: The graph, calibrated.
         units: The units to judge.
         options: By unit: the options to judge it under.
-        settings: The pass, whose fields are what users can set.
+        metric: Its name, for messages.
+        settings: The metric's own options.
         context: What the pass was given.
     """
 
     model: ir.Model
     units: Sequence[Unit]
     options: Mapping[str, Sequence[Option]]
-    settings: AnnotateSensitivity
+    metric: str
+    settings: T
     context: PassContext
 
 
@@ -113,23 +84,8 @@ class Judgement:
         return cls(loss, mean, keeping=keeping)
 
 
-class Judge(Protocol):
-    """A metric."""
-
-    def __call__(self, asked: Asked) -> dict[str, Judgement]:
-        """Judges each unit, by name."""
-        ...
-
-
-def judge(asked: Asked) -> dict[str, Judgement]:
-    """Judges every unit by the metric that the settings name."""
-    module = METRICS[asked.settings.metric].module
-    found: Judge = import_module(f".{module}", __package__).judge
-    return found(asked)
-
-
 def judge_each(
-    asked: Asked, of: Callable[[Unit], Judgement], what: str
+    asked: Asked[object], of: Callable[[Unit], Judgement], what: str
 ) -> dict[str, Judgement]:
     """Judges units that do not depend on one another, on all cores.
 

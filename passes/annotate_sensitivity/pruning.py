@@ -8,22 +8,40 @@ test data decides anything and models without labels have a score too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from ...ir import Unit
-from .disturbed import loss_changes
+from ...ir import Unit, UsageError
+from .disturbed import LossSettings, loss_changes
 from .layers import judgements, layers_of
 from .metric import Asked, Judgement
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+@dataclass(frozen=True)
+class Settings(LossSettings):
+    """Options of ``pruning``.
+
+    Attributes:
+        sparsity: Share of the weights that is zeroed.
+    """
+
+    sparsity: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.sparsity < 1:
+            raise UsageError(f"sparsity must be between 0 and 1, not {self.sparsity}")
+
+
+def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Scores every block by what pruning it costs."""
     layers, settings = layers_of(asked), asked.settings
 
     def prune(unit: Unit) -> np.ndarray:
         return pruned(unit.matrix(), settings.sparsity)
 
-    scores = loss_changes(asked, layers, [prune], settings.labels)
+    scores = loss_changes(asked, layers, [prune])
     return judgements(asked, layers, scores)
 
 

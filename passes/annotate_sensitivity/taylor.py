@@ -14,18 +14,52 @@ for each of its matrices:
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ...ir import Unit
-from .disturbed import loss_changes
+from ...ir import Unit, UsageError
+from ..engine.pipeline.chosen_options import at_least, one_of
+from .disturbed import LossSettings, loss_changes
 from .gradients import first_order
 from .layers import judgements, layers_of
 from .metric import Asked, Judgement
 
+_DRAWS = 3
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+
+@dataclass(frozen=True)
+class Settings(LossSettings):
+    """Options of ``taylor``.
+
+    Attributes:
+        form: ``gradient`` (the first-order term, in expectation) or ``perturbation`` (the
+            change of the loss, averaged over draws).
+        scale: Size of the noise over the root mean square of the weights.
+        seeds: Draws of the noise (``form=perturbation``); 3 when it is left out.
+    """
+
+    form: str = "gradient"
+    scale: float = 0.01
+    seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(("gradient", "perturbation"), form=self.form)
+        if not 0 < self.scale <= 1:
+            raise UsageError(f"scale must be between 0 and 1, not {self.scale}")
+        if self.seeds is None:
+            return
+        at_least(1, seeds=self.seeds)
+        if self.form == "gradient":
+            raise UsageError(
+                "form=gradient draws no noise, so it has no use for seeds",
+                hint="use form=perturbation, or leave seeds out",
+            )
+
+
+def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Scores every block by what noise on its weights does to the loss."""
     layers, settings = layers_of(asked), asked.settings
     if settings.form == "gradient":
@@ -38,9 +72,9 @@ def judge(asked: Asked) -> dict[str, Judgement]:
     else:
         draws = [
             partial(disturbed, scale=settings.scale, seed=asked.context.seed + at)
-            for at in range(settings.seeds)
+            for at in range(settings.seeds or _DRAWS)
         ]
-        scores = loss_changes(asked, layers, draws, settings.labels)
+        scores = loss_changes(asked, layers, draws)
     return judgements(asked, layers, scores)
 
 

@@ -20,7 +20,7 @@ from .metric import Asked, Judgement, judge_each
 from .weight_error import nearest_errors
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the average trace of its Hessian."""
 
     def of(unit: Unit) -> Judgement:

@@ -16,7 +16,7 @@ from ..engine.numerics.gptq import as_half, nearest
 from .metric import Asked, Judgement, judge_each
 
 
-def judge(asked: Asked) -> dict[str, Judgement]:
+def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by its relative squared error under the smallest option."""
 
     def of(unit: Unit) -> Judgement:

@@ -31,6 +31,7 @@ from ...ir import (
 from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.forecast import Couplings, Forecast
 from ..engine.statistics.moments import MomentFile, tokens_file
 from ..engine.statistics.moved import forget_moves
 from ..engine.statistics.objective import Objective, choose_objective
@@ -62,9 +63,12 @@ class Calibrate(Pass):
     name: ClassVar[str] = "calibrate"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
-    costly: ClassVar[bool] = True
+    expensive: ClassVar[bool] = True
     objective: str = "auto"
     coupled: bool = False
+
+    def forecast(self, before: Forecast) -> Forecast:
+        return super().forecast(before).telling(Couplings(self.coupled))
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates ``model`` and mounts the stats file in the array store."""

@@ -33,9 +33,10 @@ from ...ir.text_form import did_you_mean
 from ..engine.emission.cost import expansion_bytes
 from ..engine.execution.parallel import for_each
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.forecast import Forecast, OutlierShares
 from ..engine.statistics.quadratic import Quadratic
 from .channel_cost import LEVELS, ChannelForm, form_of, shared_bytes
-from .split_outliers import foreseen
+from .split_outliers import planned
 
 _STEPS = 48  # halvings of the interval in which the average is searched
 
@@ -187,15 +188,16 @@ class AllocateChannels(Pass):
         if not 0 <= self.spread <= 0.5:
             raise UsageError(f"a spread of {self.spread} is no share between 0 and 0.5")
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a budget that the smallest widths exceed."""
         self._check_target(context.capabilities)
         if self.budget is None:
             return
         self._check_expansion()
         units = find_units(model)
+        shares = forecast.get(OutlierShares) or OutlierShares()
         plans = [
-            _Plan(unit, form, foreseen(unit, before), self.spread)
+            _Plan(unit, form, planned(unit, shares), self.spread)
             for unit in units
             if not unit.reason and (form := self._form(unit, context.capabilities))
         ]

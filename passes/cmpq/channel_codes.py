@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import ArrayStore, ChannelAllocation, Option, Unit
-from ..engine.emission.cost import POSITIONS_IN_UINT16
 from ..engine.emission.emitter import Emitter
 from ..engine.emission.expansion import emit_expansion
+from ..engine.emission.positions import emit_positions
 from ..engine.emission.stored import ExpandedUnit, RowClass, StoredUnit
 from ..engine.numerics.dense_codes import pack_dense
 from .channel_cost import INDEX_GROUP
@@ -124,17 +124,6 @@ def emit_places(
     return (
         emit_positions("row", entries[:, 0], given.unit.shape[0], dtype, emit),
         emit_positions("column", entries[:, 1], given.unit.shape[1], dtype, emit),
-    )
-
-
-def emit_positions(
-    name: str, places: np.ndarray, count: int, dtype: ir.DataType, emit: Emitter
-) -> ir.Value:
-    """Stores places below ``count`` in few bytes; returns them as ``dtype``."""
-    small = count <= POSITIONS_IN_UINT16
-    stored = emit.constant(name, places.astype(np.uint16 if small else np.int32))
-    return emit.node(
-        "permutation", f"{name}/wide", "Cast", [stored], {"to": int(dtype)}, dtype=dtype
     )
 
 

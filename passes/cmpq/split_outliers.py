@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from ...ir.text_form import did_you_mean
 from ..engine.execution.parallel import for_each
 from ..engine.numerics.codebooks import free_levels
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.forecast import Forecast, OutlierShares
 from ..engine.statistics.quadratic import Quadratic
 
 WAYS = ("activation", "quantization")
@@ -97,23 +97,25 @@ class SplitOutliers(Pass):
         facts[self.by] = {"units": len(units), "kept": sum(counts), "skipped": skipped}
         return True
 
-    def count(self, unit: Unit) -> int:
-        """Returns how many channels or weights of ``unit`` are chosen."""
-        rows, columns = unit.shape
-        if self.by == "activation":
-            return math.ceil(self.share * columns)
-        return math.ceil(self.share * rows * columns)
+    def _shares(self, earlier: OutlierShares) -> OutlierShares:
+        by_activation = self.by == "activation"
+        return replace(earlier, **{"columns" if by_activation else "entries": self.share})
+
+    def forecast(self, before: Forecast) -> Forecast:
+        earlier = before.get(OutlierShares) or OutlierShares()
+        return super().forecast(before).telling(self._shares(earlier))
 
     def _columns(self, unit: Unit, context: PassContext) -> int:
         energy = Quadratic.of(unit, context.arrays).energy()
-        count = self.count(unit)
+        count, _ = planned(unit, self._shares(OutlierShares()))
         chosen = energy.argsort(descending=True, stable=True)[:count].sort().values
         context.arrays.put(f"{unit.name}/outliers/columns", chosen.numpy().astype(np.int32))
         annotate(unit.anchor, OutlierColumns(unit.name, count))
         return count
 
     def _entries(self, unit: Unit, context: PassContext) -> int:
-        weight, count = torch.from_numpy(unit.matrix()), self.count(unit)
+        weight = torch.from_numpy(unit.matrix())
+        _, count = planned(unit, self._shares(OutlierShares()))
         even = torch.ones(len(weight))
         trial = free_levels(weight.T.contiguous(), even, self.bits).decode().T
         error = (trial - weight).abs()
@@ -138,10 +140,9 @@ def _why_not(unit: Unit) -> str:
     return "it has a single input channel" if unit.shape[1] < 2 else ""
 
 
-def foreseen(unit: Unit, before: Sequence[Pass]) -> tuple[int, int]:
-    """Returns how many columns and entries of ``unit`` the passes ``before`` will choose."""
-    found = {"activation": 0, "quantization": 0}
-    for one in before:
-        if isinstance(one, SplitOutliers) and is_splittable(unit):
-            found[one.by] = one.count(unit)
-    return found["activation"], found["quantization"]
+def planned(unit: Unit, shares: OutlierShares) -> tuple[int, int]:
+    """Returns how many columns and entries of ``unit`` will be chosen."""
+    if not is_splittable(unit):
+        return 0, 0
+    rows, columns = unit.shape
+    return math.ceil(shares.columns * columns), math.ceil(shares.entries * rows * columns)

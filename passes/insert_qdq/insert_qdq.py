@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -40,8 +40,8 @@ from ..engine.emission.lookup import emit_lookup
 from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
 from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
 from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.forecast import Forecast, RaisedOpset
 from ..engine.statistics.moved import read_moved
-from ..raise_opset import RaiseOpset
 from .activations import observe, quantize
 
 ACTIVATIONS = ("none", *TYPES)
@@ -103,10 +103,10 @@ class InsertQdq(Pass):
                     hint="add activations=int8 or activations=uint8",
                 )
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
-        raised = max((p.version for p in before if isinstance(p, RaiseOpset)), default=0)
-        _check_opset(max(model.opset_imports.get("", 1), raised))
+        raised = forecast.get(RaisedOpset) or RaisedOpset(0)
+        _check_opset(max(model.opset_imports.get("", 1), raised.version))
         table = context.capabilities
         odd = [kernel.bits for kernel in table.kernels if kernel.bits not in WIDTHS]
         if odd:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -25,6 +25,8 @@ from ...ir import (
 from ...ir.analysis.offered import DEFAULT_GROUPS
 from ...ir.text_form import did_you_mean
 from ..engine.pipeline.base import Pass, PassContext
+from .dynamic import lower_all
+from .rewriting import FoldSettings, emulate_all, fold_all
 from .search import Deployed
 
 MODES = ("emulate", "fold", "dynamic")
@@ -160,8 +162,6 @@ class RewriteCrossquant(Pass):
         return changed
 
     def _rewrite(self, model: ir.Model, context: PassContext) -> bool:
-        from .rewriting import emulate_all, fold_all
-
         opset = model.graph.opset_imports.get("", 1)
         if self.mode != "fold" and opset < _ROUNDS:
             raise InputError(
@@ -172,10 +172,10 @@ class RewriteCrossquant(Pass):
             return emulate_all(
                 model, float(self.alpha), self.activation_bits, self.samples, context
             )
-        changed = fold_all(model, self, self._deployed(context), context)
+        names = [field.name for field in fields(FoldSettings)]
+        settings = FoldSettings(**{name: getattr(self, name) for name in names})
+        changed = fold_all(model, settings, self._deployed(context), context)
         if self.mode == "dynamic":
-            from .dynamic import lower_all
-
             changed |= lower_all(model, self.bits, context)
         return changed
 

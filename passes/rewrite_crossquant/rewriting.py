@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -36,12 +36,34 @@ from .observation import Widths, observe
 from .search import ALPHAS, BETAS, Deployed, Magnitudes, Scales, peaks_of, search
 from .sites import Closed, Site, find_sites
 
-if TYPE_CHECKING:
-    from .rewrite_crossquant import RewriteCrossquant
-
 PAPER_ALPHA = 0.15  # what kernels are counted for where every activation has its own
 _NAME = "rewrite-crossquant"
 Seen = Mapping[ir.Value, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """How column scales are chosen and where they may go; see ``RewriteCrossquant``.
+
+    Attributes:
+        mode: ``fold`` or ``dynamic``.
+        alpha: Share of the token in the step, or ``search``.
+        beta: Power of the weights' own magnitudes, or ``search``.
+        samples: Calibration samples that are looked at.
+        explicit: Whether activations may be divided at run time.
+        cache: Whether scales may reach the key-value cache.
+        least: Share of an activation's predicted loss that a search must take away.
+        optional: Whether a model without a place for a scale passes.
+    """
+
+    mode: str
+    alpha: float | str
+    beta: float | str
+    samples: int
+    explicit: bool
+    cache: bool
+    least: float
+    optional: bool
 
 
 @dataclass
@@ -60,7 +82,7 @@ class _Found:
 
 
 def fold_all(
-    model: ir.Model, settings: RewriteCrossquant, deployed: Deployed, context: PassContext
+    model: ir.Model, settings: FoldSettings, deployed: Deployed, context: PassContext
 ) -> bool:
     """Folds column scales wherever a producer can take them; returns whether any were.
 
@@ -104,7 +126,7 @@ class _Folding:
     """Chooses and folds the scales of sites."""
 
     model: ir.Model
-    settings: RewriteCrossquant
+    settings: FoldSettings
     deployed: Deployed
     context: PassContext
 

@@ -171,7 +171,7 @@ def test_regression_predicts_half_the_relative_squared_error(tmp_path: Path) -> 
 def test_waves_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = sentences(count=9)
     whole = moments(calibrated(tmp_path / "whole", language(), samples))
-    module, waves_run = sys.modules["mpqc.passes.sweeps.sweep"], []
+    module, waves_run = sys.modules["mpqc.passes.calibrate.sweep"], []
     cut = module._waves
 
     def counted(*given: Any) -> Iterator[Any]:
@@ -206,7 +206,7 @@ class Sweeps:
     """Counts the sweeps that really run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        module: Any = sys.modules["mpqc.passes.calibrate"]
+        module: Any = sys.modules["mpqc.passes.calibrate.calibrate"]
         self.count = 0
         inner = module.sweep
 

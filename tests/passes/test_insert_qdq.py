@@ -19,6 +19,7 @@ from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, UsageError, quantizable
 from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.forecast import Forecast
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.insert_qdq.insert_qdq import InsertQdq
 
@@ -227,17 +228,17 @@ def test_the_file_alone_tells_the_bits(
 def test_an_old_graph_is_refused_before_anything_runs(tmp_path: Path) -> None:
     context = work(tmp_path)
     with pytest.raises(UsageError, match="needs opset 21") as found:
-        InsertQdq().foresee(product(opset=17), context, [])
+        InsertQdq().foresee(product(opset=17), context, Forecast())
     assert "raise-opset" in found.value.hint
-    raised = Pipeline.parse("raise-opset").passes
-    InsertQdq().foresee(product(opset=17), context, raised)
+    (raised,) = Pipeline.parse("raise-opset").passes
+    InsertQdq().foresee(product(opset=17), context, raised.forecast(Forecast()))
 
 
 def test_a_target_with_other_widths_is_refused(tmp_path: Path) -> None:
     context = work(tmp_path)
     context.capabilities = load("ort-cpu")
     with pytest.raises(UsageError, match="2 bits"):
-        InsertQdq().foresee(product(), context, [])
+        InsertQdq().foresee(product(), context, Forecast())
 
 
 def test_options_that_mean_nothing_are_refused() -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import onnx_ir as ir
 
 from ... import Unit, Use
-
-if TYPE_CHECKING:
-    import torch
 
 Layout = Literal["heads", "transposed", "flat", "parts"]
 
@@ -59,24 +56,6 @@ class Operand:
     layout: Layout
     heads: int
     first: int = 0
-
-    def by_heads(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
-        """Returns heads x tokens x size; sequences of a batch follow one another.
-
-        Args:
-            tensor: What ``value`` holds.
-            size: Size of a head.
-        """
-        if self.layout == "parts":
-            tensor = tensor[..., self.first, :].transpose(-2, -3)
-        elif self.layout == "flat":
-            span = slice(self.first * size, (self.first + self.heads) * size)
-            tensor = tensor[..., span]
-            tensor = tensor.reshape(*tensor.shape[:-1], self.heads, size).transpose(-2, -3)
-        elif self.layout == "transposed":
-            tensor = tensor.mT
-        tensor = tensor.reshape(-1, self.heads, *tensor.shape[-2:])
-        return tensor.transpose(0, 1).reshape(self.heads, -1, tensor.shape[-1])
 
 
 @dataclass(frozen=True)

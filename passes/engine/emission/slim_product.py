@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...cmpq.channel_codes import emit_positions
 from .emitter import Emitter
+from .positions import emit_positions
 
 INT32 = ir.DataType.INT32
 

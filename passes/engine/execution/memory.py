@@ -1,11 +1,8 @@
-"""How much memory there is, and giving it back between passes."""
+"""How much memory can still be taken."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import re
-import sys
 from pathlib import Path
 
 _SYSTEM = Path("/proc/meminfo")
@@ -40,16 +37,3 @@ def _of_container() -> int | None:
         return max(int(most) - taken + (int(cached[1]) if cached else 0), 0)
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return None
-
-
-def return_freed_memory() -> None:
-    """Hands memory that is free already back to the system, where the C library can be asked.
-
-    glibc keeps what threads have freed in arenas of their own. After rounding a model of 135 M
-    weights that is 0.7 GB, which the runtime needs for the proof.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+MASKED = 1e18  # entries from here on rule something out; their squares are beyond float32
 _CHUNK = 1 << 22  # entries that are turned into float64 at once
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..statistics.objective import MASKED
+from .divergence import MASKED
 
 Outputs = dict[str, torch.Tensor]
 _RULED_OUT = -1e4  # no float32 probability is this small

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ....ir import Annotation, ArrayStore, Calibration, Capabilities, Feeds
 from ....ir.text_form import print_record
+from .forecast import Forecast
 
 if TYPE_CHECKING:
     import torch
@@ -109,30 +110,34 @@ class Pass(ABC):
         reads: Annotations that an earlier pass must have written.
         writes: Annotations that later passes may read.
         drops: Annotations that no longer hold afterwards.
-        costly: Whether it takes so long that later passes should look at the graph before it.
+        expensive: Whether it takes so long that later passes should look at the graph first.
     """
 
     name: ClassVar[str]
     reads: ClassVar[tuple[type[Annotation], ...]] = ()
     writes: ClassVar[tuple[type[Annotation], ...]] = ()
     drops: ClassVar[tuple[type[Annotation], ...]] = ()
-    costly: ClassVar[bool] = False
+    expensive: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rewrites ``model`` in place; returns whether anything changed."""
 
-    def foresee(self, model: ir.Model, context: PassContext, before: Sequence[Pass]) -> None:
+    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses now what is certain to fail later.
 
-        Called right before a costly pass, on the graph that it will see.
+        Called right before an expensive pass, on the graph that it will see.
 
         Args:
             model: The graph; to be left as it is.
             context: What the pass will be given.
-            before: The passes that will run before this one, the costly one first.
+            forecast: What the passes in between will leave behind, the expensive one included.
         """
-        del model, context, before
+        del model, context, forecast
+
+    def forecast(self, before: Forecast) -> Forecast:
+        """Returns what the graph will carry after this pass, as far as its options tell."""
+        return before.changed(self.writes, self.drops)
 
     def __str__(self) -> str:
         return print_record(self.name, self)

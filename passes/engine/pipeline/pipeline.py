@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from ....ir import Annotation, InternalError, MachineError, MpqcError, UsageError, verify
 from ....ir.annotation import ANNOTATIONS, PREFIX
-from ..execution.memory import return_freed_memory
 from .base import Pass, PassContext
+from .forecast import Forecast
+from .freed_memory import return_freed_memory
 from .instruments import Instrument
 from .registry import all_passes
 from .spec import parse_passes, print_passes
@@ -48,14 +49,14 @@ class Pipeline:
             UsageError: A pass reads an annotation that the model does not carry and no earlier
                 pass writes.
         """
-        present = _carried(model)
+        forecast = Forecast(frozenset(_carried(model)))
         dropped: dict[type[Annotation], Pass] = {}
         for one in self.passes[first:]:
             for cls in one.reads:
-                if cls not in present:
+                if cls not in forecast.notes:
                     raise _missing(one, cls, dropped.get(cls))
             dropped.update(dict.fromkeys(one.drops, one))
-            present = (present - set(one.drops)) | set(one.writes)
+            forecast = one.forecast(forecast)
 
     def run(
         self,
@@ -106,7 +107,7 @@ class Pipeline:
     def _apply(self, index: int, model: ir.Model, context: PassContext) -> bool:
         one = self.passes[index]
         try:
-            if one.costly:
+            if one.expensive:
                 self._foresee(index, model, context)
             changed = one.run(model, context)
         except MpqcError:
@@ -122,8 +123,10 @@ class Pipeline:
 
     def _foresee(self, index: int, model: ir.Model, context: PassContext) -> None:
         """Lets the passes after ``index`` refuse before the long work begins."""
-        for later in range(index + 1, len(self.passes)):
-            self.passes[later].foresee(model, context, self.passes[index:later])
+        forecast = self.passes[index].forecast(Forecast())
+        for later in self.passes[index + 1 :]:
+            later.foresee(model, context, forecast)
+            forecast = later.forecast(forecast)
 
 
 def _carried(model: ir.Model) -> set[type[Annotation]]:

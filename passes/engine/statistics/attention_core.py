@@ -140,7 +140,7 @@ def wire(core: Core, values: Values) -> Wiring:
     parts, _ = core.run(values, made)
     sizes = (attention.head_size, attention.head_size, attention.value_size)
     heads = [
-        operand.by_heads(part, size)
+        _by_heads(operand, part, size)
         for operand, part, size in zip(attention.operands, parts, sizes, strict=True)
     ]
     touched = [
@@ -210,3 +210,23 @@ def _by_query(places: list[int], operand: Operand, heads: int) -> torch.Tensor:
     if len(repeated) != heads:
         raise NoMatchError(f"{operand.heads} value heads do not serve {heads} query heads")
     return repeated
+
+
+def _by_heads(operand: Operand, tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns heads x tokens x size; sequences of a batch follow one another.
+
+    Args:
+        operand: Where the heads stand in it.
+        tensor: Contents of the operand's value.
+        size: Size of a head.
+    """
+    if operand.layout == "parts":
+        tensor = tensor[..., operand.first, :].transpose(-2, -3)
+    elif operand.layout == "flat":
+        span = slice(operand.first * size, (operand.first + operand.heads) * size)
+        tensor = tensor[..., span]
+        tensor = tensor.reshape(*tensor.shape[:-1], operand.heads, size).transpose(-2, -3)
+    elif operand.layout == "transposed":
+        tensor = tensor.mT
+    tensor = tensor.reshape(-1, operand.heads, *tensor.shape[-2:])
+    return tensor.transpose(0, 1).reshape(operand.heads, -1, tensor.shape[-1])

@@ -16,10 +16,10 @@ import onnx_ir as ir
 import torch
 
 from ....ir import FLOAT_TYPES, UsageError, find_units
+from ..numerics.divergence import MASKED
 
 Kind = Literal["logits", "regression"]
 KINDS = ("auto", "logits", "regression")
-MASKED = 1e18  # entries from here on rule something out; their squares are beyond float32
 _KEEPS_NUMBERS = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 

@@ -14,11 +14,11 @@ import onnx_ir as ir
 import torch
 
 from ....ir import Feeds, Unit
-from ..numerics.divergence import kl_divergence
+from ..numerics.divergence import MASKED, kl_divergence
 from ..numerics.gptq import nearest, row_errors
 from ..pipeline.base import PassContext, Session
 from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
-from .objective import MASKED, Objective
+from .objective import Objective
 
 _PROBE_BITS, _PROBE_GROUP = 4, 32
 _PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian

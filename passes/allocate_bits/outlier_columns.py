@@ -24,7 +24,7 @@ _MOST_STEPS = 200
 _LEAST = 1e-6  # of what a byte costs on average, where all that is offered fits the budget
 
 
-def with_kept(
+def with_outlier_columns(
     candidates: Sequence[Candidate], budget: int, arrays: ArrayStore
 ) -> list[Candidate]:
     """Returns the candidates, some of which now keep channels.

@@ -1,0 +1,90 @@
+"""The bytes of a model, counted alike before the long work and when it is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ...ir import Capabilities, InfeasibleBudget, Settled, Unit, find_units, note_of
+from ..engine.emission.cost import input_bytes, overhead_bytes
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is stored whatever is chosen, and what the budget leaves for the choice.
+
+    Attributes:
+        budget: Stored bits per weight that were asked for; None for no bound.
+        weights: All weights, those that were stored for good by earlier passes included.
+        float_bytes: Of units that stay in float.
+        settled_bytes: Of what earlier passes have stored for good.
+        extra_bytes: Of what each unit stores beside codes and scales, as long as it has a
+            single option.
+    """
+
+    budget: float | None
+    weights: int
+    float_bytes: int
+    settled_bytes: int
+    extra_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        model: ir.Model,
+        in_codes: Collection[Unit],
+        table: Capabilities,
+        budget: float | None,
+    ) -> Ledger:
+        """Counts a model; some units will be stored in codes, all others as they are."""
+        settled = note_of(model, Settled) or Settled(0, 0)
+        units = find_units(model)
+        return cls(
+            budget,
+            settled.weights + sum(unit.size for unit in units),
+            sum(int(unit.tensor.nbytes) for unit in units if unit not in in_codes),
+            settled.bytes,
+            sum(overhead_bytes(unit, 1) + input_bytes(unit, table) for unit in in_codes),
+        )
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes that no choice of options changes."""
+        return self.float_bytes + self.settled_bytes + self.extra_bytes
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that the budget leaves for codes and scales; None for no bound."""
+        if self.budget is None:
+            return None
+        return int(self.budget * self.weights / 8) - self.fixed_bytes
+
+    def bits(self, total: int) -> float:
+        """Returns bytes as bits per weight."""
+        return total * 8 / self.weights
+
+    def check(self, needed: int, method: str, *, at_least: bool = False) -> None:
+        """Refuses a choice that does not fit.
+
+        Args:
+            needed: Bytes of its codes and scales.
+            method: Who chose.
+            at_least: Whether it may turn out to take more.
+
+        Raises:
+            InfeasibleBudget: It does not fit; the smallest budget that works is named.
+        """
+        if self.room is None or needed <= self.room:
+            return
+        least = math.ceil(self.bits(self.fixed_bytes + needed) * 1000) / 1000
+        by_method = "" if method == "budget" else f" with method={method}"
+        floats = self.float_bytes
+        why = f"; {floats} bytes of it are units that stay in float" if floats else ""
+        raise InfeasibleBudget(
+            f"{self.budget} stored bits per weight cannot be reached: the smallest{by_method}"
+            f" is {'at least ' if at_least else ''}{least:.3f}{why}",
+            hint=f"ask for --budget {least:.3f} or more",
+        )
