@@ -240,7 +240,9 @@ def test_clusters_beyond_the_budget_are_refused_before_the_long_work(
     text = f"{CALIBRATE},{judged},allocate-bits{{method=clusters, bits=[8, 4, 2]"
     model = run(f"{text}}}", language(), context(tmp_path / "whole", sentences(count=16)))
     got = need_note(model, Budgeted).got
-    monkeypatch.setattr("mpqc.passes.calibrate.calibrate._gather", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr(
+        "mpqc.passes.calibrate.calibrate._gather", lambda *_, **__: pytest.fail("ran")
+    )
     with pytest.raises(
         InfeasibleBudget, match=r"with method=clusters is at least (\d.*)"
     ) as no:
