@@ -18,6 +18,7 @@ from ..ir import (
     find_shared_orders,
     note_of,
 )
+from ..ir.unit_arrays import UnitArrays
 from .engine.pipeline.base import Pass, PassContext
 from .engine.statistics.moved import move
 
@@ -60,12 +61,12 @@ def _was_chosen(group: SharedOrder) -> bool:
 
 
 def _fold(group: SharedOrder, context: PassContext) -> None:
-    names = [f"{unit.name}/order" for unit in group.producers]
-    order = next(context.arrays.get(name) for name in names if name in context.arrays)
-    for unit, name in zip(group.producers, names, strict=True):
+    owned = [UnitArrays(unit.name, context.arrays) for unit in group.producers]
+    order = next(own.get("order") for own in owned if own.has("order"))
+    for unit, own in zip(group.producers, owned, strict=True):
         _reorder(unit.weight, unit.row_axis, order)
         move(unit, context.arrays, "rows", order)
-        context.arrays.discard(name)
+        own.discard("order")
         drop_note(unit.anchor, SharedRows)
     for unit in group.consumers:
         _reorder(unit.weight, _column_axis(unit), order)

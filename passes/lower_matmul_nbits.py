@@ -21,6 +21,7 @@ from ..ir import (
     quantizable,
 )
 from ..ir.analysis.offered import expansion_obstacle, obstacle, result_type
+from ..ir.unit_arrays import UnitArrays
 from .engine.emission.convolution import emit_convolution
 from .engine.emission.emitter import CONTRIB, Emitter, Names
 from .engine.emission.lookup import emit_lookup
@@ -131,7 +132,7 @@ def _lower(
         replace_weight(
             model.graph, unit, emit_convolution(unit, context.arrays, shared), shared
         )
-        context.arrays.discard(f"{unit.name}/codes/")
+        UnitArrays(unit.name, context.arrays).discard("codes", "")
         return
     stored = StoredUnit(unit, spec, context.arrays, shared)
     kept = _kept(unit, context, shared)
@@ -149,8 +150,8 @@ def _lower(
     for node, emit, result in results:
         replace_node(model.graph, node, emit.nodes, result)
     forget_weight(model.graph, unit)
-    for what in ("codes/", "outliers/"):
-        context.arrays.discard(f"{unit.name}/{what}")  # the graph holds them now
+    for folder in ("codes", "outliers"):
+        UnitArrays(unit.name, context.arrays).discard(folder, "")  # the graph holds them now
     model.opset_imports.setdefault(CONTRIB, 1)
 
 
@@ -160,5 +161,5 @@ def _kept(unit: Unit, context: PassContext, emit: Emitter) -> SlimProduct | None
     drop_note(unit.anchor, OutlierColumns)
     if not len(columns):
         return None
-    kept = context.arrays.get(f"{unit.name}/outliers/kept")
+    kept = UnitArrays(unit.name, context.arrays).get("outliers", "kept")
     return SlimProduct(columns, kept, unit.shape[1], "outliers", emit)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -30,6 +29,7 @@ from ..ir import (
 )
 from ..ir.analysis.attention import find_attention
 from ..ir.text_form import did_you_mean
+from ..ir.unit_arrays import RowClass, UnitArrays
 from .engine.emission.emitter import Names
 from .engine.emission.half import store_as_half
 from .engine.execution.parallel import for_each
@@ -165,24 +165,25 @@ class QuantizeWeights(Pass):
         quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
         left = quadratic.hidden(weight)
-        classes = _classes(unit, note, context)
+        own = UnitArrays(unit.name, context.arrays)
+        classes = own.row_classes(note.options, note.counts)
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
         stored = torch.empty_like(weight)
         if coupling is None or _is_half(unit):
             made = [self._round_rows(one, left, parts) for one in classes]
         else:
             made = self._round_coupled(classes, left, coupling, parts[0].factor)
-        for at, (one, rounded) in enumerate(zip(classes, made, strict=True)):
+        for one, rounded in zip(classes, made, strict=True):
             if rounded is None:
                 stored[one.rows] = as_half(weight[one.rows])
                 continue
             stored[one.rows] = rounded.dequantize(one.option.group)
-            context.arrays.put(f"{unit.name}/codes/{at}", rounded.codes.numpy())
-            context.arrays.put(f"{unit.name}/scales/{at}", rounded.scales.numpy())
+            own.put(rounded.codes.numpy(), "codes", one.index)
+            own.put(rounded.scales.numpy(), "scales", one.index)
         if len(columns):
             stored = quadratic.completed(weight, stored)
             kept = stored[:, columns].half()
-            context.arrays.put(f"{unit.name}/outliers/kept", kept.T.contiguous().numpy())
+            own.put(kept.T.contiguous().numpy(), "outliers", "kept")
         unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
         if coupling is not None:
@@ -194,16 +195,17 @@ class QuantizeWeights(Pass):
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round_rows(
-        self, one: _Class, left: torch.Tensor, parts: Sequence[Part]
+        self, one: RowClass, left: torch.Tensor, parts: Sequence[Part]
     ) -> Rounded | None:
         """Rounds the rows of a class, each by itself; None where they stay in float16."""
         if one.option.is_half:
             return None
-        return round_parts(left, one.rows, parts, partial(self._round, one.option))
+        rows = torch.from_numpy(one.rows)
+        return round_parts(left, rows, parts, partial(self._round, one.option))
 
     def _round_coupled(
         self,
-        classes: Sequence[_Class],
+        classes: Sequence[RowClass],
         left: torch.Tensor,
         coupling: torch.Tensor,
         factor: Factor,
@@ -214,7 +216,7 @@ class QuantizeWeights(Pass):
         made = round_coupled(
             left,
             coupling,
-            [one.rows for one in coarse_first],
+            [torch.from_numpy(one.rows) for one in coarse_first],
             [partial(self._round, one.option, factor=factor) for one in coarse_first],
             [one.option.group for one in coarse_first],
         )
@@ -225,21 +227,6 @@ class QuantizeWeights(Pass):
         if self.rounding == "nearest":
             return nearest(weight, bits, group, factor.price)
         return round_rows(weight, bits, group, factor, refinements=self.refinements)
-
-
-@dataclass(frozen=True)
-class _Class:
-    """Rows of a unit that were given the same option."""
-
-    option: Option
-    rows: torch.Tensor
-
-
-def _classes(unit: Unit, note: BitAllocation, context: PassContext) -> list[_Class]:
-    """Returns the rows in stored order, by option."""
-    parts = torch.split(_order(unit, context), list(note.counts))
-    options = [Option.parse(text) for text in note.options]
-    return [_Class(option, rows) for option, rows in zip(options, parts, strict=True)]
 
 
 def _check_coupled(forecast: Forecast) -> None:
@@ -265,7 +252,7 @@ def _check_coupling(units: Sequence[Unit], context: PassContext) -> None:
     """Refuses rows with Hessians of their own; says so where nothing couples any."""
     if any(note_of(unit.anchor, LocalHessian) is not None for unit in units):
         _refuse_own_hessians()
-    if not any(f"{unit.name}/0/coupling" in context.arrays for unit in units):
+    if not any(UnitArrays(unit.name, context.arrays).has(0, "coupling") for unit in units):
         context.progress.say("nothing is known between rows: each is rounded by itself")
 
 
@@ -289,14 +276,6 @@ def _refuse_unfolded() -> None:
         "allocate-bits{fold=true} counts no bytes for what fold-permutations takes away",
         hint="add fold-permutations before quantize-weights, or leave out fold=true",
     )
-
-
-def _order(unit: Unit, context: PassContext) -> torch.Tensor:
-    """Returns the rows in stored order."""
-    name = f"{unit.name}/order"
-    if name in context.arrays:
-        return torch.from_numpy(np.array(context.arrays.get(name), dtype=np.int64))
-    return torch.arange(unit.shape[0])
 
 
 def _kernel_loss(

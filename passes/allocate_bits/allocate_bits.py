@@ -29,6 +29,7 @@ from ...ir import (
     note_of,
     quantizable,
 )
+from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import expansion_bytes, kept_bytes, overhead_bytes, resident_bytes
 from ..engine.numerics.knapsack import Item
 from ..engine.pipeline.base import Pass, PassContext
@@ -183,7 +184,7 @@ class AllocateBits(Pass):
         by_row = self.method == "budget" and self.granularity != "unit" and not whole
         sure = need_note(unit.anchor, TensorStats).by_row
         item = Item(
-            loss=context.arrays.get(f"{unit.name}/loss"),
+            loss=UnitArrays(unit.name, context.arrays).get("loss"),
             row_bytes=np.array([option.row_bytes(columns) for option in options]),
             mixing_bytes=overhead_bytes(unit, len(options)) - overhead_bytes(unit, 1),
             tile=context.capabilities.row_tile if by_row and sure else 0,

@@ -18,6 +18,7 @@ from ...ir import (
     need_note,
     note_of,
 )
+from ...ir.unit_arrays import UnitArrays
 from ..engine.numerics.knapsack import Choice
 from ..engine.pipeline.base import PassContext
 from .decision import Candidate, Decision
@@ -42,16 +43,17 @@ def options_of(unit: Unit) -> list[tuple[Option, int]]:
 def is_reordered(unit: Unit, context: PassContext) -> bool:
     """Tells whether the unit will store an order of its own."""
     is_shared = note_of(unit.anchor, SharedRows) is not None
-    return f"{unit.name}/order" in context.arrays and not is_shared
+    return UnitArrays(unit.name, context.arrays).has("order") and not is_shared
 
 
 def _annotate_outliers(candidate: Candidate, context: PassContext) -> None:
     """Writes down which input channels of a unit stay in 16 bits."""
-    unit, name = candidate.unit, f"{candidate.unit.name}/outliers/columns"
+    unit = candidate.unit
+    arrays = UnitArrays(unit.name, context.arrays)
     drop_note(unit.anchor, OutlierColumns)
-    context.arrays.discard(name)
+    arrays.discard("outliers", "columns")
     if candidate.kept:
-        context.arrays.put(name, candidate.kept_columns(context.arrays))
+        arrays.put(candidate.kept_columns(context.arrays), "outliers", "columns")
         annotate(unit.anchor, OutlierColumns(unit.name, candidate.kept))
 
 
@@ -72,9 +74,10 @@ def _annotate_unit(
     note = need_note(unit.anchor, Sensitivity)
     counts = np.bincount(choice.option, minlength=len(note.options))
     used = [at for at, count in enumerate(counts) if count]
-    context.arrays.discard(f"{unit.name}/order")
+    arrays = UnitArrays(unit.name, context.arrays)
+    arrays.discard("order")
     if len(used) > 1:
-        context.arrays.put(f"{unit.name}/order", order)
+        arrays.put(order, "order")
     annotate(
         unit.anchor,
         BitAllocation(

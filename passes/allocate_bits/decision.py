@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir import ArrayStore, Option, Score, SharedOrder, Unit, UsageError
+from ...ir.unit_arrays import UnitArrays
 from ..engine.numerics.knapsack import Choice, Item
 
 
@@ -45,7 +46,7 @@ class Candidate:
         """Returns which input channels stay in 16 bits, int32, ascending."""
         if not self.kept:
             return np.zeros(0, dtype=np.int32)
-        return np.sort(arrays.get(f"{self.unit.name}/keep/columns")[: self.kept])
+        return np.sort(UnitArrays(self.unit.name, arrays).get("keep", "columns")[: self.kept])
 
     def place(self, bits: int) -> int:
         """Returns the place of the option with ``bits`` bits, of several the smallest.

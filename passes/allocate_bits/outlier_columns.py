@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...ir import ArrayStore
+from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import kept_bytes
 from ..engine.numerics import knapsack
 from .decision import Candidate
@@ -54,9 +55,8 @@ def with_outlier_columns(
 
 def _losses(candidate: Candidate, arrays: ArrayStore) -> dict[int, np.ndarray]:
     """Returns what rows lose by the number of channels that the unit may keep."""
-    start = f"{candidate.unit.name}/keep/"
-    counts = [name.removeprefix(start) for name in arrays.names() if name.startswith(start)]
-    return {int(one): arrays.get(start + one) for one in counts if one.isdigit()}
+    own = UnitArrays(candidate.unit.name, arrays)
+    return {int(one): own.get("keep", one) for one in own.under("keep") if one.isdigit()}
 
 
 def _best(candidate: Candidate, losses: Mapping[int, np.ndarray], price: float) -> Candidate:

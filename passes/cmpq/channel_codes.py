@@ -12,7 +12,7 @@ from ...ir import ArrayStore, ChannelAllocation, Option, Unit
 from ..engine.emission.emitter import Emitter
 from ..engine.emission.expansion import emit_expansion
 from ..engine.emission.positions import emit_positions
-from ..engine.emission.stored import ExpandedUnit, RowClass, StoredUnit
+from ..engine.emission.stored import ExpandedUnit, StoredClass, StoredUnit
 from ..engine.numerics.dense_codes import pack_dense
 from .channel_cost import INDEX_GROUP
 
@@ -167,7 +167,7 @@ def emit_on_grid(given: ChannelArrays, group: int, emit: Emitter) -> StoredUnit:
             "expansion", "scales/all", "Expand", [scales, dims], dtype=ir.DataType.FLOAT16
         )
         scales.shape = ir.Shape([rows, groups])
-    one = RowClass(0, Option(grid_bits, group), rows, 0, codes, scales)
+    one = StoredClass(0, Option(grid_bits, group), rows, 0, codes, scales)
     return ExpandedUnit(given.unit, one, emit)
 
 

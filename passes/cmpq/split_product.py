@@ -11,7 +11,7 @@ from ...ir import Capabilities, Option, Use
 from ..engine.emission.emitter import Emitter
 from ..engine.emission.product import emit_kernel
 from ..engine.emission.slim_product import Selection, SlimProduct, emit_sum, emit_wide
-from ..engine.emission.stored import ExpandedUnit, RowClass, StoredUnit, emit_codes
+from ..engine.emission.stored import ExpandedUnit, StoredClass, StoredUnit, emit_codes
 from .channel_codes import ChannelArrays, emit_places
 
 INT64 = ir.DataType.INT64
@@ -27,7 +27,7 @@ class SplitChannels:
         """Stores codes and scales of every class, and where its channels are."""
         self.given = given
         self._emit = emit
-        self._classes: list[tuple[RowClass, Selection | None]] = []
+        self._classes: list[tuple[StoredClass, Selection | None]] = []
         rows, order, scales = given.unit.shape[0], given.get("channels"), given.get("scales")
         column = scale = 0
         for at, (bits, count) in enumerate(
@@ -44,7 +44,7 @@ class SplitChannels:
                 if _is_all(part, given)
                 else Selection(f"class/{at}", part, given.unit.shape[1], emit)
             )
-            self._classes.append((RowClass(at, option, rows, 0, codes, own), seen))
+            self._classes.append((StoredClass(at, option, rows, 0, codes, own), seen))
             column, scale = column + count, scale + groups
 
     def stored_unit(self) -> StoredUnit:

@@ -28,6 +28,7 @@ from ...ir import (
 )
 from ...ir.analysis.offered import obstacle, result_type
 from ...ir.text_form import did_you_mean
+from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.convolution import emit_convolution
 from ..engine.emission.dequantized import (
     WIDTHS,
@@ -235,11 +236,11 @@ class _Work:
             return 0.0
         _, spec = self.specs[unit.name]
         rows = read_moved(unit, self.context.arrays, unit.uses.index(use), "rows")
-        order = np.arange(len(rows))
-        if len(spec.options) > 1 and f"{unit.name}/order" in self.context.arrays:
-            order = self.context.arrays.get(f"{unit.name}/order")
-        by_row = [Option.parse(text).group == unit.shape[1] for text in spec.options]
-        chosen = order[np.repeat(by_row, spec.counts)]
+        own = UnitArrays(unit.name, self.context.arrays)
+        classes = own.row_classes(spec.options, spec.counts)
+        chosen = np.concatenate(
+            [one.rows for one in classes if one.option.group == unit.shape[1]]
+        )
         energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
         return float(0.5 * rows[chosen] @ energy * error)
 
@@ -278,7 +279,7 @@ def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:
         replace_weight(graph, unit, emit_convolution(unit, arrays, shared), shared)
     else:
         _lower_matrix(unit, spec, work, shared)
-    arrays.discard(f"{unit.name}/codes/")  # the graph holds them now
+    UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
 
 
 def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,14 @@ import numpy as np
 import torch
 from onnx_ir.tensor_adapters import to_torch_dtype
 
-from ...ir import ArrayStore, Option, QuantSpec, Unit, need_note
+from ...ir import ArrayStore, QuantSpec, Unit, need_note
+from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.numerics.gptq import storable
 from ..engine.statistics.quadratic import kept_columns
 
 
 @dataclass(frozen=True)
-class _RowClass:
+class _TunedClass:
     """The rows of a unit that share an option.
 
     Attributes:
@@ -72,22 +72,21 @@ class TunedScales:
     def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
         self.unit = unit
         self._spec = need_note(unit.anchor, QuantSpec)
-        self._classes = [
-            self._read(at, Option.parse(text), arrays)
-            for at, text in enumerate(self._spec.options)
-        ]
-        self._places = _places(unit.name, [len(one.codes) for one in self._classes], arrays)
+        self._arrays = UnitArrays(unit.name, arrays)
+        classes = self._arrays.row_classes(self._spec.options, self._spec.counts)
+        self._classes = [self._read(one) for one in classes]
+        self._places = [_place(one.rows) for one in classes]
         self._kept = _kept(unit, arrays)
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
-    def _read(self, at: int, option: Option, arrays: ArrayStore) -> _RowClass:
-        codes = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/codes/{at}")))
-        scales = torch.from_numpy(np.array(arrays.get(f"{self.unit.name}/scales/{at}")))
+    def _read(self, one: RowClass) -> _TunedClass:
+        codes = torch.from_numpy(np.array(self._arrays.get("codes", one.index)))
+        scales = torch.from_numpy(np.array(self._arrays.get("scales", one.index)))
         rows, groups = scales.shape
-        missing = groups * option.group - codes.shape[1]
+        missing = groups * one.option.group - codes.shape[1]
         codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
         change = torch.zeros(rows, groups, requires_grad=True)
-        return _RowClass(codes, scales.float(), change, reach=2.0 ** (2 - option.bits))
+        return _TunedClass(codes, scales.float(), change, reach=2.0 ** (2 - one.option.bits))
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns what is tuned."""
@@ -124,10 +123,10 @@ class TunedScales:
                 one.scales.copy_(storable(one.tuned()))
                 one.change.zero_()
 
-    def store(self, arrays: ArrayStore) -> None:
+    def store(self) -> None:
         """Writes the settled scales, as float16, and the weight that they now stand for."""
         for at, one in enumerate(self._classes):
-            arrays.put(f"{self.unit.name}/scales/{at}", one.scales.half().numpy())
+            self._arrays.put(one.scales.half().numpy(), "scales", at)
         with torch.no_grad():
             self.unit.replace(self.matrix().numpy())
 
@@ -137,17 +136,13 @@ def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] |
     columns = kept_columns(unit, arrays)
     if not len(columns):
         return None
-    values = np.array(arrays.get(f"{unit.name}/outliers/kept"), dtype=np.float32)
+    values = np.array(UnitArrays(unit.name, arrays).get("outliers", "kept"), dtype=np.float32)
     return torch.from_numpy(columns.astype(np.int64)), torch.from_numpy(values.T)
 
 
-def _places(
-    unit: str, counts: Sequence[int], arrays: ArrayStore
-) -> list[torch.Tensor | slice]:
-    """Returns where the rows of each class stand in the matrix."""
-    ends = np.cumsum(counts).tolist()
-    stored = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    if f"{unit}/order" not in arrays:
-        return list(stored)
-    order = torch.from_numpy(np.array(arrays.get(f"{unit}/order"), dtype=np.int64))
-    return [order[rows] for rows in stored]
+def _place(rows: np.ndarray) -> torch.Tensor | slice:
+    """Returns rows as a slice where they are neighbours, which is quicker to write to."""
+    first, last = int(rows[0]), int(rows[-1])
+    if np.array_equal(rows, np.arange(first, last + 1)):
+        return slice(first, last + 1)
+    return torch.from_numpy(rows)

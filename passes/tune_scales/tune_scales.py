@@ -90,7 +90,7 @@ class TuneScales(Pass):
             facts = self._tune(tuner, tuned, context)
         if facts["kept"]:
             for one in tuned:
-                one.store(context.arrays)
+                one.store()
         context.report[self.name] = facts
         return bool(facts["kept"])
 

@@ -94,7 +94,7 @@ def test_scales_of_more_levels_move_less(work: PassContext) -> None:
             for one in tuned.parameters():
                 one.fill_(0.5)
         tuned.settle()
-        tuned.store(work.arrays)
+        tuned.store()
         for option, name, old in zip(options, names, before, strict=True):
             ratio = work.arrays.get(name).astype(np.float32) / old
             np.testing.assert_allclose(ratio, 1 + 0.5 * 2 ** (2 - option.bits), rtol=1e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....ir import ArrayStore, Unit
+from ....ir.unit_arrays import UnitArrays
 from .emitter import Emitter
 
 
@@ -20,9 +21,10 @@ def emit_convolution(unit: Unit, arrays: ArrayStore, emit: Emitter) -> ir.Value:
     the codes; they are expanded for each run.
     """
     dtype = unit.tensor.dtype
-    matrix = arrays.get(f"{unit.name}/codes/0")
+    own = UnitArrays(unit.name, arrays)
+    matrix = own.get("codes", 0)
     codes = emit.constant("codes", unit.stored_layout(matrix.astype(np.int8)))
-    scales = emit.constant("scales", arrays.get(f"{unit.name}/scales/0")[:, 0])
+    scales = emit.constant("scales", own.get("scales", 0)[:, 0])
     if dtype != ir.DataType.FLOAT16:
         to = {"to": int(dtype)}
         scales = emit.node("dequantize", "scales/wide", "Cast", [scales], to, dtype=dtype)

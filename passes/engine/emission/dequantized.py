@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from ....ir import ArrayStore, Option, QuantSpec, Unit, Use
+from ....ir.unit_arrays import RowClass, UnitArrays
 from .emitter import Emitter
 from .product import finished, joined
-from .stored import RowClass, StoredUnit
+from .stored import StoredClass, StoredUnit
 
 WIDTHS = {4: ml_dtypes.int4, 8: np.int8}  # of codes that the standard has a type for
 
@@ -23,42 +22,40 @@ class DequantizedUnit(StoredUnit):
     groups x rows. Runtimes recognise this layout and no other as a product of packed codes.
     """
 
-    def _classes(self, spec: QuantSpec, arrays: ArrayStore) -> list[RowClass]:
-        found: list[RowClass] = []
-        offset = 0
-        for index, (text, rows) in enumerate(zip(spec.options, spec.counts, strict=True)):
-            option = Option.parse(text)
-            codes = arrays.get(f"{spec.unit}/codes/{index}").T
-            scales = arrays.get(f"{spec.unit}/scales/{index}").astype(np.float16).T
-            stored = self._emit.constant(f"codes/{index}", codes.astype(WIDTHS[option.bits]))
-            steps = scales[0] if option.group == self.columns else scales
-            found.append(
-                RowClass(
-                    index,
-                    option,
-                    rows,
-                    offset,
-                    stored,
-                    self._emit.constant(f"scales/{index}", steps),
-                )
-            )
-            offset += rows
-        self._tables = cache(self._emit_table)
-        return found
+    def __init__(self, unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -> None:
+        super().__init__(unit, spec, arrays, emit)
+        self._tables: dict[int, tuple[ir.Value, ir.Value]] = {}
 
-    def is_by_row(self, one: RowClass) -> bool:
+    def _stored_class(self, one: RowClass, own: UnitArrays) -> StoredClass:
+        codes, scales = own.get("codes", one.index).T, own.get("scales", one.index).T
+        scales = scales.astype(np.float16)
+        return StoredClass(
+            one.index,
+            one.option,
+            len(one.rows),
+            one.offset,
+            self._emit.constant(f"codes/{one.index}", codes.astype(WIDTHS[one.option.bits])),
+            self._emit.constant(
+                f"scales/{one.index}",
+                scales[0] if one.option.group == self.columns else scales,
+            ),
+        )
+
+    def is_by_row(self, one: StoredClass) -> bool:
         """Tells whether a row of the class is a single group."""
         return one.option.group == self.columns
 
-    def table(self, one: RowClass) -> tuple[ir.Value, ir.Value]:
+    def table(self, one: StoredClass) -> tuple[ir.Value, ir.Value]:
         """Returns the codes (int8, rows x columns) and scales (rows x groups) for lookups.
 
         They are made of what products read, by nodes that fold when the runtime loads the
         model. The product keeps the constant for itself then, and with it its fast kernel.
         """
-        return self._tables(one)
+        if one.index not in self._tables:
+            self._tables[one.index] = self._emit_table(one)
+        return self._tables[one.index]
 
-    def _emit_table(self, one: RowClass) -> tuple[ir.Value, ir.Value]:
+    def _emit_table(self, one: StoredClass) -> tuple[ir.Value, ir.Value]:
         codes, name = one.codes, f"table/{one.index}"
         int8, float16 = ir.DataType.INT8, ir.DataType.FLOAT16
         if one.option.bits < 8:
@@ -103,7 +100,7 @@ def emit_dequantized_product(
 
 
 def _weight(
-    stored: DequantizedUnit, one: RowClass, dtype: ir.DataType, emit: Emitter
+    stored: DequantizedUnit, one: StoredClass, dtype: ir.DataType, emit: Emitter
 ) -> ir.Value:
     blocks = {"axis": 0, "block_size": one.option.group}
     how = {"axis": 1} if stored.is_by_row(one) else blocks

@@ -11,9 +11,9 @@ from ....ir import Use
 from ..numerics.packing import code_of_zero
 from .dequantized import DequantizedUnit
 from .emitter import CONTRIB, Emitter
-from .stored import RowClass, StoredUnit
+from .stored import StoredClass, StoredUnit
 
-Rows = Callable[[RowClass, ir.Value], ir.Value]  # (class, ids) -> ids x columns
+Rows = Callable[[StoredClass, ir.Value], ir.Value]  # (class, ids) -> ids x columns
 
 INT32 = ir.DataType.INT32
 INT64 = ir.DataType.INT64
@@ -160,7 +160,7 @@ class _Lookup:
 
     # One class
 
-    def unpacked(self, one: RowClass, ids: ir.Value) -> ir.Value:
+    def unpacked(self, one: StoredClass, ids: ir.Value) -> ir.Value:
         """Emits the lookup of packed bytes and their expansion with standard nodes."""
         group, index = one.option.group, one.index
         groups = one.option.groups(self.stored.columns)
@@ -176,7 +176,7 @@ class _Lookup:
         signed = self.node(f"signed/{index}", "Sub", [stored, zero], self.dtype)
         return self._trimmed(one, self._scaled(one, signed, scales))
 
-    def _scaled(self, one: RowClass, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    def _scaled(self, one: StoredClass, codes: ir.Value, scales: ir.Value) -> ir.Value:
         """Emits the product of codes, ids x groups x group, and their scales, ids x groups."""
         index, groups = one.index, one.option.groups(self.stored.columns)
         wide = self.cast(f"scale/{index}/wide", scales, self.dtype)
@@ -184,7 +184,7 @@ class _Lookup:
         values = self.node(f"value/{index}", "Mul", [codes, steps], self.dtype)
         return self.reshape(f"row/{index}", values, [*self._lead, groups * one.option.group])
 
-    def dequantized(self, one: RowClass, ids: ir.Value) -> ir.Value:
+    def dequantized(self, one: StoredClass, ids: ir.Value) -> ir.Value:
         """Emits the lookup of int8 codes, which a DequantizeLinear makes numbers of."""
         assert isinstance(self.stored, DequantizedUnit)
         index, group = one.index, one.option.group
@@ -196,7 +196,7 @@ class _Lookup:
         shape = [*self._lead, self.stored.columns // group, group]
         return self._scaled(one, self.reshape(f"code/{index}", signed, shape), scales)
 
-    def _fields(self, one: RowClass, codes: ir.Value, groups: int) -> ir.Value:
+    def _fields(self, one: StoredClass, codes: ir.Value, groups: int) -> ir.Value:
         """Emits the codes of every byte, lowest first.
 
         Shifting up drops the higher fields, shifting down the lower ones; uint8 BitShift is in
@@ -213,7 +213,7 @@ class _Lookup:
         down = self.number(f"down/{index}", 8 - bits, UINT8)
         return self.node(f"field/{index}", "BitShift", [high, down], UINT8, direction="RIGHT")
 
-    def block_quantized(self, one: RowClass, ids: ir.Value) -> ir.Value:
+    def block_quantized(self, one: StoredClass, ids: ir.Value) -> ir.Value:
         """Emits com.microsoft GatherBlockQuantized.
 
         Its default zero point differs between providers, so it is given one, made of a single
@@ -251,7 +251,7 @@ class _Lookup:
         )
         return self._trimmed(one, found)
 
-    def _trimmed(self, one: RowClass, rows: ir.Value) -> ir.Value:
+    def _trimmed(self, one: StoredClass, rows: ir.Value) -> ir.Value:
         """Emits a Slice that cuts the padding of the last group, where there is any."""
         columns = self.stored.columns
         if columns % one.option.group == 0:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from ....ir import Capabilities, Use
 from .emitter import CONTRIB, Emitter
 from .slim_product import SlimProduct
-from .stored import RowClass, StoredUnit
+from .stored import StoredClass, StoredUnit
 
 
 def emit_product(
@@ -61,7 +61,7 @@ def finished(use: Use, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> 
 
 
 def emit_kernel(
-    row_class: RowClass,
+    row_class: StoredClass,
     columns: int,
     scales: ir.Value,
     activation: ir.Value,

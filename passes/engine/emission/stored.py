@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....ir import ArrayStore, Option, QuantSpec, Unit
+from ....ir.unit_arrays import RowClass, UnitArrays
 from ..numerics.dense_codes import pack_dense
 from ..numerics.packing import pack
 from .cost import POSITIONS_IN_UINT16
@@ -17,7 +18,7 @@ from .expansion import emit_expansion
 
 
 @dataclass(frozen=True)
-class RowClass:
+class StoredClass:
     """The rows of a unit that share an option.
 
     Attributes:
@@ -56,23 +57,21 @@ class StoredUnit:
         self.rows, self.columns = unit.shape
         self._emit = emit
         self._scales: dict[tuple[int, ir.DataType], ir.Value] = {}
-        self.classes = tuple(self._classes(spec, arrays))
-        self._inverse = _inverse_order(unit.name, len(spec.options), arrays)
+        own = UnitArrays(unit.name, arrays)
+        classes = own.row_classes(spec.options, spec.counts) if spec.options else []
+        self.classes = tuple(self._stored_class(one, own) for one in classes)
+        self._inverse = _inverse(own.order(self.rows))
 
-    def _classes(self, spec: QuantSpec, arrays: ArrayStore) -> list[RowClass]:
-        found: list[RowClass] = []
-        offset = 0
-        for index, (text, rows) in enumerate(zip(spec.options, spec.counts, strict=True)):
-            option = Option.parse(text)
-            codes = arrays.get(f"{spec.unit}/codes/{index}")
-            scales = arrays.get(f"{spec.unit}/scales/{index}").astype(np.float16)
-            packed = emit_codes(f"codes/{index}", codes, option, self._emit)
-            stored = self._emit.constant(f"scales/{index}", scales)
-            found.append(RowClass(index, option, rows, offset, packed, stored))
-            offset += rows
-        return found
+    def _stored_class(self, one: RowClass, own: UnitArrays) -> StoredClass:
+        """Stores the codes and scales of a class."""
+        scales = own.get("scales", one.index).astype(np.float16)
+        packed = emit_codes(
+            f"codes/{one.index}", own.get("codes", one.index), one.option, self._emit
+        )
+        stored = self._emit.constant(f"scales/{one.index}", scales)
+        return StoredClass(one.index, one.option, len(one.rows), one.offset, packed, stored)
 
-    def scales(self, row_class: RowClass, dtype: ir.DataType) -> ir.Value:
+    def scales(self, row_class: StoredClass, dtype: ir.DataType) -> ir.Value:
         """Returns the scales of a class as ``dtype``, rows x groups."""
         if dtype == ir.DataType.FLOAT16:
             return row_class.scales
@@ -113,7 +112,7 @@ class StoredUnit:
 class ExpandedUnit(StoredUnit):
     """A unit in one class whose codes and scales have been emitted already."""
 
-    def __init__(self, unit: Unit, row_class: RowClass, emit: Emitter) -> None:
+    def __init__(self, unit: Unit, row_class: StoredClass, emit: Emitter) -> None:
         super().__init__(unit, QuantSpec(unit.name, (), (), "nearest"), ArrayStore(), emit)
         self.classes = (row_class,)
 
@@ -127,13 +126,10 @@ def emit_codes(name: str, codes: np.ndarray, option: Option, emit: Emitter) -> i
     return emit_expansion(name, dense, bits, kernel_bits, group, emit)
 
 
-def _inverse_order(unit: str, classes: int, arrays: ArrayStore) -> np.ndarray | None:
+def _inverse(order: np.ndarray) -> np.ndarray | None:
     """Returns the position of every row in stored order, or None when nothing moved."""
-    if classes == 1 or f"{unit}/order" not in arrays:
-        return None
-    order = arrays.get(f"{unit}/order")
     if np.array_equal(order, np.arange(order.size)):
         return None
     inverse = np.empty_like(order)
-    inverse[order] = np.arange(order.size, dtype=order.dtype)
+    inverse[order] = np.arange(order.size)
     return inverse
