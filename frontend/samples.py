@@ -70,7 +70,8 @@ class SampleMaker:
         return next((one for one in self.inputs if one.role == "tokens"), None)
 
     @property
-    def _mask(self) -> str | None:
+    def mask(self) -> str | None:
+        """Name of the input that tells tokens from padding, if there is one."""
         return next((one.name for one in self.inputs if one.role == "mask"), None)
 
     @property
@@ -154,7 +155,7 @@ class SampleMaker:
         fitted = max(1, len(feeds) - _HELD_OUT)
         source = f"{fitted} x {width} tokens of {name}"
         return Calibration(
-            feeds, source, feeds_key(feeds), tokens.name, held_out=_HELD_OUT, mask=self._mask
+            feeds, source, feeds_key(feeds), tokens.name, held_out=_HELD_OUT, mask=self.mask
         )
 
     def _text_feeds(
@@ -198,7 +199,7 @@ class SampleMaker:
         source = f"{len(feeds)} samples of {named}"
         tokens = self.tokens
         name = tokens.name if tokens else None
-        return Calibration(feeds, source, feeds_key(feeds), name, mask=self._mask)
+        return Calibration(feeds, source, feeds_key(feeds), name, mask=self.mask)
 
     def _from_noise(self, samples: int, length: int, seed: int) -> Calibration:
         source = np.random.default_rng(seed)
@@ -208,7 +209,7 @@ class SampleMaker:
         self.say("calibrating on random noise: expect worse quality than on real samples")
         words = f"{samples} random samples (seed {seed})"
         name = tokens.name if tokens else None
-        return Calibration(feeds, words, feeds_key(feeds), name, random=True, mask=self._mask)
+        return Calibration(feeds, words, feeds_key(feeds), name, random=True, mask=self.mask)
 
 
 _ARRAYS = "give an .npz or .safetensors file of arrays named like the inputs"

@@ -53,16 +53,6 @@ class Calibration:
         """The samples that nothing is fitted to, if there are any."""
         return self.feeds[self._fitted :]
 
-    def real_places(self, feed: Feeds, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns which places of a sample are no padding, bool, in the shape asked for.
-
-        Where there is no mask for as many places, all are real.
-        """
-        mask = feed.get(self.mask) if self.mask is not None else None
-        if mask is None or mask.size != int(np.prod(shape)):
-            return np.ones(shape, dtype=bool)
-        return np.asarray(mask != 0).reshape(shape)
-
     def first(self, count: int) -> Sequence[Feeds]:
         """Returns the first ``count`` samples that passes fit to; 0 stands for all."""
         return self.training[: count or None]

@@ -33,7 +33,8 @@ from ..ir import (
 from ..ir.analysis.attention import Attention, Found, find_attention
 from ..ir.analysis.blocks import Block, blocks_of
 from ..ir.content_key import model_key
-from .engine.execution.prefix import Prefix
+from .engine.execution.executor import BlockRunner
+from .engine.execution.samples import Samples
 from .engine.numerics.row_hessians import Key, RowHessians
 from .engine.pipeline.base import Pass, PassContext
 from .engine.pipeline.forecast import Forecast
@@ -135,17 +136,16 @@ class AttentionHessians(Pass):
         """Runs all samples through the blocks, one block after the other."""
         assert context.calibration is not None
         gather = LocalHessians(bound, context.runner, self.probes, context.seed)
-        feeds = context.calibration.first(self.samples)
-        prefix = Prefix(list(files), feeds, context)
+        runner = BlockRunner(context.runner, list(files))
+        samples = Samples.of(context, context.calibration.first(self.samples), on_disk=True)
         steps = context.progress.track(files.items(), len(files), "looking behind attention")
         for block, path in steps:
             wanted = gather.begin(block, units)
             before = set(gather.refused)
-            for values in prefix.look(block, wanted, go_on=True):
+            for values in runner.forward(samples, block, wanted):
                 gather.add(values)
             new = {str(n.name): w for n, w in gather.refused.items() if n not in before}
             _write(path, gather.end(), new)
-        prefix.clear()
 
 
 def _need_bound(found: Found) -> None:

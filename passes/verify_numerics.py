@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of
+from .engine.execution.padding import Padding
 from .engine.numerics.divergence import cosine, kl_divergence, relative_error, top1_agreement
 from .engine.pipeline.base import Pass, PassContext
 
@@ -91,13 +92,13 @@ def _compare(
     metrics: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
     with context.runner.session(model) as session:
         for at, sample in _tracked(context, feeds, "result"):
+            padding = Padding.of(sample, context.calibration.mask)
             for index, result in enumerate(_outputs(session.run(sample, names), names)):
                 path = kept / f"{at}-{index}.npy"
                 wanted = np.load(path, mmap_mode="r", allow_pickle=False)
-                _check(wanted, result, names[index])
-                real = context.calibration.real_places(sample, wanted.shape[:-1])
-                if not real.all():
-                    wanted, result = wanted[real], result[real]
+                _check_shape(wanted, result, names[index])
+                wanted, result = (padding.tokens(array) for array in (wanted, result))
+                _check_finite(wanted, result, names[index])
                 metrics[names[index]].append(_metrics(wanted, result, logits))
                 del wanted
                 path.unlink()
@@ -112,11 +113,13 @@ def _outputs(results: Mapping[str, np.ndarray], names: list[str]) -> list[np.nda
     return [np.asarray(results[name]) for name in names]
 
 
-def _check(wanted: np.ndarray, result: np.ndarray, name: str) -> None:
-    """Refuses an output of another shape, or one that is not finite where it was."""
+def _check_shape(wanted: np.ndarray, result: np.ndarray, name: str) -> None:
     if wanted.shape != result.shape:
         shapes = f"{list(result.shape)}, the original's has {list(wanted.shape)}"
         raise InternalError(f"output {name!r} has shape {shapes}")
+
+
+def _check_finite(wanted: np.ndarray, result: np.ndarray, name: str) -> None:
     broken = int(np.count_nonzero(np.isfinite(wanted) & ~np.isfinite(result)))
     if broken:
         raise InternalError(f"output {name!r} has {broken} entries that are no longer finite")

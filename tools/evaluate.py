@@ -13,6 +13,7 @@ from ..frontend.model_inputs import ModelInput
 from ..frontend.model_source import Source, locate
 from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
+from ..passes.engine.execution.padding import Padding
 from ..passes.engine.numerics.divergence import cosine, relative_error
 from ..passes.engine.pipeline.base import Progress, SilentProgress
 from .inspection import bits_per_weight, model_bytes
@@ -67,10 +68,12 @@ class HeldOut:
     Attributes:
         feeds: One mapping from input name to array for each sample.
         tokens: The input that carries token ids, if the model reads tokens.
+        mask: Name of the input that tells tokens from padding, if there is one.
     """
 
     feeds: Sequence[Feeds]
     tokens: ModelInput | None
+    mask: str | None = None
 
     @classmethod
     def of(
@@ -99,7 +102,7 @@ class HeldOut:
         maker = SampleMaker.of(read_model(source.onnx), source, progress.say)
         files = [Path(one) for one in texts]
         feeds = maker.evaluation(files, samples=samples, sequence_length=sequence_length)
-        return cls(feeds, maker.tokens)
+        return cls(feeds, maker.tokens, maker.mask)
 
 
 def evaluate(
@@ -153,7 +156,7 @@ def evaluate_on(
     with runtime.session(before) as first, runtime.session(after) as second:
         _check_fit(first, second)
         tracked = progress.track(feeds, len(feeds), "evaluate")
-        measured = _measure(first, second, tracked, held_out.tokens)
+        measured = _measure(first, second, tracked, held_out)
     bits, resident_bits = bits_per_weight(before, after)
     return Evaluation(
         samples=len(feeds),
@@ -191,15 +194,16 @@ def _measure(
     first: LoadedModel,
     second: LoadedModel,
     feeds: Iterable[Feeds],
-    tokens: ModelInput | None,
+    held_out: HeldOut,
 ) -> dict[str, Any]:
     names = [one.name for one in first.outputs if one.type in _FLOATS]
     shared = {one.name for one in second.outputs}
     names = [name for name in names if name in shared and not _is_cache(name)]
     if not names:
         raise InputError("the two models have no float output in common")
-    tally = _Tally()
+    tally, tokens = _Tally(), held_out.tokens
     for feed in feeds:
+        padding = Padding.of(feed, held_out.mask)
         wanted = first.run(feed, names[:1])[names[0]]
         got = second.run(feed, names[:1])[names[0]]
         if wanted.shape != got.shape:
@@ -207,9 +211,9 @@ def _measure(
                 f"the models' outputs differ in shape: {wanted.shape}, {got.shape}"
             )
         if tokens is not None and _predicts(wanted, feed[tokens.name], tokens.vocabulary):
-            tally.add_logits(wanted, got, feed[tokens.name])
+            tally.add_logits(wanted, got, feed[tokens.name], padding)
         else:
-            tally.add_output(wanted, got, _mask_of(feed, wanted))
+            tally.add_output(wanted, got, padding)
     return tally.facts()
 
 
@@ -225,16 +229,6 @@ def _predicts(output: np.ndarray, ids: np.ndarray, vocabulary: int) -> bool:
     return output.ndim == 3 and output.shape[:2] == ids.shape and output.shape[2] == vocabulary
 
 
-def _mask_of(feed: Feeds, output: np.ndarray) -> np.ndarray | None:
-    """Returns the mask that tells which positions of a sequence of vectors count."""
-    if output.ndim != 3:
-        return None
-    masks = (
-        one for name, one in feed.items() if "mask" in name and one.shape == output.shape[:2]
-    )
-    return next(masks, None)
-
-
 class _Tally:
     """Adds up what is measured on each sample."""
 
@@ -245,11 +239,16 @@ class _Tally:
         self.cosines: list[np.ndarray] = []
         self.errors: list[float] = []
 
-    def add_logits(self, wanted: np.ndarray, got: np.ndarray, ids: np.ndarray) -> None:
-        for before, after, labels in zip(wanted, got, ids, strict=True):
-            for at in range(0, len(labels) - 1, _ROWS):
-                end = min(at + _ROWS, len(labels) - 1)
-                self._add_rows(before[at:end], after[at:end], labels[at + 1 : end + 1])
+    def add_logits(
+        self, wanted: np.ndarray, got: np.ndarray, ids: np.ndarray, padding: Padding
+    ) -> None:
+        """Adds the tokens that another token follows."""
+        samples = zip(wanted, got, ids, padding.real(ids.shape), strict=True)
+        for before, after, labels, real in samples:
+            places = np.flatnonzero(real[:-1] & real[1:])
+            for at in range(0, len(places), _ROWS):
+                rows = places[at : at + _ROWS]
+                self._add_rows(before[rows], after[rows], labels[rows + 1])
 
     def _add_rows(self, wanted: np.ndarray, got: np.ndarray, labels: np.ndarray) -> None:
         """Adds a few positions; every figure comes from the same two log-softmaxes."""
@@ -264,9 +263,9 @@ class _Tally:
         np.exp(before, out=before)
         self.kl.append(-np.einsum("tv,tv->t", before, after))
 
-    def add_output(self, wanted: np.ndarray, got: np.ndarray, mask: np.ndarray | None) -> None:
-        self.errors.append(relative_error(wanted, got))
-        self.cosines.append(cosine(_pooled(wanted, mask), _pooled(got, mask)))
+    def add_output(self, wanted: np.ndarray, got: np.ndarray, padding: Padding) -> None:
+        self.errors.append(relative_error(padding.tokens(wanted), padding.tokens(got)))
+        self.cosines.append(cosine(_pooled(wanted, padding), _pooled(got, padding)))
 
     def facts(self) -> dict[str, Any]:
         kl = _mean(self.kl)
@@ -299,12 +298,13 @@ def _exp(value: float | None) -> float | None:
     return float(np.exp(value)) if value is not None else None
 
 
-def _pooled(output: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Returns one vector per sample: sequences are averaged over the positions that count."""
+def _pooled(output: np.ndarray, padding: Padding) -> np.ndarray:
+    """Returns one vector for each sample: sequences are averaged over their tokens."""
     if output.ndim < 2:
         return output.reshape(1, -1)
     if output.ndim != 3:
-        return output.reshape(len(output), -1)
-    weights = np.ones(output.shape[:2]) if mask is None else mask
+        real = padding.real(output.shape[:1])
+        return np.asarray(output.reshape(len(output), -1)[real])
+    weights = padding.real(output.shape[:2]).astype(np.float64)
     total = np.maximum(weights.sum(1, keepdims=True), 1)
     return np.asarray((output * weights[..., None]).sum(1) / total)

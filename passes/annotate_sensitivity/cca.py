@@ -19,11 +19,12 @@ import torch
 
 from ...ir import Calibration, Feeds, UsageError
 from ...ir.analysis.blocks import is_float
-from ..engine.execution.segments import Segments
+from ..engine.execution.samples import Samples
 from ..engine.numerics.canonical import Cloud, first_pair, pwcca, svcca
 from ..engine.pipeline.chosen_options import at_least, one_of
 from .layers import Layer, judgements, layers_of
 from .metric import Asked, Judgement
+from .running import block_runner
 
 VARIANTS: Mapping[str, Callable[[Cloud, Cloud], float]] = {
     "plain": first_pair,
@@ -96,18 +97,19 @@ def _check_points(points: Sequence[np.ndarray], variant: str) -> None:
 def _points(asked: Asked[Settings], layers: Sequence[Layer]) -> list[np.ndarray]:
     """Returns for every layer its pooled outputs, points x channels."""
     context = asked.context
-    segments = Segments(asked.model, context, "cca")
     assert context.calibration is not None
-    samples = context.calibration.first(asked.settings.samples)
-    wanted = [str(_output(layer).name) for layer in layers]
+    outputs = [str(_output(layer).name) for layer in layers]
+    runner = block_runner(asked, outputs)
+    samples = Samples.of(context, context.calibration.first(asked.settings.samples))
     found: list[list[np.ndarray]] = [[] for _ in layers]
-    for feed in context.progress.track(samples, len(samples), "comparing blocks"):
-        exact = segments.exact(feed)
-        for points, name in zip(found, wanted, strict=True):
-            output = _by_sample(exact[name], feed, context.calibration)
-            real = context.calibration.real_places(feed, output.shape[:2])
+    for sample in context.progress.track(samples, len(samples), "comparing blocks"):
+        runner.run(sample)
+        for points, name in zip(found, outputs, strict=True):
+            output = _by_sample(sample[name], sample.arrays, context.calibration)
+            real = sample.padding.real(output.shape[:2])
             points.append(pooled(output, real, asked.settings.window))
-    return [_joined(points, name) for points, name in zip(found, wanted, strict=True)]
+        sample.clear()
+    return [_joined(points, name) for points, name in zip(found, outputs, strict=True)]
 
 
 def _joined(points: Sequence[np.ndarray], name: str) -> np.ndarray:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...ir import Unit
-from ..engine.execution.segments import Segments
+from ..engine.execution.executor import weight_of
+from ..engine.execution.samples import Samples
 from ..engine.pipeline.chosen_options import at_least, one_of
 from .layers import Layer
 from .loss_change import LossChange
 from .metric import Asked
+from .running import block_runner
 
 Disturb = Callable[[Unit], np.ndarray]
 
@@ -50,16 +52,17 @@ def loss_changes(
     """
     metric, context = asked.metric, asked.context
     change = LossChange.of(asked, asked.settings.labels)
-    segments = Segments(asked.model, context, metric)
-    samples = change.samples.first(asked.settings.samples)
+    runner = block_runner(asked, [change.note.output])
+    samples = Samples.of(context, change.samples.first(asked.settings.samples))
     growth = np.zeros((len(samples), len(layers)))
-    steps = [(at, feed) for at, feed in enumerate(samples)]
-    for at, feed in context.progress.track(steps, len(steps), f"trying {metric}"):
-        exact = segments.exact(feed)
-        before = exact[change.note.output]
+    steps = context.progress.track(samples, len(samples), f"trying {metric}")
+    for at, sample in enumerate(steps):
+        runner.run(sample)
+        before = sample[change.note.output]
         for place, layer in enumerate(layers):
             for disturb in disturbances:
-                other = segments.swapped((unit, disturb(unit)) for unit in layer.units)
-                after = segments.with_weights(exact, other)[change.note.output]
-                growth[at, place] += change(feed, before, after) / len(disturbances)
+                weights = {u.weight: weight_of(u, disturb(u)) for u in layer.units}
+                after = runner.branch(sample, weights)[change.note.output]
+                growth[at, place] += change(sample, before, after) / len(disturbances)
+        sample.clear()
     return [float(one) for one in growth.mean(axis=0)]

@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import to_torch_dtype
 
-from ...ir import Feeds, Unit
+from ...ir import Unit
 from ...ir.analysis.blocks import Block
-from ..engine.execution.segments import Segments, Values
+from ..engine.execution.executor import stored_weight
+from ..engine.execution.samples import Sample, Samples
 from ..engine.statistics.objective import choose_objective
 from .disturbed import LossSettings
 from .layers import Layer
 from .loss_change import LossChange
 from .metric import Asked
+from .running import block_runner
 
 
 def first_order(
@@ -35,14 +36,11 @@ def first_order(
         layers: The layers.
         sizes: By unit: the standard deviation of the noise ``d``.
     """
-    units = {unit.name: unit for layer in layers for unit in layer.units}
-    backward = _Backward(asked, list(units.values()))
-    samples = backward.change.samples.first(asked.settings.samples)
+    slopes = _Slopes(asked, {unit.weight: unit for one in layers for unit in one.units})
+    samples = Samples.of(asked.context, slopes.change.samples.first(asked.settings.samples))
     found = []
-    for at, feed in enumerate(
-        asked.context.progress.track(samples, len(samples), "trying taylor")
-    ):
-        squares = backward.squares(feed, at)
+    for sample in asked.context.progress.track(samples, len(samples), "trying taylor"):
+        squares = slopes.squares(sample)
         found.append([_expected(layer, squares, sizes) for layer in layers])
     return [float(one) for one in np.mean(found, axis=0)]
 
@@ -53,89 +51,60 @@ def _expected(layer: Layer, squares: Mapping[str, float], sizes: Mapping[str, fl
     return math.sqrt(2 / math.pi * variance)
 
 
-class _Backward:
+class _Slopes:
     """Gradients of the mean loss with respect to stored weights."""
 
-    def __init__(self, asked: Asked[LossSettings], units: Sequence[Unit]) -> None:
+    def __init__(self, asked: Asked[LossSettings], units: Mapping[ir.Value, Unit]) -> None:
         self.change = LossChange.of(asked, asked.settings.labels)
-        self._asked = asked
-        self._segments = Segments(asked.model, asked.context, asked.metric)
+        self._units = units
         tokens = self.change.samples.tokens
         self._objective = choose_objective(asked.model, tokens, self.change.note.objective)
-        by_weight = {unit.weight: unit for unit in units}
-        self._leaves = [
-            [by_weight[value] for value in _read(block) if value in by_weight]
-            for block in self._segments.blocks
-        ]
-        self._modules = [
-            self._lower(block, leaves)
-            for block, leaves in zip(self._segments.blocks, self._leaves, strict=True)
+        self._runner = block_runner(asked, self._outputs)
+        self._read = [
+            [units[value] for value in _read(block) if value in units]
+            for block in self._runner.blocks
         ]
 
-    def _lower(self, block: Block, leaves: Sequence[Unit]) -> torch.nn.Module:
-        inputs = [*block.inputs, *(unit.weight for unit in leaves)]
-        return self._asked.context.runner.segment(block.nodes, inputs, block.outputs)
+    @property
+    def _outputs(self) -> list[str]:
+        return [str(value.name) for value in self._objective.outputs]
 
-    def squares(self, feed: Feeds, at: int) -> dict[str, float]:
-        """Returns the squared norm of ``dl/dW`` of every unit, for sample number ``at``."""
-        exact = self._segments.exact(feed)
-        reaching = self._at_outputs(feed, exact, at)
-        left = Counter(unit.name for leaves in self._leaves for unit in leaves)
+    def squares(self, sample: Sample) -> dict[str, float]:
+        """Returns the squared norm of ``dl/dW`` of every unit, for one sample."""
+        self._runner.run(sample)
+        sample.gradients.update(self._at_outputs(sample))
+        left = Counter(unit.name for units in self._read for unit in units)
         partial: dict[str, torch.Tensor] = {}
         squares: dict[str, float] = {}
-        for place in reversed(range(len(self._modules))):
-            for name, gradient in self._step(place, exact, reaching).items():
-                partial[name] = partial[name] + gradient if name in partial else gradient
-            for unit in self._leaves[place]:
-                left[unit.name] -= 1
-                if not left[unit.name] and unit.name in partial:
-                    total = partial.pop(unit.name).double()
-                    squares[unit.name] = float(total.square().sum())
+        for block, units in zip(self._runner.blocks[::-1], self._read[::-1], strict=True):
+            weights = {unit.weight: stored_weight(unit) for unit in units}
+            _, gradients = self._runner.backward(sample, block, weights=weights)
+            for name in (unit.name for unit in units):
+                if name in gradients:
+                    earlier = partial.get(name)
+                    gradient = gradients[name]
+                    partial[name] = gradient if earlier is None else earlier + gradient
+                left[name] -= 1
+                if not left[name] and name in partial:
+                    squares[name] = float(partial.pop(name).double().square().sum())
+        sample.clear()
         return squares
 
-    def _step(self, place: int, exact: Values, reaching: Values) -> Values:
-        """Runs one block backward; adds to ``reaching``, returns gradients of its weights."""
-        block, units = self._segments.blocks[place], self._leaves[place]
-        given = {str(value.name): exact[str(value.name)].detach() for value in block.inputs}
-        weights = {unit.name: _tensor_of(unit) for unit in units}
-        leaves = {k: v for k, v in {**given, **weights}.items() if v.is_floating_point()}
-        for tensor in leaves.values():
-            tensor.requires_grad_()
-        found = self._modules[place](*given.values(), *weights.values())
-        ends = [
-            (tensor, reaching[str(value.name)])
-            for value, tensor in zip(block.outputs, found, strict=True)
-            if str(value.name) in reaching and tensor.requires_grad
-        ]
-        if not ends:
-            return {}
-        outputs, gradients = zip(*ends, strict=True)
-        slopes = torch.autograd.grad(
-            outputs, list(leaves.values()), gradients, allow_unused=True
-        )
-        by_name = {k: g.detach() for k, g in zip(leaves, slopes, strict=True) if g is not None}
-        for name in given.keys() & by_name.keys():
-            earlier = reaching.get(name)
-            reaching[name] = by_name[name] if earlier is None else earlier + by_name[name]
-        return {name: by_name[name] for name in weights.keys() & by_name.keys()}
-
-    def _at_outputs(self, feed: Feeds, exact: Values, at: int) -> Values:
+    def _at_outputs(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Returns the gradient of the mean loss with respect to the outputs."""
-        output = self.change.note.output
         if self.change.labels == "text":
-            return {output: self._of_text(feed, exact[output])}
-        generator = torch.Generator().manual_seed(self._asked.context.seed * 1_000_003 + at)
-        gradients = {}
-        for value in self._objective.outputs:
-            exactly = exact[str(value.name)]
-            gradient = self._objective.gradient(exactly, generator)
-            real = self.change.samples.real_places(feed, tuple(exactly.shape[:-1]))
-            gradient = gradient * torch.from_numpy(real)[..., None]
-            gradients[str(value.name)] = gradient / max(int(real.sum()), 1)
-        return gradients
+            output = self.change.note.output
+            return {output: self._of_text(sample, sample[output])}
+        ends = {}
+        for name in self._outputs:
+            gradient, places = self._objective.gradient(
+                sample[name], sample.padding, sample.generator
+            )
+            ends[name] = gradient / max(places, 1)
+        return ends
 
-    def _of_text(self, feed: Feeds, logits: torch.Tensor) -> torch.Tensor:
-        places, labels = self.change.next_tokens(feed, tuple(logits.shape[:-1]))
+    def _of_text(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
+        places, labels = self.change.next_tokens(sample, tuple(logits.shape[:-1]))
         leaf = logits.detach().clone().requires_grad_()
         at = tuple(torch.from_numpy(one) for one in places)
         loss = torch.nn.functional.cross_entropy(
@@ -148,9 +117,3 @@ class _Backward:
 def _read(block: Block) -> list[ir.Value]:
     """Returns what the nodes of a block read, each value once."""
     return list(dict.fromkeys(value for node in block.nodes for value in node.inputs if value))
-
-
-def _tensor_of(unit: Unit) -> torch.Tensor:
-    """Returns a copy of the weight in its own layout and type."""
-    wide = torch.from_numpy(unit.tensor.numpy().astype(np.float32))
-    return wide.to(to_torch_dtype(unit.tensor.dtype))

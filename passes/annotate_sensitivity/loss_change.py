@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...ir import Calibrated, Calibration, Feeds, UsageError, need_note
+from ...ir import Calibrated, Calibration, UsageError, need_note
+from ..engine.execution.samples import Sample
 from ..engine.numerics.divergence import kl_divergence, negative_log_likelihood
 from .metric import Asked
 
@@ -23,7 +24,7 @@ class LossChange:
 
     Attributes:
         note: What the objective is, and which output it reads.
-        samples: Where tokens and masks are to be found.
+        samples: The samples, and which of their inputs carries tokens.
         labels: ``model`` or ``text``.
     """
 
@@ -48,34 +49,34 @@ class LossChange:
             )
         return cls(note, samples, labels)
 
-    def __call__(self, feed: Feeds, exact: torch.Tensor, other: torch.Tensor) -> float:
+    def __call__(self, sample: Sample, exact: torch.Tensor, other: torch.Tensor) -> float:
         """Returns by how much the loss grows, on average over real places."""
         p, q = exact.float().numpy(), other.float().numpy()
         if self.labels == "text":
-            at, labels = self.next_tokens(feed, p.shape[:-1])
+            at, labels = self.next_tokens(sample, p.shape[:-1])
             return float(_mean_loss(q[at], labels) - _mean_loss(p[at], labels))
-        real = self.samples.real_places(feed, p.shape[:-1])
+        real = sample.padding.real(p.shape[:-1])
         if self.note.objective == "logits":
             return float(kl_divergence(p[real], q[real]).mean())
         error = np.square(q[real] - p[real], dtype=np.float64).sum()
         return float(0.5 * error / max(np.square(p[real], dtype=np.float64).sum(), 1e-30))
 
     def next_tokens(
-        self, feed: Feeds, shape: tuple[int, ...]
+        self, sample: Sample, shape: tuple[int, ...]
     ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """Returns the indices of places whose next token is known, and these tokens.
 
         Raises:
             UsageError: The logits are not one row a token.
         """
-        ids = feed[str(self.samples.tokens)]
+        ids = sample.arrays[str(self.samples.tokens)]
         if ids.shape != shape:
             raise UsageError(
                 f"labels=text needs a row of logits for every token, not {list(shape)}"
                 f" for {list(ids.shape)}",
                 hint="use labels=model",
             )
-        real = self.samples.real_places(feed, shape)
+        real = sample.padding.real(shape)
         known = np.nonzero(real[..., :-1] & real[..., 1:])
         return known, ids[..., 1:][known]
 

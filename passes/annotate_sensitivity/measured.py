@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...ir import Feeds, Option, Unit
-from ..engine.execution.segments import Modules, Segments, Values
+from ...ir import Option, Unit
+from ..engine.execution.executor import BlockRunner, Weights, weight_of
+from ..engine.execution.samples import Samples
 from ..engine.numerics.gptq import as_half, round_rows
 from ..engine.pipeline.base import PassContext
 from ..engine.pipeline.chosen_options import at_least
@@ -17,6 +18,7 @@ from ..engine.statistics.quadratic import Quadratic
 from . import fisher
 from .loss_change import LossChange
 from .metric import Asked, Judgement
+from .running import block_runner
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,19 @@ def _totals(asked: Asked[Settings]) -> dict[str, np.ndarray]:
     Raises:
         UsageError: An operator of the model does not run in torch.
     """
-    model, context = asked.model, asked.context
-    segments = Segments(model, context, "kl")
+    context = asked.context
     change = LossChange.of(asked)
-    samples = change.samples.first(asked.settings.samples)
-    exact = [segments.exact(feed) for feed in samples]
+    runner = block_runner(asked, [change.note.output])
+    samples = Samples.of(context, change.samples.first(asked.settings.samples))
+    for sample in samples:
+        runner.run(sample)
     units = _spread(asked.units, asked.settings.units)
     totals = {}
     for unit in context.progress.track(units, len(units), "measuring units"):
         found = []
         for option in asked.options[unit.name]:
-            other = segments.swapped([(unit, _rounded(unit, option, context))])
-            found.append(_mean_change(segments, change, samples, exact, other))
+            weights = {unit.weight: weight_of(unit, _rounded(unit, option, context))}
+            found.append(_mean_change(runner, change, samples, weights))
         totals[unit.name] = np.array(found)
     return totals
 
@@ -89,15 +92,11 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
 
 
 def _mean_change(
-    segments: Segments,
-    change: LossChange,
-    samples: Sequence[Feeds],
-    exact: Sequence[Values],
-    other: Modules,
+    runner: BlockRunner, change: LossChange, samples: Samples, weights: Weights
 ) -> float:
     output = change.note.output
     found = [
-        change(feed, values[output], segments.with_weights(values, other)[output])
-        for feed, values in zip(samples, exact, strict=True)
+        change(sample, sample[output], runner.branch(sample, weights)[output])
+        for sample in samples
     ]
     return float(np.mean(found))

@@ -1,23 +1,23 @@
-"""Forward over the blocks, then backward in reverse, with one block in memory at a time.
+"""Forward over the blocks, then backward in reverse: every unit's moments on the way back.
 
-Samples go in waves, so that what waits at block boundaries stays below ``WAVE_BYTES`` on disk.
+Samples go in waves, so that what waits at block boundaries has room on disk.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import Feeds, Unit, Use
 from ...ir.analysis.blocks import Block
-from ..engine.execution.boundaries import Sample
-from ..engine.pipeline.base import PassContext, Runner
+from ..engine.execution.executor import BlockRunner, stored_weight
+from ..engine.execution.samples import Sample, Samples, Values
+from ..engine.pipeline.base import PassContext
 from ..engine.statistics.moments import (
     UNSEEN,
     WEIGHT_RANGE,
@@ -30,8 +30,6 @@ from ..engine.statistics.moments import (
     weighted_gram,
 )
 from ..engine.statistics.objective import Objective
-
-WAVE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -57,196 +55,103 @@ class _Tap:
         return float(self.use.node.attributes.get_float("alpha", 1.0))
 
 
-@dataclass
-class _Stage:
-    """A block made ready to run.
+@dataclass(frozen=True)
+class _Taps:
+    """The uses of units in one block."""
 
-    Lookups run apart, because gradients start at what they return. Weights of convolutions are
-    inputs, because gradients start at them.
-    """
+    products: tuple[_Tap, ...]
+    lookups: tuple[_Tap, ...]
+    convolutions: tuple[_Tap, ...]
 
-    block: Block
-    taps: list[_Tap]
-    wanted: list[ir.Value]
-    lookups: list[_Tap] = field(init=False)
-    convolved: dict[ir.Value, _Tap] = field(init=False)
-    inputs: list[ir.Value] = field(init=False)
-    outputs: list[ir.Value] = field(init=False)
-    _early: torch.nn.Module | None = None
-    _main: torch.nn.Module | None = None
+    @classmethod
+    def of(cls, taps: Sequence[_Tap]) -> _Taps:
+        kinds: dict[str, list[_Tap]] = defaultdict(list)
+        for tap in taps:
+            kinds[tap.use.kind].append(tap)
+        return cls(*(tuple(kinds[kind]) for kind in ("product", "lookup", "conv")))
 
-    def __post_init__(self) -> None:
-        self.lookups = [tap for tap in self.taps if tap.use.kind == "lookup"]
-        looked_up = [tap.output for tap in self.lookups]
-        self.convolved = {
-            tap.moments.unit.weight: tap for tap in self.taps if tap.use.kind == "conv"
-        }
-        own = [value for value in self.block.inputs if value not in looked_up]
-        self.inputs = [*own, *looked_up, *self.convolved]
-        products = [tap for tap in self.taps if tap.use.kind == "product"]
-        extra = [value for tap in products for value in (tap.output, tap.use.activation)]
-        self.outputs = list(dict.fromkeys([*self.wanted, *extra]))
-
-    def build(self, runner: Runner) -> None:
-        """Lowers the block once; weights stay where they are."""
-        if self._main is not None:
-            return
-        nodes = [tap.use.node for tap in self.lookups]
-        rest = [node for node in self.block.nodes if node not in nodes]
-        if nodes:
-            # The ids of a lookup may themselves be computed in this block.
-            self._early = runner.segment(
-                self.block.nodes, self.block.inputs, self._looked_up()
-            )
-        self._main = runner.segment(rest, self.inputs, self.outputs)
-
-    def _looked_up(self) -> list[ir.Value]:
-        """Returns what the lookups return, and their ids."""
-        pairs = ((tap.output, tap.use.activation) for tap in self.lookups)
-        return list(dict.fromkeys(value for pair in pairs for value in pair))
-
-    def prepare(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the inputs of the block, its weights, and what its lookups return."""
-        weights = {_name(v): _tensor_of(t.moments.unit) for v, t in self.convolved.items()}
-        given = {**given, **weights}
-        if self._early is None:
-            return given
-        with torch.no_grad():
-            found = self._early(*(given[_name(value)] for value in self.block.inputs))
-        names = [_name(value) for value in self._looked_up()]
-        return {**given, **dict(zip(names, found, strict=True))}
-
-    def run(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns every wanted value of the block."""
-        assert self._main is not None
-        found = self._main(*(given[_name(value)] for value in self.inputs))
-        return dict(zip((_name(value) for value in self.outputs), found, strict=True))
+    @property
+    def activations(self) -> list[ir.Value]:
+        """What products multiply, and the ids of lookups."""
+        return [tap.use.activation for tap in (*self.products, *self.lookups)]
 
 
-def _name(value: ir.Value) -> str:
-    return str(value.name)
-
-
-def _tensor_of(unit: Unit) -> torch.Tensor:
-    """Returns a copy of the weight in its own layout and type."""
-    wide = torch.from_numpy(unit.tensor.numpy().astype(np.float32))
-    return wide.to(to_torch_dtype(unit.tensor.dtype))
-
-
-def _stages(
-    blocks: Sequence[Block], units: Sequence[Unit], objective: Objective
-) -> list[_Stage]:
-    place = {node: block.index for block in blocks for node in block.nodes}
-    taps: dict[int, list[_Tap]] = defaultdict(list)
+def _taps(blocks: Sequence[Block], units: Sequence[Unit]) -> dict[Block, _Taps]:
+    place = {node: block for block in blocks for node in block.nodes}
+    taps: dict[Block, list[_Tap]] = {block: [] for block in blocks}
     for unit in units:
         for at, use in enumerate(unit.uses):
             taps[place[use.node]].append(_Tap(UnitMoments(unit), at))
-    later: set[ir.Value] = set()
-    wanted: dict[int, list[ir.Value]] = {}
-    for block in reversed(blocks):
-        kept = later | set(objective.outputs)
-        wanted[block.index] = [value for value in block.outputs if value in kept]
-        later |= set(block.inputs)
-    return [_Stage(block, taps[block.index], wanted[block.index]) for block in blocks]
+    return {block: _Taps.of(found) for block, found in taps.items()}
 
 
 @dataclass
-class _Sweep:
-    """The state that both sweeps share."""
+class _Moments:
+    """Adds what single blocks of single samples show to the moments of units."""
 
-    stages: list[_Stage]
     objective: Objective
     file: MomentFile
     positions: float = 0.0
     said: torch.Tensor | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def forward(self, sample: Sample) -> None:
-        """Runs all blocks but the last and keeps what crosses their boundaries."""
-        for stage in self.stages[:-1]:
-            with torch.no_grad():
-                found = stage.run(stage.prepare(sample.given(stage.block)))
-            for value in stage.wanted:
-                sample.boundaries.put("value", _name(value), found[_name(value)])
-
-    def backward(self, sample: Sample, stage: _Stage) -> None:
-        """Runs one block again with gradients and adds to the moments of its units."""
-        given = stage.prepare(sample.given(stage.block))
-        leaves = {}
-        for value in stage.inputs:
-            tensor = given[_name(value)]
-            if tensor.is_floating_point():
-                given[_name(value)] = leaves[_name(value)] = tensor.detach().requires_grad_()
-        found = stage.run(given)
-        ends = self._ends(sample, stage, found)
-        products = [tap for tap in stage.taps if tap.use.kind == "product"]
-        tapped = {_name(tap.output): found[_name(tap.output)] for tap in products}
-        sources = {**leaves, **{k: v for k, v in tapped.items() if v.requires_grad}}
-        gradients = _gradients(ends, sources)
-        for tap in products:
-            self._add_product(tap, found, gradients, sample)
-        for tap in stage.lookups:
-            self._add_lookup(tap, given, gradients, sample)
-        for value, tap in stage.convolved.items():
-            self._add_convolution(tap, gradients.get(_name(value)))
-        for value in stage.block.inputs:
-            gradient = gradients.get(_name(value))
-            if gradient is not None and _name(value) not in sample.feeds:
-                sample.boundaries.add("gradient", _name(value), gradient)
+    def add(self, runner: BlockRunner, sample: Sample, block: Block, taps: _Taps) -> None:
+        """Runs one block backward and adds to the moments of its units."""
+        convolved = {
+            tap.moments.unit.weight: stored_weight(tap.moments.unit)
+            for tap in taps.convolutions
+        }
+        values, gradients = runner.backward(
+            sample,
+            block,
+            ends=partial(self._ends, block, sample.generator),
+            leaves=[tap.output for tap in taps.lookups],
+            taps=[tap.output for tap in taps.products],
+            wanted=taps.activations,
+            weights=convolved,
+        )
+        for tap in taps.products:
+            self._add_product(tap, values, gradients)
+        for tap in taps.lookups:
+            self._add_lookup(tap, values, gradients)
+        for tap in taps.convolutions:
+            self._add_convolution(tap, gradients.get(tap.moments.unit.name))
 
     def _ends(
-        self, sample: Sample, stage: _Stage, found: dict[str, torch.Tensor]
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs the block's outputs with the gradients that reach them."""
-        ends = []
-        for value in stage.wanted:
-            tensor = found[_name(value)]
+        self, block: Block, generator: torch.Generator, values: Values
+    ) -> dict[str, torch.Tensor]:
+        """Returns the gradients of the loss at those of its outputs that the block makes."""
+        ends = {}
+        for value in block.outputs:
             if value in self.objective.outputs:
-                gradient = self.objective.gradient(tensor.detach(), sample.generator)
-                places = self.objective.positions(tensor)
-                real = sample.real_of(places)
-                if real is not None:
-                    gradient = gradient * real.reshape(gradient.shape[:-1])[..., None]
-                    places = int(real.sum())
+                output = values[_name(value)].detach()
+                gradient, places = self.objective.gradient(output, values.padding, generator)
                 self.positions += places / len(self.objective.outputs)
-                if tensor.requires_grad:
-                    ends.append((tensor, gradient))
-            later = sample.boundaries.get("gradient", _name(value))
-            if later is not None and tensor.requires_grad:
-                ends.append((tensor, later))
+                ends[_name(value)] = gradient
         return ends
 
-    def _add_product(
-        self,
-        tap: _Tap,
-        found: dict[str, torch.Tensor],
-        gradients: dict[str, torch.Tensor],
-        sample: Sample,
-    ) -> None:
-        everything = found[_name(tap.use.activation)]
-        real = sample.real_of(everything.shape[:-1].numel())
-        inputs = _flat(everything, real)
-        name = tap.moments.name
-        if not len(inputs):  # all of it is padding: sequences go on with the next sample's
-            self.file.keep(name(tap.at, "tokens"), _spread(torch.ones(0), real))
+    def _add_product(self, tap: _Tap, values: Values, gradients: Values) -> None:
+        inputs = values.tokens(tap.use.activation)
+        if not len(inputs):  # all of it is padding
             return
+        name = tap.moments.name
         positions = 0
         if self.objective.kind == "logits" and tap.output in self.objective.outputs:
-            chances = _flat(found[_name(tap.output)], real).softmax(dim=1)
+            chances = values.tokens(tap.output).softmax(dim=1)
             self._expect(chances)
             spread = chances * (1 - chances)
             rows, weights = spread.sum(dim=0), spread.sum(dim=1)
             rows = tap.gain**2 * ((1 - UNSEEN) * rows + UNSEEN * rows.mean())
             weights = (weights / weights.mean().clamp_min(1e-30)).clamp(*WEIGHT_RANGE)
         elif _name(tap.output) in gradients:
-            gradient = tap.gain * _flat(gradients[_name(tap.output)], real)
+            gradient = tap.gain * gradients.tokens(tap.output)
             rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
             self._add_coupling(tap, gradient)
         else:
-            rows = tap.gain**2 * own_error(_flat(found[_name(tap.output)], real))
+            rows = tap.gain**2 * own_error(values.tokens(tap.output))
             weights = torch.ones(len(inputs))
             positions = len(inputs)
-        self.file.keep(name(tap.at, "tokens"), _spread(weights, real))
+        self.file.keep(name(tap.at, "tokens"), weights)
         self.file.add(name(tap.at, "rows"), rows, positions)
         self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
         variance = rounding_variance(inputs, weights)
@@ -270,27 +175,19 @@ class _Sweep:
         total = chances.sum(dim=0)
         self.said = total if self.said is None else self.said + total
 
-    def _add_lookup(
-        self,
-        tap: _Tap,
-        given: dict[str, torch.Tensor],
-        gradients: dict[str, torch.Tensor],
-        sample: Sample,
-    ) -> None:
+    def _add_lookup(self, tap: _Tap, values: Values, gradients: Values) -> None:
         rows = tap.moments.unit.shape[0]
-        ids = given[_name(tap.use.activation)].reshape(-1) % rows
-        real = sample.real_of(len(ids))
-        ids = ids if real is None else ids[real]
+        ids = values.entries(tap.use.activation) % rows
         if not len(ids):
             return
         counts = torch.bincount(ids, minlength=rows).float()
         name = tap.moments.name(tap.at, "rows")
         self.seen[name] = self.seen[name] + counts if name in self.seen else counts
         if _name(tap.output) in gradients:
-            gradient = _flat(gradients[_name(tap.output)], real)
+            gradient = gradients.tokens(tap.output)
             gram = gradient.T @ gradient / len(ids)
         else:
-            gram = torch.diag(own_error(_flat(given[_name(tap.output)], real)))
+            gram = torch.diag(own_error(values.tokens(tap.output)))
         self.file.add(tap.moments.name(tap.at, "hessian"), gram, len(ids))
 
     def add_frequencies(self) -> None:
@@ -303,44 +200,8 @@ class _Sweep:
             self.file.add(name, (1 - unseen) * counts + unseen * counts.mean(), 0)
 
 
-def _flat(tensor: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Returns positions that are no padding x channels, in float32."""
-    flat = tensor.detach().reshape(-1, tensor.shape[-1]).float()
-    return flat if real is None else flat[real]
-
-
-def _spread(weights: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-    """Returns the weights of all positions, given those of the ones that are no padding."""
-    if real is None:
-        return weights
-    everywhere = torch.zeros(len(real), dtype=weights.dtype)
-    everywhere[real] = weights
-    return everywhere
-
-
-def _gradients(
-    ends: list[tuple[torch.Tensor, torch.Tensor]], sources: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Returns the gradient that reaches each source, where one does."""
-    if not ends or not sources:
-        return {}
-    outputs, gradients = zip(*ends, strict=True)
-    found = torch.autograd.grad(outputs, list(sources.values()), gradients, allow_unused=True)
-    return {k: g.detach() for k, g in zip(sources, found, strict=True) if g is not None}
-
-
-def _waves(samples: list[Sample], run: Callable[[Sample], None]) -> Iterator[list[Sample]]:
-    """Runs samples until their boundaries fill ``WAVE_BYTES``, yields them, and goes on."""
-    wave: list[Sample] = []
-    for sample in samples:
-        run(sample)
-        wave.append(sample)
-        size = sample.boundaries.size()
-        if size * (len(wave) + 1) > WAVE_BYTES:
-            yield wave
-            wave = []
-    if wave:
-        yield wave
+def _name(value: ir.Value) -> str:
+    return str(value.name)
 
 
 def sweep(
@@ -364,29 +225,22 @@ def sweep(
     Returns:
         At how many places the loss was taken.
     """
-    mask = context.calibration.mask if context.calibration is not None else None
-    state = _Sweep(_stages(blocks, units, objective), objective, file)
-    for stage in state.stages:
-        stage.build(context.runner)
-    total = len(feeds) * (1 + len(state.stages))
+    runner = BlockRunner(context.runner, blocks, objective.outputs)
+    moments, taps = _Moments(objective, file), _taps(blocks, units)
+    samples = Samples.of(context, feeds, on_disk=True)
+    total = len(samples) * (1 + len(blocks))
     steps = iter(context.progress.track(range(total), total, "calibrating"))
-    samples = [
-        Sample(feed, context.scratch / f"sample-{at:05d}", context.seed * 1_000_003 + at, mask)
-        for at, feed in enumerate(feeds)
-    ]
 
     def forward(sample: Sample) -> None:
         next(steps, None)
-        state.forward(sample)
+        runner.run(sample, stop=len(blocks) - 1)
 
-    for wave in _waves(samples, forward):
-        for stage in reversed(state.stages):
+    for wave in samples.waves(forward):
+        for block in reversed(blocks):
             for sample in wave:
-                state.backward(sample, stage)
+                moments.add(runner, sample, block, taps[block])
                 next(steps, None)
             file.flush()
-        for sample in wave:
-            sample.boundaries.clear()
-    state.add_frequencies()
+    moments.add_frequencies()
     next(steps, None)
-    return state.positions
+    return moments.positions

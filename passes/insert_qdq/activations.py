@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ...ir import BlockId, Feeds, annotate, note_of
-from ...ir.units import stored_tensor
 from ..engine.emission.emitter import Names, store
+from ..engine.execution.exposing import observe
+from ..engine.execution.samples import Samples
 from ..engine.numerics.activation_grid import Grid
 from ..engine.numerics.histogram import Histogram
 from ..engine.pipeline.base import PassContext
-from ..engine.statistics.runtime_moments import exposing
-
-_BYTES_AT_ONCE = 1 << 28
 
 
-def observe(
+def histograms(
     model: ir.Model, values: Sequence[ir.Value], feeds: Sequence[Feeds], context: PassContext
 ) -> dict[ir.Value, Histogram]:
-    """Runs samples in the target runtime and returns what each of ``values`` was.
-
-    Outputs that fit into memory together come from one run.
-    """
+    """Runs samples in the target runtime and returns which numbers each of ``values`` held."""
     seen = {value: Histogram() for value in values}
-    given = {str(value.name): value for value in values if value.is_graph_input()}
-    computed = []
-    for value in values:
-        fixed = stored_tensor(value)
-        if fixed is not None:
-            seen[value].add(fixed.numpy())
-        elif not value.is_graph_input():
-            computed.append(value)
-    with context.runner.session(exposing(model, computed)) as session:
-        for feed in context.progress.track(feeds, len(feeds), "observing activations"):
-            for name, value in given.items():
-                seen[value].add(feed[name])
-            for wave in _waves(computed, feed):
-                found = session.run(feed, [str(value.name) for value in wave])
-                for value in wave:
-                    seen[value].add(found[str(value.name)])
+    samples = Samples.of(context, feeds)
+    for value, tokens in observe(model, values, samples, context, "observing activations"):
+        seen[value].add(tokens)
     return seen
-
-
-def _waves(values: Sequence[ir.Value], feed: Feeds) -> Iterator[list[ir.Value]]:
-    positions = max((int(np.prod(array.shape[:2])) for array in feed.values()), default=1)
-    wave: list[ir.Value] = []
-    total = 0
-    for value in values:
-        size = 4 * _entries(value, positions)
-        if wave and total + size > _BYTES_AT_ONCE:
-            yield wave
-            wave, total = [], 0
-        wave.append(value)
-        total += size
-    if wave:
-        yield wave
-
-
-def _entries(value: ir.Value, positions: int) -> int:
-    """Guesses how many numbers ``value`` holds for one sample."""
-    dims = list(value.shape) if value.shape is not None else []
-    known = int(np.prod([one for one in dims if isinstance(one, int)], dtype=np.int64))
-    return known if len(dims) > 3 else positions * max(known, 1)
 
 
 def quantize(

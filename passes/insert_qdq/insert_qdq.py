@@ -43,7 +43,7 @@ from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
 from ..engine.pipeline.base import Pass, PassContext
 from ..engine.pipeline.forecast import Forecast, RaisedOpset
 from ..engine.statistics.moved import read_moved
-from .activations import observe, quantize
+from .activations import histograms, quantize
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
@@ -153,7 +153,7 @@ class InsertQdq(Pass):
         reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
         reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
         types = {_activation(use): result_type(unit, use) for unit, use in reads}
-        seen = observe(work.model, list(types), samples.first(_SAMPLES), work.context)
+        seen = histograms(work.model, list(types), samples.first(_SAMPLES), work.context)
         grids = {one: find_grid(seen[one], self.activations, self.ranges) for one in types}
         errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
         losses = dict.fromkeys(types, 0.0)

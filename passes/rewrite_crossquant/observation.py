@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 
 from ...ir import Feeds, UsageError
-from ...ir.units import stored_tensor
+from ..engine.execution import exposing
+from ..engine.execution.samples import Samples
 from ..engine.pipeline.base import PassContext
-from ..engine.statistics.runtime_moments import exposing
 
 _TOKENS = 512  # that are kept of an activation, over all samples
 _BYTES = 1 << 28  # of activations that one run of a sample hands out
@@ -75,21 +75,16 @@ def _tokens(feed: Feeds) -> int:
 def _tokens_of(
     model: ir.Model, values: list[ir.Value], feeds: Sequence[Feeds], context: PassContext
 ) -> dict[ir.Value, torch.Tensor]:
-    made = [value for value in values if value.producer() is not None]
-    names = [str(value.name) for value in made]
-    found: dict[ir.Value, list[torch.Tensor]] = {value: [] for value in values}
-    with context.runner.session(exposing(model, made)) as session:
-        for feed in context.progress.track(feeds, len(feeds), "looking at activations"):
-            seen = {**feed, **(session.run(feed, names) if names else {})}
-            for value in values:
-                fixed = stored_tensor(value)
-                array = seen[str(value.name)] if fixed is None else fixed.numpy()
-                found[value].append(_some(array, _TOKENS // len(feeds)))
-    return {value: torch.cat(parts) for value, parts in found.items()}
+    seen: dict[ir.Value, list[torch.Tensor]] = {value: [] for value in values}
+    samples = Samples.of(context, feeds)
+    for value, tokens in exposing.observe(
+        model, values, samples, context, "looking at activations"
+    ):
+        seen[value].append(_some(tokens, _TOKENS // len(feeds)))
+    return {value: torch.cat(parts) for value, parts in seen.items()}
 
 
-def _some(array: np.ndarray, count: int) -> torch.Tensor:
+def _some(tokens: np.ndarray, count: int) -> torch.Tensor:
     """Returns at most ``count`` tokens, evenly spread."""
-    flat = array.reshape(-1, array.shape[-1])
-    step = -(-len(flat) // max(count, 1)) or 1
-    return torch.from_numpy(flat[::step].astype(np.float32))
+    step = -(-len(tokens) // max(count, 1)) or 1
+    return torch.from_numpy(tokens[::step].astype(np.float32))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from ...ir import (
     Annotation,
     BlockId,
     Calibrated,
-    Calibration,
     Feeds,
     QuantSpec,
     UsageError,
@@ -26,7 +24,8 @@ from ...ir import (
     quantizable,
 )
 from ...ir.analysis.blocks import blocks_of
-from ..engine.execution.chain import Chain
+from ..engine.execution.executor import BlockRunner, Weights
+from ..engine.execution.samples import Sample, Samples
 from ..engine.numerics.divergence_gradient import divergence
 from ..engine.pipeline.base import Pass, PassContext, Session
 from ..engine.statistics.objective import choose_objective
@@ -84,9 +83,11 @@ class TuneScales(Pass):
             return False
         note = need_note(model, Calibrated)
         objective = choose_objective(model, context.calibration.tokens, note.objective)
-        chain = Chain(blocks_of(model), tuned, objective.outputs, context.runner)
+        runner = BlockRunner(context.runner, blocks_of(model), objective.outputs)
+        weights = {one.unit.weight: one.weight for one in tuned}
+        outputs = sorted(str(value.name) for value in objective.outputs)
         with context.runner.session(context.original) as original:
-            tuner = _Tuner(chain, original, objective.kind, context.calibration)
+            tuner = _Tuner(runner, weights, outputs, original, objective.kind)
             facts = self._tune(tuner, tuned, context)
         if facts["kept"]:
             for one in tuned:
@@ -99,16 +100,16 @@ class TuneScales(Pass):
     ) -> dict[str, float | bool | int]:
         """Takes the steps; returns how far that helped on samples nothing was fitted to."""
         assert context.calibration is not None
-        held_out = context.calibration.kept_back
+        held_out = Samples.of(context, context.calibration.kept_back)
         before = tuner.divergence(held_out)
-        chosen = self._chosen(context.calibration.training, context.seed)
+        chosen = Samples.of(context, self._chosen(context.calibration.training, context.seed))
         parameters = [one for unit in tuned for one in unit.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.rate, betas=_BETAS)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(len(chosen)))
-        for feeds in context.progress.track(chosen, len(chosen), "tuning scales"):
+        for sample in context.progress.track(chosen, len(chosen), "tuning scales"):
             optimizer.zero_grad()
             with _coarse_products():
-                tuner.differentiate(feeds)
+                tuner.differentiate(sample)
             optimizer.step()
             schedule.step()
         for unit in tuned:
@@ -133,36 +134,40 @@ class _Tuner:
     """The rounded model and the original, side by side.
 
     Attributes:
-        chain: The rounded model.
+        runner: Runs the rounded model.
+        weights: The weights that are tuned, functions of their scales.
+        outputs: Names of the outputs that are compared.
         original: The original in the target runtime.
         objective: ``logits`` or ``regression``.
-        samples: Tell what is padding.
     """
 
-    chain: Chain
+    runner: BlockRunner
+    weights: Weights
+    outputs: list[str]
     original: Session
     objective: str
-    samples: Calibration
 
-    def differentiate(self, feeds: Feeds) -> None:
+    def differentiate(self, sample: Sample) -> None:
         """Adds the gradient of the divergence of one sample to the parameters'."""
-        values = self.chain.forward(feeds)
-        _, gradients = self._compare(feeds, values)
-        self.chain.backward(values, gradients)
+        _, gradients = self._compare(sample)
+        sample.gradients.update(gradients)
+        for block in reversed(self.runner.blocks):
+            self.runner.backward(sample, block, weights=self.weights)
+        sample.clear()
 
-    def divergence(self, samples: Sequence[Feeds]) -> float:
+    def divergence(self, samples: Samples) -> float:
         """Returns the mean over ``samples``."""
-        return float(
-            np.mean([self._compare(feeds, self.chain.forward(feeds))[0] for feeds in samples])
-        )
+        found = []
+        for sample in samples:
+            found.append(self._compare(sample)[0])
+            sample.clear()
+        return float(np.mean(found))
 
-    def _compare(
-        self, feeds: Feeds, values: dict[str, torch.Tensor]
-    ) -> tuple[float, dict[str, torch.Tensor]]:
-        outputs = self.chain.outputs(values)
-        exact = self.original.run(feeds, list(outputs))
-        real = partial(self.samples.real_places, feeds)
-        return divergence(self.objective, exact, outputs, real)
+    def _compare(self, sample: Sample) -> tuple[float, dict[str, torch.Tensor]]:
+        self.runner.run(sample, self.weights)
+        exact = self.original.run(sample.arrays, self.outputs)
+        rounded = {name: sample[name] for name in self.outputs}
+        return divergence(self.objective, exact, rounded, sample.padding.real)
 
 
 def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContext) -> str:

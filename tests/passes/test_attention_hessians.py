@@ -14,6 +14,8 @@ from mpqc.backend.runner import Runner
 from mpqc.ir import annotate, blocks_of
 from mpqc.ir.analysis.attention import find_attention
 from mpqc.ir.vocabulary import BlockId
+from mpqc.passes.engine.execution.padding import Padding
+from mpqc.passes.engine.execution.samples import Values
 from mpqc.passes.engine.statistics.attention_core import Core, Wiring, wire
 from mpqc.passes.engine.statistics.head_hessian_terms import (
     gradients,
@@ -34,7 +36,7 @@ class Case:
     """One attention, ready to be asked; all in terms of separate projections."""
 
     core: Core
-    values: dict[str, torch.Tensor]
+    values: Values
     weights: dict[str, torch.Tensor]  # rows x columns
     inputs: torch.Tensor
     mixed: Callable[[dict[str, torch.Tensor]], torch.Tensor]
@@ -88,7 +90,7 @@ def written_out(
     return mixed
 
 
-def prepared(model: ir.Model) -> tuple[Core, dict[str, torch.Tensor], torch.Tensor]:
+def prepared(model: ir.Model) -> tuple[Core, Values, torch.Tensor]:
     """Lowers the only attention of a model and runs the model once."""
     for node in model.graph:
         annotate(node, BlockId(0))
@@ -102,7 +104,7 @@ def prepared(model: ir.Model) -> tuple[Core, dict[str, torch.Tensor], torch.Tens
     with torch.no_grad():
         found = module(x)
     values = dict(zip((str(value.name) for value in given), found, strict=True))
-    return core, values, x
+    return core, Values(values, Padding()), x
 
 
 def matrices(model: ir.Model, *, interleaved: bool = False) -> dict[str, torch.Tensor]:
@@ -234,7 +236,7 @@ def gathered(asked: Case, probes: int = 0) -> dict[str, tuple[torch.Tensor, torc
     """By role: the Hessians (for one token) and their owners, in terms of the role's rows."""
     state = HeadHessians(asked.core, probes, torch.Generator().manual_seed(3))
     name = asked.core.attention.query.use.activation.name
-    state.add({**asked.values, str(name): asked.inputs[None]})
+    state.add(Values({**asked.values, str(name): asked.inputs[None]}, Padding()))
     found, start = {}, 0
     for role, part in zip(("wq", "wk", "wv"), asked.core.attention.projections, strict=False):
         result = state.result()[part.unit.name, part.at]

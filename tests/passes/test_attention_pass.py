@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.ir.analysis.blocks import Block
-from mpqc.passes.engine.execution.prefix import Prefix
+from mpqc.passes.engine.execution.executor import BlockRunner
+from mpqc.passes.engine.execution.samples import Samples, Values
 from mpqc.passes.engine.numerics.gptq import factorize, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.local_hessians import LocalHessians
@@ -118,11 +119,12 @@ def test_unchanged_blocks_give_what_calibration_gave(tmp_path: Path) -> None:
     assert work.calibration is not None
     blocks = blocks_of(model)
     gather = WeightedHessians(work.arrays)
-    prefix = Prefix(blocks, work.calibration.training, work)
+    runner = BlockRunner(work.runner, blocks)
+    samples = Samples.of(work, work.calibration.training)
     seen = 0
     for block in blocks:
         wanted = gather.begin(block, quantizable(model))
-        for values in prefix.look(block, wanted, go_on=True):
+        for values in runner.forward(samples, block, wanted):
             gather.add(values)
         for (name, at), found in gather.end().items():
             exact = torch.from_numpy(np.array(work.arrays.get(f"{name}/{at}/hessian")))
@@ -197,7 +199,7 @@ def test_rounding_in_sequence_looks_at_as_many_samples_as_it_is_told(
         looked_at.append(0)
         return begin(gather, block, here)
 
-    def counted(gather: WeightedHessians, values: Mapping[str, torch.Tensor]) -> None:
+    def counted(gather: WeightedHessians, values: Values) -> None:
         looked_at[-1] += 1
         add(gather, values)
 

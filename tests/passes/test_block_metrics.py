@@ -20,8 +20,10 @@ from mpqc.ir import (
     need_note,
     quantizable,
 )
+from mpqc.ir.analysis.blocks import blocks_of
 from mpqc.passes.annotate_sensitivity.pruning import pruned
-from mpqc.passes.engine.execution.segments import Segments
+from mpqc.passes.engine.execution.executor import BlockRunner, weight_of
+from mpqc.passes.engine.execution.samples import Samples
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.spec import parse_passes
 
@@ -167,16 +169,17 @@ def test_every_unit_that_is_changed_changes_the_output(name: str, tmp_path: Path
         model = parse(text, {k: w for k, w in weights.items() if f"{k}" in VIEWS[name]})
     work = context(tmp_path, sentences())
     run("normalize,partition-blocks", model, work)
-    segments = Segments(model, work, "test")
-    feed = sentences().feeds[0]
-    exact = segments.exact(feed)
+    runner = BlockRunner(work.runner, blocks_of(model), model.graph.outputs)
+    (sample,) = Samples(sentences().feeds[:1])
+    runner.run(sample)
     output = str(model.graph.outputs[0].name)
+    exact = sample[output].clone()
     for unit in find_units(model):
-        other = segments.swapped([(unit, unit.matrix() * 0.5)])
-        values = segments.with_weights(exact, other)
-        assert not np.allclose(values[output], exact[output], rtol=1e-3), unit.name
-        again = segments.exact(feed)
-        np.testing.assert_array_equal(again[output], exact[output])
+        halved = {unit.weight: weight_of(unit, unit.matrix() * 0.5)}
+        assert not np.allclose(runner.branch(sample, halved)[output], exact, rtol=1e-3)
+        np.testing.assert_array_equal(sample[output], exact)
+        runner.run(sample)
+        np.testing.assert_array_equal(sample[output], exact)
 
 
 def padded(calibration: Calibration) -> Calibration:

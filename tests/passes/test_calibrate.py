@@ -22,6 +22,8 @@ from mpqc.ir import (
     need_note,
     note_of,
 )
+from mpqc.passes.engine.execution import samples as execution
+from mpqc.passes.engine.execution.padding import Padding
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.objective import choose_objective
 
@@ -85,7 +87,7 @@ def by_autograd(samples: Calibration, seed: int) -> dict[str, torch.Tensor]:
         z = y + f
         logits = z @ w["head"]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + at)
-        ends = objective.gradient(logits.detach()[None], generator)[0]
+        ends = objective.gradient(logits.detach()[None], Padding(), generator)[0][0]
         outputs = {"up": (x, a), "down": (b, c), "up2": (y, d), "down2": (e, f)}
         taken = [x, *(out for _, out in outputs.values())]
         grads = torch.autograd.grad(logits, taken, ends)
@@ -171,16 +173,15 @@ def test_regression_predicts_half_the_relative_squared_error(tmp_path: Path) -> 
 def test_waves_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = sentences(count=9)
     whole = moments(calibrated(tmp_path / "whole", language(), samples))
-    module, waves_run = sys.modules["mpqc.passes.calibrate.sweep"], []
-    cut = module._waves
+    waves_run, cut = [], execution.Samples.waves
 
     def counted(*given: Any) -> Iterator[Any]:
         for wave in cut(*given):
             waves_run.append(len(wave))
             yield wave
 
-    monkeypatch.setattr(module, "_waves", counted)
-    monkeypatch.setattr(module, "WAVE_BYTES", 40_000)
+    monkeypatch.setattr(execution.Samples, "waves", counted)
+    monkeypatch.setattr(execution, "WAVE_BYTES", 40_000)
     work = calibrated(tmp_path / "waves", language(), samples)
     waves = moments(work)
     assert whole.keys() == waves.keys()

@@ -20,7 +20,8 @@ from mpqc.ir import (
     write_model,
 )
 from mpqc.ir.analysis.blocks import blocks_of
-from mpqc.passes.engine.execution.chain import Chain
+from mpqc.passes.engine.execution.executor import BlockRunner, Weights
+from mpqc.passes.engine.execution.samples import Samples
 from mpqc.passes.engine.numerics.divergence_gradient import divergence
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.tune_scales.scales import TunedScales
@@ -143,14 +144,21 @@ def test_other_outputs_than_logits_are_tuned_too(tmp_path: Path) -> None:
 def test_gradients_are_those_of_the_whole_model(work: PassContext) -> None:
     model = run(ROUNDED, language(), work)
     tuned = [TunedScales(unit, work.arrays) for unit in quantizable(model)]
-    chain = Chain(blocks_of(model), tuned, model.graph.outputs, work.runner)
-    assert len(blocks_of(model)) > 1
+    weights: Weights = {one.unit.weight: one.weight for one in tuned}
+    runner = BlockRunner(work.runner, blocks_of(model), model.graph.outputs)
+    assert len(runner.blocks) > 1
     assert work.calibration is not None
     feeds = work.calibration.feeds[0]
-    values = chain.forward(feeds)
-    exact = {"logits": np.random.default_rng(0).standard_normal(values["logits"].shape)}
-    _, gradients = divergence("logits", exact, chain.outputs(values))
-    chain.backward(values, gradients)
+    (sample,) = Samples([feeds])
+    runner.run(sample, weights)
+    shape = sample["logits"].shape
+    exact = {"logits": np.random.default_rng(0).standard_normal(shape)}
+    _, gradients = divergence("logits", exact, {"logits": sample["logits"]})
+    sample.gradients.update(gradients)
+    for block in reversed(runner.blocks):
+        runner.backward(sample, block, weights=weights)
+    assert not sample.values
+    assert not sample.gradients
     found = [one.grad for unit in tuned for one in unit.parameters()]
 
     inputs = [*model.graph.inputs, *(unit.unit.weight for unit in tuned)]

@@ -15,6 +15,7 @@ import pytest
 import mpqc
 from mpqc.backend.onnxruntime import optimized_ops
 from mpqc.ir import InfeasibleBudget, UsageError
+from mpqc.passes.engine.execution.padding import Padding
 from mpqc.passes.engine.numerics.divergence import kl_divergence
 from mpqc.tools.cli import main
 from mpqc.tools.evaluate import _Tally, evaluate
@@ -331,6 +332,6 @@ def test_entries_that_a_model_rules_out_weigh_nothing() -> None:
     tally = _Tally()
     wanted = np.array([[1.0, 2.0, -np.inf], [0.0, 0.0, 0.0]])
     found = np.array([[1.1, 2.0, -np.inf], [0.0, 0.0, 0.0]])
-    tally.add_logits(wanted[None], found[None], np.zeros((1, 2), int))
+    tally.add_logits(wanted[None], found[None], np.zeros((1, 2), int), Padding())
     expected = kl_divergence(wanted[:1], found[:1])
     assert tally.facts()["kl"] == pytest.approx(float(expected[0]))

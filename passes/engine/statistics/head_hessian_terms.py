@@ -23,13 +23,14 @@ from collections.abc import Iterator
 
 import torch
 
-from .attention_core import Core, Values, Wiring
+from ..execution.samples import Values
+from .attention_core import Core, Wiring
 
 
 def value_responses(
     core: Core, wiring: Wiring, values: Values, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """Returns ``A_h X`` for every query head: heads x tokens x columns.
+    """Returns ``A_h X`` for every query head: heads x tokens x columns, without padding.
 
     The core is linear in the values, so it mixes columns of X in their place, as many at once
     as a head has channels.
@@ -38,7 +39,7 @@ def value_responses(
         core: The attention.
         wiring: Its channels.
         values: A run of the graph.
-        inputs: What the product of the values multiplies, tokens x columns.
+        inputs: What the product of the values multiplies, places x columns, with padding.
     """
     attention, at = core.attention, core.place(2)
     made = core.given(values)
@@ -48,7 +49,7 @@ def value_responses(
 
     def mixed(stand_in: torch.Tensor) -> torch.Tensor:
         given = [*made[:at], stand_in.reshape_as(made[at]), *made[at + 1 :]]
-        _, result = core.run(values, given)
+        result = values.real_rows(core.run(values, given)[1])
         return result.reshape(len(result), attention.heads, -1).transpose(0, 1)
 
     with torch.no_grad():
@@ -98,7 +99,7 @@ def gradients(
         For each value of ``made``: tokens x channels.
     """
     made = [one.detach().requires_grad_() for one in core.given(values)]
-    _, mixed = core.run(values, made)
+    mixed = values.real_rows(core.run(values, made)[1])
     for direction in _directions(mixed, core.attention.heads, mixer, probes, generator):
         found = torch.autograd.grad(mixed, made, direction, retain_graph=True)
         yield [one.reshape(-1, one.shape[-1]).float() for one in found]

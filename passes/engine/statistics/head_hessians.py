@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ....ir.analysis.attention.binding import NoMatchError, Projection
+from ..execution.samples import Values
 from ..numerics.row_hessians import Key, RowHessians
-from .attention_core import Core, Values, Wiring, wire
+from .attention_core import Core, Wiring, wire
 from .head_hessian_terms import squared_gradients, value_responses
 
 # Of all Hessians of one unit. Beyond it, neighbouring heads share theirs.
@@ -66,11 +67,11 @@ class HeadHessians:
         )
         for key, shares in self._shares.items():
             part = self._projection(key)
-            inputs = _inputs(part, values)
+            inputs = values.tokens(part.use.activation)
             for at, share in enumerate(shares):
                 if share.role < 2:
                     square = squares[self.core.place(share.role)]
-                    weights = square[:, share.rows].mean(1)
+                    weights = values.real_rows(square[:, share.rows].mean(1))
                     self._sums[key][at] += (inputs * weights[:, None]).T @ inputs
             self._tokens[key] += len(inputs)
         self._add_values(values)
@@ -80,7 +81,8 @@ class HeadHessians:
         assert self._wiring is not None
         attention, group = self.core.attention, self._wiring.group
         key = _key(attention.value)
-        inputs = _inputs(attention.value, values)
+        inputs = values[str(attention.value.use.activation.name)]
+        inputs = inputs.reshape(-1, inputs.shape[-1]).float()
         seen = value_responses(self.core, self._wiring, values, inputs)
         split = self._mixer.reshape(len(self._mixer), attention.heads, -1)
         for at, share in enumerate(self._shares[key]):
@@ -138,9 +140,3 @@ def _split(heads: int, most: int) -> list[list[int]]:
 
 def _key(part: Projection) -> Key:
     return part.unit.name, part.at
-
-
-def _inputs(part: Projection, values: Values) -> torch.Tensor:
-    """Returns what a product multiplies, tokens x columns."""
-    found = values[str(part.use.activation.name)]
-    return found.reshape(-1, found.shape[-1]).float()

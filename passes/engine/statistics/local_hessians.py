@@ -6,7 +6,7 @@ product; for every other product it is the product: ``H = E[x x^T]``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ import torch
 from ....ir import Unit
 from ....ir.analysis.attention.binding import Attention, NoMatchError, Projection
 from ....ir.analysis.blocks import Block
+from ..execution.samples import Values
 from ..numerics.row_hessians import Key, RowHessians
 from ..pipeline.base import Runner
 from .attention_core import Core
@@ -29,9 +30,8 @@ class _Plain:
     sum: torch.Tensor
     tokens: int = 0
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        found = values[str(self.part.use.activation.name)]
-        inputs = found.reshape(-1, found.shape[-1]).float()
+    def add(self, values: Values) -> None:
+        inputs = values.tokens(self.part.use.activation)
         self.sum += inputs.T @ inputs
         self.tokens += len(inputs)
 
@@ -86,7 +86,7 @@ class LocalHessians:
         else:
             self._bound.append(HeadHessians(core, self.probes, generator))
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+    def add(self, values: Values) -> None:
         """Adds one sample's run of the block."""
         for plain in self._plain:
             plain.add(values)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 from ....ir import FLOAT_TYPES, UsageError, find_units
+from ..execution.padding import Padding
 from ..numerics.divergence import MASKED
 
 Kind = Literal["logits", "regression"]
@@ -35,29 +36,51 @@ class Objective:
     kind: Kind
     outputs: tuple[ir.Value, ...]
 
-    def gradient(self, output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Returns a sample of the gradient of the loss with respect to one output.
+    def gradient(
+        self, output: torch.Tensor, padding: Padding, generator: torch.Generator
+    ) -> tuple[torch.Tensor, int]:
+        """Samples the gradient of the loss with respect to one output.
 
         Args:
             output: Positions x channels in its last two axes.
+            padding: Tells which positions count.
             generator: Source of the label or the direction.
-        """
-        if self.kind == "regression":
-            real = output.abs() < MASKED
-            size = output.float().where(real, 0.0).square().mean().sqrt().clamp_min(1e-12)
-            direction = torch.randn(output.shape, generator=generator).where(real, 0.0)
-            scale = size * math.sqrt(_channels(output))
-            return (direction / scale).to(output.dtype)
-        flat = output.reshape(-1, output.shape[-1])
-        chances = flat.float().softmax(dim=-1)
-        label = _draw(chances, generator)
-        gradient = chances.neg_()
-        gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
-        return gradient.reshape(output.shape).to(output.dtype)
 
-    def positions(self, output: torch.Tensor) -> int:
-        """Returns at how many places the loss is taken."""
-        return output.numel() // _channels(output)
+        Returns:
+            The gradient, zero at padding, and at how many places the loss is taken.
+        """
+        real = torch.from_numpy(padding.real(tuple(output.shape[:-1])))
+        places = int(real.sum())
+        wide = None if places == real.numel() else real[..., None].to(output.device)
+        sample = _of_regression if self.kind == "regression" else _of_logits
+        gradient = sample(output, wide, generator)
+        return gradient if wide is None else gradient * wide, places
+
+
+def _of_regression(
+    output: torch.Tensor, real: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    counted = output.abs() < MASKED
+    share = 1.0
+    if real is not None:
+        counted &= real
+        share = float(real.float().mean())
+    mean = output.float().where(counted, 0.0).square().mean() / max(share, 1e-12)
+    direction = torch.randn(output.shape, generator=generator).where(counted, 0.0)
+    scale = mean.sqrt().clamp_min(1e-12) * math.sqrt(_channels(output))
+    return (direction / scale).to(output.dtype)
+
+
+def _of_logits(
+    output: torch.Tensor, real: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    del real  # every position draws its own label
+    flat = output.reshape(-1, output.shape[-1])
+    chances = flat.float().softmax(dim=-1)
+    label = _draw(chances, generator)
+    gradient = chances.neg_()
+    gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
+    return gradient.reshape(output.shape).to(output.dtype)
 
 
 def _channels(output: torch.Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -11,6 +11,7 @@ import torch
 from ....ir import ArrayStore, Unit
 from ....ir.analysis.attention.binding import Projection
 from ....ir.analysis.blocks import Block
+from ..execution.samples import Values
 from ..numerics.row_hessians import Key, RowHessians
 
 
@@ -23,9 +24,8 @@ class _Weighted:
     sum: torch.Tensor
     tokens: int = 0
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        found = values[str(self.part.use.activation.name)]
-        inputs = found.reshape(-1, found.shape[-1]).float()
+    def add(self, values: Values) -> None:
+        inputs = values.tokens(self.part.use.activation)
         weights = self.weights[self.tokens : self.tokens + len(inputs)]
         self.sum += (inputs * (weights / weights.mean().clamp_min(1e-30))[:, None]).T @ inputs
         self.tokens += len(inputs)
@@ -60,7 +60,7 @@ class WeightedHessians:
             part, torch.from_numpy(weights.astype("float32")), torch.zeros(columns, columns)
         )
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+    def add(self, values: Values) -> None:
         """Adds one sample's run of the block."""
         for one in self._parts:
             one.add(values)

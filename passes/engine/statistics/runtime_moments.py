@@ -7,6 +7,7 @@ the unit alone in few bits causes, divided by what the rows predict together.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,65 +15,58 @@ import onnx_ir as ir
 import torch
 
 from ....ir import Feeds, Unit
+from ..execution.exposing import observe
+from ..execution.padding import Padding
+from ..execution.samples import Samples
 from ..numerics.divergence import MASKED, kl_divergence
 from ..numerics.gptq import nearest, row_errors
-from ..pipeline.base import PassContext, Session
+from ..pipeline.base import PassContext
 from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
 from .objective import Objective
 
+Outputs = dict[str, np.ndarray]
 _PROBE_BITS, _PROBE_GROUP = 4, 32
 _PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian
 _MOST_HELD = 1 << 30  # bytes of sums in memory: here they are those of all units
 
 
-def exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
-    """Returns a copy of ``model`` that also outputs ``values``."""
-    copy = model.clone()
-    by_name = {str(out.name): out for node in copy.graph for out in node.outputs}
-    present = {value.name for value in copy.graph.outputs}
-    copy.graph.outputs.extend(by_name[str(v.name)] for v in values if v.name not in present)
-    return copy
-
-
-def _activations(units: Sequence[Unit]) -> list[ir.Value]:
-    """Returns what the products multiply, without what the caller knows beforehand."""
-    uses = [use for unit in units for use in unit.uses if use.kind == "product"]
-    values = dict.fromkeys(use.activation for use in uses)
-    return [value for value in values if value.producer() is not None]
-
-
-def _add_sample(units: Sequence[Unit], found: dict[str, np.ndarray], file: MomentFile) -> None:
+def _products(units: Sequence[Unit]) -> dict[ir.Value, list[tuple[UnitMoments, int]]]:
+    """Returns the activations that products multiply, and which uses of units those are."""
+    found: dict[ir.Value, list[tuple[UnitMoments, int]]] = defaultdict(list)
     for unit in units:
-        moments = UnitMoments(unit)
+        for at, use in enumerate(unit.uses):
+            if use.kind == "product":
+                found[use.activation].append((UnitMoments(unit), at))
+    return found
+
+
+def _add_inputs(
+    moments: UnitMoments, use: int, inputs: torch.Tensor, file: MomentFile
+) -> None:
+    even = torch.ones(len(inputs))
+    gram = weighted_gram(inputs, even)
+    file.add(moments.name(use, "hessian"), gram, len(inputs))
+    variance = rounding_variance(inputs, even)
+    file.add(moments.name(use, "activation"), variance, len(inputs))
+    file.add_inputs(moments, use, inputs)
+
+
+def _add_lookups(units: Sequence[Unit], file: MomentFile) -> None:
+    for unit in units:
         for at, use in enumerate(unit.uses):
             if use.kind == "lookup":
-                file.add(moments.name(at, "hessian"), torch.eye(unit.shape[1]), 1)
-            elif use.kind == "product":
-                seen = _seen(use.activation, found)
-                inputs = torch.from_numpy(seen.reshape(-1, seen.shape[-1]).astype(np.float32))
-                even = torch.ones(len(inputs))
-                gram = weighted_gram(inputs, even)
-                file.add(moments.name(at, "hessian"), gram, len(inputs))
-                variance = rounding_variance(inputs, even)
-                file.add(moments.name(at, "activation"), variance, len(inputs))
-                file.add_inputs(moments, at, inputs)
-
-
-def _seen(value: ir.Value, found: dict[str, np.ndarray]) -> np.ndarray:
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    return found[str(value.name)]
+                name = UnitMoments(unit).name(at, "hessian")
+                file.add(name, torch.eye(unit.shape[1]), 1)
 
 
 def divergence(
-    objective: Objective, exact: dict[str, np.ndarray], other: dict[str, np.ndarray]
+    objective: Objective, exact: Outputs, other: Outputs, padding: Padding
 ) -> tuple[float, int]:
     """Returns the summed divergence of one sample and at how many places it was taken."""
     total, places = 0.0, 0
     for value in objective.outputs:
-        p, q = exact[str(value.name)], other[str(value.name)]
-        channels = p.shape[-1] if p.ndim else 1
-        flat_p, flat_q = (x.reshape(-1, channels).astype(np.float64) for x in (p, q))
+        name = str(value.name)
+        flat_p, flat_q = (padding.tokens(x[name]).astype(np.float64) for x in (exact, other))
         places += len(flat_p)
         if objective.kind == "logits":
             total += float(kl_divergence(flat_p, flat_q).sum())
@@ -84,18 +78,20 @@ def divergence(
     return total, places
 
 
-def _run_all(
-    session: Session, feeds: Sequence[Feeds], names: list[str]
-) -> list[dict[str, np.ndarray]]:
-    return [session.run(feed, names) for feed in feeds]
+def _outputs(
+    model: ir.Model, objective: Objective, samples: Samples, context: PassContext
+) -> list[Outputs]:
+    names = [str(value.name) for value in objective.outputs]
+    with context.runner.session(model) as session:
+        return [session.run(sample.arrays, names) for sample in samples]
 
 
 def _importance(
     model: ir.Model,
     unit: Unit,
     objective: Objective,
-    feeds: Sequence[Feeds],
-    exact: list[dict[str, np.ndarray]],
+    samples: Samples,
+    exact: Sequence[Outputs],
     context: PassContext,
 ) -> float:
     """Returns the measured divergence of the probe over what weight 1 on all rows predicts."""
@@ -103,14 +99,15 @@ def _importance(
     even = torch.ones(weight.shape[1])
     rounded = nearest(weight, _PROBE_BITS, _PROBE_GROUP, even).dequantize(_PROBE_GROUP)
     kept = unit.weight.const_value
-    names = [str(value.name) for value in objective.outputs]
     try:
         unit.replace(rounded.numpy())
-        with context.runner.session(model) as session:
-            other = _run_all(session, feeds, names)
+        other = _outputs(model, objective, samples, context)
     finally:
         unit.weight.const_value = kept
-    pairs = [divergence(objective, p, q) for p, q in zip(exact, other, strict=True)]
+    pairs = [
+        divergence(objective, p, q, sample.padding)
+        for p, q, sample in zip(exact, other, samples, strict=True)
+    ]
     measured = sum(total for total, _ in pairs) / max(sum(places for _, places in pairs), 1)
     predicted = 0.5 * float(row_errors(weight, rounded, even).sum())
     return measured / max(predicted, 1e-30)
@@ -129,18 +126,17 @@ def measure(
     Returns:
         At how many places the loss was taken.
     """
-    wanted = _activations(units)
-    names = [str(value.name) for value in wanted]
-    with context.runner.session(exposing(model, wanted)) as session:
-        for feed in context.progress.track(feeds, len(feeds), "calibrating"):
-            _add_sample(units, {**feed, **session.run(feed, names)}, file)
-            if file.held_bytes > _MOST_HELD:
-                file.flush()
+    products, samples = _products(units), Samples.of(context, feeds)
+    _add_lookups(units, file)
+    for value, tokens in observe(model, list(products), samples, context, "calibrating"):
+        inputs = torch.from_numpy(tokens.astype(np.float32))
+        for moments, use in products[value] if len(inputs) else ():
+            _add_inputs(moments, use, inputs, file)
+        if file.held_bytes > _MOST_HELD:
+            file.flush()
     file.flush()
-    probes = feeds[:_PROBE_SAMPLES]
-    outputs = [str(value.name) for value in objective.outputs]
-    with context.runner.session(model) as session:
-        exact = _run_all(session, probes, outputs)
+    probes = Samples.of(context, feeds[:_PROBE_SAMPLES])
+    exact = _outputs(model, objective, probes, context)
     for unit in context.progress.track(units, len(units), "probing units"):
         found = _importance(model, unit, objective, probes, exact, context)
         mean = _mean_energy(file, unit)

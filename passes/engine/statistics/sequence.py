@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import onnx_ir as ir
-import torch
 
 from ....ir import Unit, UsageError, operands
 from ....ir.analysis.blocks import Block, blocks_of
+from ..execution.executor import BlockRunner
 from ..execution.parallel import for_each
-from ..execution.prefix import Prefix
+from ..execution.samples import Samples, Values
 from ..numerics.gptq import working_bytes
 from ..numerics.row_hessians import Key, RowHessians
 from ..pipeline.base import PassContext, SilentProgress
@@ -34,7 +34,7 @@ class Gatherer(Protocol):
         """Makes ready for units of a block; returns the values that ``add`` needs."""
         ...
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+    def add(self, values: Values) -> None:
         """Adds one sample's run of the block."""
         ...
 
@@ -88,18 +88,19 @@ def in_sequence(
     by_block = _by_block(units, blocks)
     early = by_block.pop(-1, [])
     done = dict(zip((u.name for u in early), _each(work, early, {}), strict=True))
-    prefix = Prefix(blocks, context.calibration.first(samples), context)
+    runner = BlockRunner(context.runner, blocks)
+    taken = Samples.of(context, context.calibration.first(samples), on_disk=True)
     for block in context.progress.track(blocks, len(blocks), "rounding block by block"):
         waiting = by_block.get(block.index, [])
         for here in _layers(waiting, block) if by_layer else [waiting] if waiting else []:
             wanted = gather.begin(block, here)
-            for values in prefix.look(block, wanted, go_on=False):
+            for values in runner.forward(taken, block, wanted, go_on=False):
                 gather.add(values)
             found = _each(work, here, gather.end())
             done.update(zip((unit.name for unit in here), found, strict=True))
         if block is not blocks[-1]:
-            prefix.go_on(block)
-    prefix.clear()
+            runner.go_on(taken, block)
+    taken.clear()
     return [done[unit.name] for unit in units]
 
 

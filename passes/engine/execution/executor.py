@@ -1,0 +1,331 @@
+"""The executor: runs the blocks of a graph in torch, forward and backward, one at a time.
+
+What one block leaves for later ones waits at its boundary, in memory or on disk, so that no
+more than the activations of one block are in memory at once. A backward run computes its block
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
+
+from ....ir import Unit, operands
+from ....ir.analysis.blocks import Block
+from ..pipeline.base import Runner
+from .samples import DEVICE, Sample, Values
+
+# By the value of the weight: a tensor, or a function of parameters that makes one.
+Weights = Mapping[ir.Value, torch.Tensor | Callable[[], torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A block as a module, with what it takes besides its inputs.
+
+    Attributes:
+        inputs: Names of what the module takes: inputs of the block, leaves, weights.
+        outputs: Names of what it returns.
+        module: The block, without what leads to the leaves alone.
+        before: Makes the leaves, values inside at which gradients start; None without leaves.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    module: torch.nn.Module
+    before: _Lowered | None = None
+
+    def run(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        made = self.module(*(given[name] for name in self.inputs))
+        return dict(zip(self.outputs, made, strict=True))
+
+
+class BlockRunner:
+    """Runs any blocks of one graph, with the graph's weights or others in their place.
+
+    Attributes:
+        blocks: The blocks, in execution order.
+    """
+
+    def __init__(
+        self, runner: Runner, blocks: Sequence[Block], ends: Iterable[ir.Value] = ()
+    ) -> None:
+        """Lowers nothing yet: every block is lowered when it first runs.
+
+        Args:
+            runner: Lowers blocks.
+            blocks: The blocks, in execution order.
+            ends: Outputs of blocks to leave at boundaries though no later block reads them.
+        """
+        self.blocks = tuple(blocks)
+        self._runner = runner
+        self._ends = frozenset(ends)
+        self._last = {value: at for at, block in enumerate(blocks) for value in block.inputs}
+        self._place = {block: at for at, block in enumerate(blocks)}
+        self._reads = [
+            {value for node in block.nodes for value in node.inputs if value}
+            for block in blocks
+        ]
+        self._lowered: dict[Block, tuple[object, _Lowered]] = {}
+
+    def handed_on(self, block: Block) -> list[ir.Value]:
+        """Returns the outputs of a block that later blocks read, or that are ends."""
+        place = self._place[block]
+        return [
+            value
+            for value in block.outputs
+            if value in self._ends or self._last.get(value, -1) > place
+        ]
+
+    def forward(
+        self,
+        samples: Iterable[Sample],
+        block: Block,
+        wanted: Iterable[ir.Value] = (),
+        weights: Weights | None = None,
+        *,
+        go_on: bool = True,
+    ) -> Iterator[Values]:
+        """Runs all samples through one block, which is lowered with the weights it has now.
+
+        Args:
+            samples: Samples that have been through the blocks before.
+            block: The block.
+            wanted: Values to yield besides the inputs: what the block makes, or constants.
+            weights: What to use in place of the graph's own weights.
+            go_on: Whether samples pass the block: leave what later blocks read, and drop what
+                none reads any more.
+
+        Yields:
+            Of each sample, what the block reads and ``wanted``.
+        """
+        handed = self.handed_on(block) if go_on else []
+        lowered = self._lower(block, [*handed, *wanted], weights or {})
+        place = self._place[block]
+        used_up = [v for v in block.inputs if self._last[v] == place and v not in self._ends]
+        for sample in samples:
+            with torch.no_grad():
+                given = self._given(sample, block, weights or {})
+                made = lowered.run(given)
+            if go_on:
+                sample.values.update((name, made[name]) for name in _names(handed))
+                _drop(sample.values, _names(used_up))
+            yield Values(given | made, sample.padding)
+
+    def go_on(self, samples: Iterable[Sample], block: Block) -> None:
+        """Runs all samples through one block for what it leaves to later ones."""
+        for _ in self.forward(samples, block):
+            pass
+
+    def run(
+        self,
+        sample: Sample,
+        weights: Weights | None = None,
+        *,
+        first: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        """Runs one sample through the blocks ``first`` to ``stop`` and keeps all it leaves.
+
+        Lowered blocks are used again, so the graph's own weights must stay as they are.
+
+        Args:
+            sample: The sample; values that it has already are replaced.
+            weights: What to use in place of the graph's own weights.
+            first: Place of the first block to run.
+            stop: Place of the first block not to run; None runs to the end.
+        """
+        for block in self.blocks[first:stop]:
+            handed = self.handed_on(block)
+            if not handed:
+                continue
+            lowered = self._reused(block, handed, weights or {})
+            with torch.no_grad():
+                made = lowered.run(self._given(sample, block, weights or {}))
+            sample.values.update(made)
+
+    def branch(self, sample: Sample, weights: Weights) -> Sample:
+        """Returns a sample that has run with other weights; what came before them is shared.
+
+        Args:
+            sample: A sample that has run through all blocks with the graph's own weights.
+            weights: What to use in place of some of them.
+        """
+        other = sample.branch()
+        reading = (at for at, reads in enumerate(self._reads) if reads & weights.keys())
+        self.run(other, weights, first=next(reading, len(self.blocks)))
+        return other
+
+    def backward(
+        self,
+        sample: Sample,
+        block: Block,
+        *,
+        ends: Callable[[Values], Mapping[str, torch.Tensor]] | None = None,
+        leaves: Iterable[ir.Value] = (),
+        taps: Iterable[ir.Value] = (),
+        wanted: Iterable[ir.Value] = (),
+        weights: Weights | None = None,
+    ) -> tuple[Values, Values]:
+        """Runs one block again with gradients, from its outputs to its inputs and weights.
+
+        Gradients of float inputs are added to those of the sample, and what the block has left
+        is dropped. Parameters behind functions in ``weights`` accumulate theirs in ``grad``.
+
+        Args:
+            sample: A sample that has run up to this block, and back through all later ones.
+            block: The block.
+            ends: Returns gradients of the loss at outputs of the block, by name, given values.
+            leaves: Values inside whose makers pass no gradient on, such as lookups: gradients
+                start there.
+            taps: Other values of the block whose gradients to return.
+            wanted: Further values to return.
+            weights: What to use in place of the graph's own weights, as in ``run``. Tensors
+                among them are differentiated.
+
+        Returns:
+            What the block reads, makes and is asked for; and the gradients at inputs, leaves,
+            taps and tensors in ``weights``, where one arrives.
+        """
+        handed, taps, weights = self.handed_on(block), list(taps), weights or {}
+        asked = [*handed, *taps, *wanted]
+        lowered = self._reused(block, asked, weights, tuple(leaves))
+        given = self._given(sample, block, weights)
+        if lowered.before is not None:
+            with torch.no_grad():
+                given |= lowered.before.run(given)
+        sources = {
+            name: given[name].detach().requires_grad_()
+            for name in lowered.inputs
+            if given[name].is_floating_point() and given[name].is_leaf
+        }
+        given |= sources
+        values = Values(given | lowered.run(given), sample.padding)
+        for name in _names(taps):
+            if values[name].requires_grad:
+                values[name].retain_grad()
+                sources[name] = values[name]
+        _descend(values, _arriving(values, _names(handed), sample, ends))
+        slopes = {n: s.grad.detach() for n, s in sources.items() if s.grad is not None}
+        self._leave(sample, block, slopes)
+        return values, Values(slopes, sample.padding)
+
+    def _leave(self, sample: Sample, block: Block, slopes: Mapping[str, torch.Tensor]) -> None:
+        """Adds gradients to what waits at the block's inputs; drops what its outputs left."""
+        _drop(sample.values, _names(block.outputs))
+        _drop(sample.gradients, _names(block.outputs))
+        for name in _names(block.inputs):
+            if name in slopes and name not in sample.inputs:
+                earlier = sample.gradients.get(name)
+                sample.gradients[name] = (
+                    slopes[name] if earlier is None else earlier + slopes[name]
+                )
+
+    def _given(
+        self, sample: Sample, block: Block, weights: Weights
+    ) -> dict[str, torch.Tensor]:
+        """Returns what a block reads of earlier ones, and weights that it has to be given."""
+        given = {name: sample[name] for name in _names(block.inputs)}
+        for value in self._swapped(block, weights):
+            weight = weights[value]
+            given[str(value.name)] = weight() if callable(weight) else weight.to(DEVICE)
+        return given
+
+    def _swapped(self, block: Block, weights: Weights) -> list[ir.Value]:
+        """Returns the weights that a block has to be given."""
+        return [value for value in weights if value in self._reads[self._place[block]]]
+
+    def _reused(
+        self,
+        block: Block,
+        outputs: Sequence[ir.Value],
+        weights: Weights,
+        leaves: tuple[ir.Value, ...] = (),
+    ) -> _Lowered:
+        """Returns a lowered block, the one of before if it was asked for the same."""
+        asked = (tuple(outputs), tuple(self._swapped(block, weights)), leaves)
+        earlier = self._lowered.get(block)
+        if earlier is None or earlier[0] != asked:
+            self._lowered[block] = asked, self._lower(block, outputs, weights, leaves)
+        return self._lowered[block][1]
+
+    def _lower(
+        self,
+        block: Block,
+        outputs: Iterable[ir.Value],
+        weights: Weights,
+        leaves: tuple[ir.Value, ...] = (),
+    ) -> _Lowered:
+        """Lowers what of a block makes ``outputs``; its weights stay where they are."""
+        inputs = [*block.inputs, *self._swapped(block, weights)]
+        before = self._segment(block, inputs, leaves) if leaves else None
+        lowered = self._segment(block, [*inputs, *leaves], outputs)
+        return replace(lowered, before=before)
+
+    def _segment(
+        self, block: Block, inputs: Sequence[ir.Value], outputs: Iterable[ir.Value]
+    ) -> _Lowered:
+        made = [value for value in dict.fromkeys(outputs) if value not in inputs]
+        nodes = _needed(block.nodes, made, inputs)
+        module = self._runner.segment(nodes, inputs, made).to(DEVICE)
+        return _Lowered(tuple(_names(inputs)), tuple(_names(made)), module)
+
+
+def stored_weight(unit: Unit) -> torch.Tensor:
+    """Returns a copy of a unit's weight in its own layout and type."""
+    return weight_of(unit, unit.matrix())
+
+
+def weight_of(unit: Unit, matrix: np.ndarray) -> torch.Tensor:
+    """Returns ``matrix`` (rows x columns) in the layout and type of a unit's weight."""
+    array = torch.from_numpy(unit.stored_layout(matrix))
+    return array.to(to_torch_dtype(unit.tensor.dtype))
+
+
+def _arriving(
+    values: Values,
+    handed: Iterable[str],
+    sample: Sample,
+    ends: Callable[[Values], Mapping[str, torch.Tensor]] | None,
+) -> dict[str, torch.Tensor]:
+    """Returns the gradients that reach outputs of a block, from the loss and later blocks."""
+    reaching = dict(ends(values)) if ends is not None else {}
+    for name in handed:
+        later = sample.gradients.get(name)
+        if later is not None:
+            reaching[name] = reaching[name] + later if name in reaching else later
+    return reaching
+
+
+def _descend(values: Values, reaching: Mapping[str, torch.Tensor]) -> None:
+    """Follows gradients from outputs to all that they depend on."""
+    ends = [name for name in reaching if values[name].requires_grad]
+    if ends:
+        torch.autograd.backward([values[n] for n in ends], [reaching[n] for n in ends])
+
+
+def _needed(
+    nodes: Sequence[ir.Node], outputs: Iterable[ir.Value], inputs: Iterable[ir.Value]
+) -> list[ir.Node]:
+    """Returns the nodes on the way from ``inputs`` to ``outputs``."""
+    given, wanted, needed = set(inputs), set(outputs), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.outputs):
+            needed.append(node)
+            wanted |= set(operands(node)) - given
+    return needed[::-1]
+
+
+def _drop(tensors: MutableMapping[str, torch.Tensor], names: Iterable[str]) -> None:
+    for name in names:
+        if name in tensors:
+            del tensors[name]
+
+
+def _names(values: Iterable[ir.Value]) -> list[str]:
+    return [str(value.name) for value in values]

@@ -1,0 +1,83 @@
+"""Values inside a graph, as the target runtime computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import Feeds
+from ....ir.units import stored_tensor
+from ..pipeline.base import PassContext
+from .samples import Samples
+
+_BYTES_AT_ONCE = 1 << 28
+
+
+def exposing(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
+    """Returns a copy of ``model`` that also outputs ``values``."""
+    copy = model.clone()
+    by_name = {str(out.name): out for node in copy.graph for out in node.outputs}
+    present = {value.name for value in copy.graph.outputs}
+    copy.graph.outputs.extend(by_name[str(v.name)] for v in values if v.name not in present)
+    return copy
+
+
+def observe(
+    model: ir.Model,
+    values: Sequence[ir.Value],
+    samples: Samples,
+    context: PassContext,
+    what: str,
+) -> Iterator[tuple[ir.Value, np.ndarray]]:
+    """Runs samples in the target runtime and yields each value's tokens, sample by sample.
+
+    Values that fit into memory together come from one run.
+
+    Args:
+        model: The graph.
+        values: Values that it computes, reads or stores.
+        samples: The samples.
+        context: Runs the graph, and shows progress.
+        what: What the user is told meanwhile.
+
+    Yields:
+        A value, and tokens x columns of it.
+    """
+    stored = {value: stored_tensor(value) for value in values}
+    computed = [v for v in values if stored[v] is None and not v.is_graph_input()]
+    with context.runner.session(exposing(model, computed)) as session:
+        for sample in context.progress.track(samples, len(samples), what):
+            for value in values:
+                tensor = stored[value]
+                if tensor is not None:
+                    yield value, sample.padding.tokens(tensor.numpy())
+                elif value.is_graph_input():
+                    yield value, sample.padding.tokens(sample.arrays[str(value.name)])
+            for wave in _waves(computed, sample.arrays):
+                made = session.run(sample.arrays, [str(value.name) for value in wave])
+                for value in wave:
+                    yield value, sample.padding.tokens(made.pop(str(value.name)))
+
+
+def _waves(values: Sequence[ir.Value], feed: Feeds) -> Iterator[list[ir.Value]]:
+    positions = max((int(np.prod(array.shape[:2])) for array in feed.values()), default=1)
+    wave: list[ir.Value] = []
+    total = 0
+    for value in values:
+        size = 4 * _entries(value, positions)
+        if wave and total + size > _BYTES_AT_ONCE:
+            yield wave
+            wave, total = [], 0
+        wave.append(value)
+        total += size
+    if wave:
+        yield wave
+
+
+def _entries(value: ir.Value, positions: int) -> int:
+    """Guesses how many numbers ``value`` holds for one sample."""
+    dims = list(value.shape) if value.shape is not None else []
+    known = int(np.prod([one for one in dims if isinstance(one, int)], dtype=np.int64))
+    return known if len(dims) > 3 else positions * max(known, 1)
