@@ -1,4 +1,4 @@
-"""The whole compiler at work once: a language model in, an exact budget, a graph for stock runtimes.
+"""A demo of the whole compiler: a language model in, a graph for stock runtimes out.
 
 ``make demo`` runs ``python -m mpqc.tools.demo``; ``make demo-full`` adds ``--full``.
 """
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-o", "--output", type=Path, default=Path("build/demo"), help="default: %(default)s"
     )
     parser.add_argument(
-        "--full", action="store_true", help="the default method on all samples: several times slower"
+        "--full", action="store_true", help="run the default method, which is much slower"
     )
     chosen = parser.parse_args(arguments)
     try:
