@@ -16,7 +16,7 @@ class Calibration:
 
     Attributes:
         feeds: One mapping from input name to array for each sample (batch axis 1).
-        source: What the data is, in words, for reports.
+        source: A description of the data, for reports.
         key: Content hash of the samples.
         tokens: Name of the input that carries token ids, if the model reads tokens.
         mask: Name of the input that tells tokens from padding (0), if there is one.
@@ -54,9 +54,9 @@ class Calibration:
         return self.feeds[self._fitted :]
 
     def real_places(self, feed: Feeds, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns which places of a sample are no padding, bool, in the shape asked for.
+        """Returns which places of a sample are not padding, bool, in the given shape.
 
-        Where there is no mask for as many places, all are real.
+        All are real if there is no mask of as many places.
         """
         mask = feed.get(self.mask) if self.mask is not None else None
         if mask is None or mask.size != int(np.prod(shape)):

@@ -22,7 +22,7 @@ class LossChange:
     """Compares outputs of one model.
 
     Attributes:
-        note: What the objective is, and which output it reads.
+        note: Names the objective and the output that it reads.
         samples: Where tokens and masks are to be found.
         labels: ``model`` or ``text``.
     """

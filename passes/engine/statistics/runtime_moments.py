@@ -35,7 +35,7 @@ def exposing(model: ir.Model, values: list[ir.Value]) -> ir.Model:
 
 
 def _activations(units: Sequence[Unit]) -> list[ir.Value]:
-    """Returns what the products multiply, without what the caller knows beforehand."""
+    """Returns the activations of the products, without those that the caller knows already."""
     uses = [use for unit in units for use in unit.uses if use.kind == "product"]
     values = dict.fromkeys(use.activation for use in uses)
     return [value for value in values if value.producer() is not None]
