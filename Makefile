@@ -4,15 +4,18 @@ BIN := .venv/bin
 DEMO ?= build/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-sample test-slow lint format clean
+.PHONY: help venv demo demo-full methods test test-sample test-slow lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/stamp  ## Make .venv, or bring it up to date
 
-demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits a weight and show what it cost
+demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits per weight and show a table (minutes)
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)
+
+demo-full: .venv/demo-stamp  ## The same with the default method on all samples (several times slower)
+	$(BIN)/python -m mpqc.tools.demo --full -o $(DEMO)
 
 methods: .venv/demo-stamp  ## Compare all presets on three models (hours)
 	$(BIN)/python -m mpqc.tools.benchmarks methods -o build/methods --document build/methods/methods.md

@@ -1,4 +1,4 @@
-"""What a loaded model is fed and what it returns."""
+"""The feeds and results of a loaded model."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no readable safetensors file: {error}") from error
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -55,7 +55,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     arrays[name] = _read_npy(f"{path}: {name}", stream, member.file_size)
             return arrays
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is no readable .npz file: {error}") from error
+        raise InputError(f"{path} is not a readable .npz file: {error}") from error
 
 
 def _refuse_bombs(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
@@ -63,7 +63,7 @@ def _refuse_bombs(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
         raise InputError(f"{path} unpacks to more than {_LARGEST_IN_ALL >> 30} GB")
     for member in members:
         if not member.filename.endswith(".npy"):
-            raise InputError(f"{path} holds {member.filename!r}, which is no array")
+            raise InputError(f"{path} holds {member.filename!r}, which is not an array")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(f"{path} is packed by a method that .npz files do not use")
         ratio = member.file_size / max(1, member.compress_size)
@@ -85,7 +85,7 @@ def _read_npy(what: str, stream: IO[bytes], size: int) -> np.ndarray:
         }[version]
         shape, fortran, dtype = read_header(stream, max_header_size=_LARGEST_HEADER)
     except (ValueError, KeyError, SyntaxError) as error:
-        raise InputError(f"{what} is no readable array") from error
+        raise InputError(f"{what} is not a readable array") from error
     if dtype.hasobject:
         raise InputError(f"{what} holds Python objects", hint="save plain numbers")
     count = math.prod(shape)

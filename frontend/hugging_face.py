@@ -1,6 +1,6 @@
 """A Hugging Face folder -> ONNX.
 
-Decoders get a cache from onnxruntime-genai's model builder; what it does not know goes through
+Decoders get a cache from onnxruntime-genai's model builder; models unknown to it go through
 torch.export. No code from the folder
 is run, and no weights are unpickled: the exporters see links to the harmless files only.
 """
@@ -186,7 +186,7 @@ def _build(folder: Path, stage: Path) -> bool:
 
 
 def _keep_only(stage: Path, names: set[str]) -> None:
-    """Removes what the builder and its libraries left lying about."""
+    """Removes the leftovers of the builder and its libraries."""
     for path in stage.iterdir():
         if path.is_file() and path.name not in names:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a model wants to be fed: its inputs, told apart by what the graph does with them."""
+"""The inputs of a model, classified by their use in the graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModelInput:
     Attributes:
         name: Its name.
         dims: Its axes: sizes, or the names of those that vary (empty when unnamed).
-        dtype: The NumPy type of what it is fed.
+        dtype: The NumPy type of its feeds.
         role: What it is for.
         vocabulary: Rows of the table that token ids look up; 0 for other roles.
     """

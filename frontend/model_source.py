@@ -43,7 +43,7 @@ class Source:
     """A model as the user named it.
 
     Attributes:
-        named: What the user named.
+        named: The path that the user named.
         onnx: The ONNX file; None for a Hugging Face folder, which has to be exported first.
         folders: Where companion files may stand, nearest first.
     """
@@ -85,7 +85,9 @@ def locate(named: Path) -> Source:
     except OSError as error:
         raise InputError(f"cannot read {named}: {error.strerror}") from error
     if exists:
-        raise InputError(f"{named} is no ordinary file", hint="name an .onnx file or a folder")
+        raise InputError(
+            f"{named} is not an ordinary file", hint="name an .onnx file or a folder"
+        )
     raise InputError(f"{named} does not exist", hint="name an .onnx file or a model folder")
 
 
@@ -100,7 +102,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} is larger than {_LARGEST_SETTINGS} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no readable JSON: {error}") from error
+        raise InputError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content

@@ -48,9 +48,9 @@ class SampleMaker:
 
     Attributes:
         source: Where the model and its companion files are.
-        inputs: What the model wants to be fed.
+        inputs: The inputs of the model.
         heads: Sizes of the key and value cache that the graph leaves open.
-        say: Told what was chosen where the user chose nothing.
+        say: Gets a line for each default that was used.
     """
 
     source: Source

@@ -69,7 +69,7 @@ def _fast_encoder(path: Path) -> TextEncoder:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exception
-        raise InputError(f"{path} is no readable tokenizer: {_line(error)}") from error
+        raise InputError(f"{path} is not a readable tokenizer: {_line(error)}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
@@ -148,7 +148,7 @@ def read_texts(files: Sequence[Path]) -> str:
     """Returns the joined content of text files.
 
     Raises:
-        InputError: A file is no text, or there is too much or nothing in all.
+        InputError: A file is not text, or there is too much text in all, or none.
     """
     parts, size = [], 0
     for path in files:
@@ -162,7 +162,7 @@ def read_texts(files: Sequence[Path]) -> str:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         if b"\0" in raw[:4096]:
-            raise InputError(f"{path} is no text: it holds NUL bytes")
+            raise InputError(f"{path} is not text: it holds NUL bytes")
         parts.append(
             raw.decode("utf-8", errors="ignore").replace("\r\n", "\n").replace("\r", "\n")
         )

@@ -83,7 +83,7 @@ def from_graph_module(
 
 def _check_examples(module: torch.nn.Module, example_inputs: Sequence[Any]) -> None:
     if not isinstance(module, torch.nn.Module):
-        raise UsageError(f"{type(module).__name__} is no torch module")
+        raise UsageError(f"{type(module).__name__} is not a torch module")
     if isinstance(example_inputs, torch.Tensor):
         raise UsageError(
             "example_inputs is a tensor", hint="give a tuple: example_inputs=(tensor,)"
@@ -91,7 +91,7 @@ def _check_examples(module: torch.nn.Module, example_inputs: Sequence[Any]) -> N
 
 
 def _name_axes(model: ir.Model, dynamic_shapes: Any) -> None:
-    """Calls the open axes what the caller called them, instead of ``s4`` and ``s41``."""
+    """Gives the open axes the caller's names, instead of ``s4`` and ``s41``."""
     given = torch.utils._pytree.tree_leaves(dynamic_shapes, is_leaf=_is_axes)
     names: dict[str, str] = {}
     for value, axes in zip(model.graph.inputs, given, strict=False):

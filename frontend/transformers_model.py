@@ -1,7 +1,7 @@
 """A model that transformers knows -> ONNX through torch.export, without a cache.
 
-The pooling and normalization that a sentence-transformers folder adds behind the encoder are
-no part of the exported model; ``mpqc eval`` pools by itself.
+The pooling and normalization that a sentence-transformers folder adds after the encoder are
+not part of the exported model; ``mpqc eval`` pools by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 
 @dataclass(frozen=True)
 class Example:
-    """What a model is traced with.
+    """The example that a model is traced with.
 
     Attributes:
         inputs: Example arrays by the names that transformers uses.
@@ -122,7 +122,7 @@ def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def _example(model: Any) -> Example:
-    """Returns inputs to trace with, by what the model calls its main input."""
+    """Returns inputs to trace with, by the name of the model's main input."""
     main = getattr(model, "main_input_name", "input_ids")
     makers = {
         "input_ids": _text_example,

@@ -54,7 +54,7 @@ class ArrayFile:
         return cls(path, header, start, item)
 
     def array(self, name: str) -> np.ndarray:
-        """Returns a writable view of one array; what is written there is in the file."""
+        """Returns a writable view of one array; writes to it go to the file."""
         entry = self._header[name]
         assert isinstance(entry, dict)
         return np.memmap(

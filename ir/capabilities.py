@@ -1,4 +1,4 @@
-"""What a target can run, as data. The table itself belongs to the backend that knows it."""
+"""The capabilities of a target, as data. The table itself belongs to its backend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Capabilities:
         lookup_bits: Widths at which rows of a table can be looked up.
         lookup: ``unpack`` (standard nodes on looked-up rows), ``gather-block-quantized`` or
             ``dequantize`` (codes and scales are looked up, then multiplied).
-        convolution_bits: Widths at which convolutions can be stored, with one scale a row.
+        convolution_bits: Widths at which convolutions can be stored, with one scale per row.
         row_tile: Rows are given their option in tiles of this many.
         expanding: Widths without a kernel that can be stored all the same, because the
             runtime computes on constants when it loads a model.

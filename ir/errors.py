@@ -1,4 +1,4 @@
-"""The ways in which mpqc says no: one class per exit code."""
+"""The errors that mpqc raises on purpose: one class per exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import ClassVar
 
 
 class MpqcError(Exception):
-    """A refusal with a one-line cause and, where there is one, the step that would work.
+    """A refusal with its cause in one line and, if known, a step that would work.
 
     Attributes:
         message: What went wrong and where, in one line.
-        hint: What would work instead; empty when nothing is known.
-        exit_code: What the command line exits with.
+        hint: A step that would work instead; empty if none is known.
+        exit_code: The exit code of the command line.
         code: The stable name of the kind, for ``--json``.
     """
 
@@ -53,7 +53,7 @@ class InfeasibleBudget(MpqcError):
 
 
 class InternalError(MpqcError):
-    """A broken promise of our own: an invariant failed inside a pass."""
+    """A bug in mpqc: an invariant failed inside a pass."""
 
     exit_code = 70
     code = "internal"

@@ -60,7 +60,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def kind_of(head: bytes) -> FileKind | None:
-    """Returns what the first bytes of a file give away, or None if it may be an ONNX model."""
+    """Identifies a file by its first bytes; None if it may be an ONNX model."""
     for at, magic, kind in _MAGIC:
         if head[at : at + len(magic)] == magic:
             return kind

@@ -1,26 +1,29 @@
-"""The annotated text of a graph, one line a node, for people and for golden tests.
+"""The annotated text of a graph, one line per node, for people and for golden tests.
 
     @w : f32[576,960]
-    %y = MatMul(%x, @w) : f32[?,960] #block{index=3} #bits{unit=w, ...}
+    %h = MatMul(%x, @w) : f32[?,960] #block{index=3} #bits{unit=w, ...}
+    %y = Reshape(%h, <i64[2] -1, 64>) : f32[?,64]
 
-``%`` marks values, ``@`` weights by name, ``_`` an input that is left out. Bodies of control
-flow are indented below their node.
+``%`` marks values, ``@`` weights by name, ``_`` an omitted input. Initializers of at most four
+entries appear where they are read. Bodies of control flow are indented below their node.
+Floats have six significant digits: the listing is for reading, not for parsing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from .annotation import notes_of
+from .annotation import Annotation, notes_of
 from .text_form import print_value
 
 _SHORT = {"FLOAT": "f32", "FLOAT16": "f16", "BFLOAT16": "bf16", "DOUBLE": "f64"}
-_MOST_ITEMS = 16
+_MOST_ITEMS = 16  # of a tensor whose entries are shown
+_INLINE_ITEMS = 4  # of an initializer that is shown at its readers only
 
 
 def clean(text: str) -> str:
@@ -56,24 +59,39 @@ def type_text(value: ir.Value) -> str:
 def _name(value: ir.Value | None) -> str:
     if value is None:
         return "_"
+    if _is_inline(value) and value.const_value is not None:
+        return _tensor(value.const_value)
     return ("@" if value.is_initializer() else "%") + clean(str(value.name))
+
+
+def _is_inline(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return value.is_initializer() and tensor is not None and tensor.size <= _INLINE_ITEMS
 
 
 def _tensor(tensor: ir.TensorProtocol) -> str:
     kind = _dtype(tensor.dtype) + _shape(ir.Shape(tensor.shape.numpy()))
     if tensor.size > _MOST_ITEMS:
         return f"<{kind}>"
-    items = tensor.numpy().reshape(-1).tolist()
+    items = _rounded(tensor.numpy().reshape(-1).tolist())
     return f"<{kind} {', '.join(clean(print_value(item)) for item in items)}>".replace(
         " >", ">"
     )
 
 
 def _rounded(value: Any) -> Any:
-    """Gives floats, which ONNX stores in 32 bits, their shortest decimal form."""
+    """Rounds floats, also those in a tuple or list, to six significant digits."""
     if isinstance(value, (tuple, list)):
-        return tuple(_rounded(one) for one in value)
-    return float(str(np.float32(value)))
+        return tuple(map(_rounded, value))
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _note(note: Annotation) -> str:
+    """Returns a note for reading, with floats of six digits."""
+    fields = {
+        field.name: _rounded(getattr(note, field.name)) for field in dataclasses.fields(note)
+    }
+    return str(dataclasses.replace(note, **fields))
 
 
 def _attribute(attribute: ir.Attr) -> str:
@@ -83,12 +101,10 @@ def _attribute(attribute: ir.Attr) -> str:
         text = "..."
     elif attribute.type == ir.AttributeType.TENSOR:
         text = _tensor(attribute.as_tensor())
-    elif attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
-        text = print_value(_rounded(attribute.value))
     elif isinstance(attribute.value, (tuple, list)) and len(attribute.value) > _MOST_ITEMS:
         text = f"<{len(attribute.value)} items>"
     elif isinstance(attribute.value, (tuple, list, str, int, float)):
-        text = print_value(attribute.value)
+        text = print_value(_rounded(attribute.value))
     else:
         text = attribute.type.name.lower()
     return f"{clean(attribute.name)}={clean(text)}"
@@ -101,7 +117,7 @@ def _node(node: ir.Node) -> str:
     attributes = ", ".join(_attribute(one) for one in node.attributes.values())
     body = f" {{{attributes}}}" if attributes else ""
     types = ", ".join(type_text(value) for value in node.outputs)
-    notes = "".join(f" {clean(str(note))}" for note in notes_of(node))
+    notes = "".join(f" {clean(_note(note))}" for note in notes_of(node))
     return f"{outputs} = {domain}{clean(node.op_type)}({inputs}){body} : {types}{notes}"
 
 
@@ -109,6 +125,8 @@ def _header(graph: ir.Graph) -> Iterator[str]:
     for value in graph.inputs:
         yield f"input {_name(value)} : {type_text(value)}"
     for value in graph.initializers.values():
+        if _is_inline(value):
+            continue
         text = type_text(value)
         if value.const_value is not None and value.const_value.size <= _MOST_ITEMS:
             text = _tensor(value.const_value)[1:-1]
@@ -129,7 +147,7 @@ def _graph(graph: ir.Graph, indent: str) -> Iterator[str]:
 
 def listing(model: ir.Model, *, width: int | None = None) -> str:
     """Returns the text of ``model``'s main graph, with lines cut off at ``width`` letters."""
-    lines = [str(note) for note in notes_of(model)] + list(_graph(model.graph, ""))
+    lines = [_note(note) for note in notes_of(model)] + list(_graph(model.graph, ""))
     if width is not None:
         lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What a model must not be when it is compiled: quantized already, full of NaN, too large."""
+"""Refuses models that cannot be compiled: already quantized, with NaN, too large."""
 
 from __future__ import annotations
 

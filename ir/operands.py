@@ -1,4 +1,4 @@
-"""What a node really reads: its inputs and what its subgraphs capture from outside."""
+"""The values that a node reads: its inputs and those that its subgraphs capture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An option: one way to store the rows of a unit, and what it costs."""
+"""An option: one way to store the rows of a unit, and its cost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Option:
         """Reads ``4g64`` or ``f16``.
 
         Raises:
-            UsageError: The text is no option.
+            UsageError: The text is not an option.
         """
         if text == HALF:
             return cls.half()
@@ -61,7 +61,7 @@ class Option:
         option = cls(int(match.group(1)), int(match.group(2))) if match is not None else None
         if option is None or not KERNEL_WIDTHS[0] <= option.bits <= KERNEL_WIDTHS[-1]:
             raise UsageError(
-                f"{text!r} is no storage option",
+                f"{text!r} is not a storage option",
                 hint="write BITSgGROUP, like 4g64, with 2 to 8 bits",
             )
         return option

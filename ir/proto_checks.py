@@ -161,7 +161,7 @@ def _check_versions(model: onnx.ModelProto) -> None:
     known = onnx.defs.onnx_opset_version()
     if not model.HasField("graph") or not model.ir_version:
         raise InputError(
-            "the file holds no graph; it is no complete ONNX model", hint=_BROKEN_HINT
+            "the file holds no graph; it is not a complete ONNX model", hint=_BROKEN_HINT
         )
     if model.ir_version > onnx.IR_VERSION:
         raise InputError(

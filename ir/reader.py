@@ -71,7 +71,7 @@ def _decode(path: Path, data: bytes | mmap.mmap) -> onnx.ModelProto:
         model.ParseFromString(view)
     except (DecodeError, RecursionError) as error:
         raise InputError(
-            f"{path} is no complete ONNX model: truncated, nested too deep or another kind",
+            f"{path} is not a complete ONNX model: truncated, nested too deep or another kind",
             hint="fetch or export the file again",
         ) from error
     finally:
@@ -87,7 +87,7 @@ def _deserialize(path: Path, proto: onnx.ModelProto) -> ir.Model:
         while cause.__cause__ is not None:
             cause = cause.__cause__  # type: ignore[assignment]
         line = " ".join(str(cause).split())[:300]
-        raise InputError(f"{path} is no valid ONNX model: {line}") from error
+        raise InputError(f"{path} is not a valid ONNX model: {line}") from error
 
 
 def _tensor(tensor: ir.ExternalTensor, files: TensorFiles) -> ir.TensorProtocol:
@@ -145,7 +145,7 @@ def _sort(path: Path, model: ir.Model) -> None:
         for function in model.functions.values():
             function.sort()
     except ValueError as error:
-        raise InputError(f"{path} is no valid ONNX model: its graph has a cycle") from error
+        raise InputError(f"{path} is not a valid ONNX model: its graph has a cycle") from error
 
 
 def read_model(path: Path) -> ir.Model:
@@ -167,7 +167,7 @@ def read_model(path: Path) -> ir.Model:
     _map_tensors(model, files)
     _sort(path, model)
     for problem in problems(model):
-        raise InputError(f"{path} is no valid ONNX model: {problem}")
+        raise InputError(f"{path} is not a valid ONNX model: {problem}")
     for key in _DROPPED_METADATA:
         model.metadata_props.pop(key, None)
     return model

@@ -16,7 +16,7 @@ class Calibration:
 
     Attributes:
         feeds: One mapping from input name to array for each sample (batch axis 1).
-        source: What the data is, in words, for reports.
+        source: A description of the data, for reports.
         key: Content hash of the samples.
         tokens: Name of the input that carries token ids, if the model reads tokens.
         mask: Name of the input that tells tokens from padding (0), if there is one.

@@ -108,7 +108,7 @@ def _put_back(stage: Path, output: Path) -> None:
 
 
 def _remove_stale(output: Path) -> None:
-    """Removes stages that a killed process left, and puts back what it had moved aside."""
+    """Removes the stages of a killed process, and restores outputs that it had moved aside."""
     if not output.parent.is_dir():
         return
     start = f".{output.name}{_MARK}"

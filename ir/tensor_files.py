@@ -59,7 +59,7 @@ class Extent:
 def _number(tensor: onnx.TensorProto, key: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19:
         raise InputError(
-            f"tensor {tensor.name!r}: external {key} {text[:40]!r} is no byte count"
+            f"tensor {tensor.name!r}: external {key} {text[:40]!r} is not a byte count"
         )
     return int(text)
 
@@ -90,7 +90,7 @@ def check_location(name: str, location: str | bytes) -> None:
     """Refuses external-data locations that could lead out of the model's folder.
 
     Raises:
-        InputError: The location is no plain relative path.
+        InputError: The location is not a plain relative path.
     """
     text = location if isinstance(location, str) else repr(location)
     path = PurePosixPath(text)
@@ -130,7 +130,7 @@ class TensorFiles:
         return [named] if real == Path(os.path.realpath(named)) else [named, real]
 
     def path_of(self, location: str) -> Path | None:
-        """Returns the existing file behind ``location``, links resolved, or None.
+        """Returns the existing file at ``location``, links resolved, or None.
 
         Raises:
             InputError: It leads out of the model's folder.

@@ -62,7 +62,7 @@ class Use:
 
     Attributes:
         node: The consumer.
-        index: Which of its inputs carries the weight (possibly behind views).
+        index: Which of its inputs carries the weight (possibly through views).
         kind: ``product`` for MatMul and Gemm, ``lookup`` for Gather, ``conv`` for Conv.
         row_axis: Axis of the *stored* tensor that counts output channels or table rows.
     """
@@ -155,7 +155,7 @@ class Unit:
 
 
 def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """Returns the tensor behind an initializer or the output of a Constant node, or None."""
+    """Returns the tensor of an initializer or of the output of a Constant node, or None."""
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
         return value.const_value

@@ -22,7 +22,7 @@ def _note_problems(target: Annotated, where: str) -> Iterator[str]:
             continue
         cls = ANNOTATIONS.get(key.removeprefix(PREFIX))
         if cls is None:
-            continue  # a note of a newer version: it cannot change what the graph computes
+            continue  # a note of a newer version: it cannot change the numbers of the graph
         try:
             note_of(target, cls)
         except (MpqcError, ValueError) as error:
@@ -127,7 +127,7 @@ def _block_problems(graph: ir.Graph) -> Iterator[str]:
 
 
 def problems(model: ir.Model) -> Iterator[str]:
-    """Yields what is wrong with ``model``, one line each. Linear in its size."""
+    """Yields the problems of ``model``, one line each. Linear in its size."""
     yield from _note_problems(model, "the model")
     yield from _graph_problems(model.graph, model.opset_imports)
     for function in model.functions.values():

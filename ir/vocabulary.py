@@ -119,7 +119,7 @@ class Sensitivity(Annotation):
 
     Attributes:
         unit: Name of the unit.
-        metric: What the loss is, such as ``fisher`` (predicted) or ``kl`` (measured).
+        metric: The kind of loss, such as ``fisher`` (predicted) or ``kl`` (measured).
         options: Printed options, the columns of the array.
         total: Sum over rows for each option.
     """
@@ -139,7 +139,7 @@ class Score(Annotation):
 
     Attributes:
         unit: Name of the unit.
-        metric: What the number is.
+        metric: The kind of number.
         value: The larger, the more bits the unit should get.
         block: The block that the number belongs to, which all units of it have in common; -1
             when it is the unit's own.
@@ -274,7 +274,7 @@ class ChannelAllocation(Annotation):
     Attributes:
         unit: Name of the unit.
         levels: What values there are: ``free``, ``grid4``, ``grid8`` or ``even``.
-        group: Columns that share a scale; 0 for levels without scales, or one scale a row.
+        group: Columns that share a scale; 0 for levels without scales, or one scale per row.
         bits: Widths of an index, ascending, at least one channel each.
         counts: Channels of each width.
     """
@@ -331,7 +331,7 @@ class Calibrated(Annotation):
 
     Attributes:
         stats: Content key of the stats (model hash and calibration hash).
-        source: What the calibration data was, in words.
+        source: A description of the calibration data.
         samples: Number of samples.
         tokens: Number of token positions.
         objective: ``logits`` or ``regression``.
@@ -365,7 +365,7 @@ class Settled(Annotation):
 
 @dataclass(frozen=True)
 class Budgeted(Annotation):
-    """On the model: what was asked and what was got.
+    """On the model: the requested budget and the result.
 
     Attributes:
         asked: Stored bits per weight asked for.

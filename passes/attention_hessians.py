@@ -48,20 +48,21 @@ _ROLES = ("queries", "keys", "values", "output")
 
 @dataclass(frozen=True)
 class AttentionHessians(Pass):
-    """Round every product against what its own layer gives; for attention, behind the softmax.
+    """Round every product against the output of its layer; for attention, after the softmax.
 
-    Where the graph holds an attention, fused or decomposed, the Hessians of its projections
-    are those of ``|dY|^2`` behind its output product, one for every head: exact for values and
-    output, ``sum_t |dY/dq_t|^2 x_t x_t^T`` for queries, and the same without the terms between
-    tokens for keys. Every other product gets ``E[x x^T]``. Nothing but rounding and
-    ``metric=trace`` looks at them: predicted divergences stay those of ``calibrate``.
+    For an attention, fused or decomposed, the Hessians of the projections are those of
+    ``|dY|^2`` after its output product, one for every head: exact for values and output,
+    ``sum_t |dY/dq_t|^2 x_t x_t^T`` for queries, and the same without the terms between tokens
+    for keys. Every other product gets ``E[x x^T]``. Only rounding and ``metric=trace`` use
+    them: predicted divergences stay those of ``calibrate``.
 
-    An attention whose units are not found keeps ``E[x x^T]``; ``#no-attention`` says why.
+    An attention with units that cannot be identified keeps ``E[x x^T]``; ``#no-attention``
+    says why.
 
     Attributes:
-        probes: Random signs that the gradients of queries and keys are sampled with; 0 follows
-            every direction of a head, which is exact for queries.
-        samples: Look at this many samples only, the first ones; 0 looks at all.
+        probes: Random signs to sample the gradients of queries and keys with; 0 follows every
+            direction of a head, which is exact for queries.
+        samples: Use this many samples only, the first ones; 0 uses all.
     """
 
     name: ClassVar[str] = "attention-hessians"
@@ -79,7 +80,7 @@ class AttentionHessians(Pass):
         if self.probes < 0:
             raise UsageError(f"attention-hessians cannot follow {self.probes} signs")
         if self.samples < 0:
-            raise UsageError(f"attention-hessians cannot look at {self.samples} samples")
+            raise UsageError(f"attention-hessians cannot use {self.samples} samples")
 
     def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a model without an attention that can be bound."""
@@ -138,7 +139,9 @@ class AttentionHessians(Pass):
         gather = LocalHessians(bound, context.runner, self.probes, context.seed)
         runner = BlockRunner(context.runner, list(files))
         samples = Samples.of(context, context.calibration.first(self.samples), on_disk=True)
-        steps = context.progress.track(files.items(), len(files), "looking behind attention")
+        steps = context.progress.track(
+            files.items(), len(files), "gathering Hessians of attention"
+        )
         for block, path in steps:
             wanted = gather.begin(block, units)
             before = set(gather.refused)
@@ -153,13 +156,13 @@ def _need_bound(found: Found) -> None:
         why = {one.node: one.why for one in found.unmatched}
         raise UsageError(
             f"attention-hessians has nothing to act on: {_first(why)}",
-            hint="leave it out; mpqc inspect shows what is recognised",
+            hint="leave it out; mpqc inspect shows the recognised attentions",
         )
 
 
 def _first(refused: Mapping[ir.Node, str]) -> str:
     for node, why in refused.items():
-        return f"{node.op_type} {node.name!r} is no attention that can be bound: {why}"
+        return f"{node.op_type} {node.name!r} is not an attention that can be bound: {why}"
     return "the model has no softmax and no fused attention"
 
 

@@ -25,17 +25,17 @@ from .engine.statistics.moved import move
 
 @dataclass(frozen=True)
 class FoldPermutations(Pass):
-    """Sort the rows of units by their options, and the columns that read them alike.
+    """Sort the rows of units by their options, and the columns that read them likewise.
 
-    Rows that share an option are stored side by side, so lowering ends in a Gather that puts
-    the outputs back into order. Where nothing but elementwise operations stands between the
-    units and the products that read them, their order is free, and the Gather is not needed::
+    Rows that share an option are stored side by side, so lowering ends in a Gather that
+    restores the order of the outputs. If only elementwise operations stand between the units
+    and the products that read them, their order is free, and the Gather is not needed::
 
         h = act(x A + a)      =>      h = act(x A[:, p] + a[p])
         y = h B                       y = h B[p, :]
 
-    This takes the groups that ``allocate-bits{fold=true}`` has given a common order. Apart
-    from the order in which the second product sums up, all numbers stay what they were.
+    The pass acts on the groups that share an order by ``allocate-bits{fold=true}``. Apart from
+    the order of summation in the second product, all numbers stay the same.
     """
 
     name: ClassVar[str] = "fold-permutations"

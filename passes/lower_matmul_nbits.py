@@ -35,19 +35,18 @@ from .engine.statistics.quadratic import kept_columns
 
 @dataclass(frozen=True)
 class LowerMatMulNBits(Pass):
-    """Replaces rounded weights by packed codes and their consumers by nodes that read them.
+    """Replace rounded weights by packed codes, and their consumers by nodes that read them.
 
-    - A MatMul or Gemm becomes one ``com.microsoft.MatMulNBits`` for each option that the
-      unit's rows have, joined by a Concat and, where stored order is not the order of the
-      rows, a Gather.
-    - Input channels that stay in 16 bits are a slim MatMul, whose result is added.
+    - A MatMul or Gemm becomes one ``com.microsoft.MatMulNBits`` for each option of the unit's
+      rows, joined by a Concat and, if the stored order is not the order of the rows, a Gather.
+    - Input channels in 16 bits become a slim MatMul whose result is added.
     - A Gather from the table looks up packed rows and expands only those. A table that also
       serves a product is stored once.
     - Codes of a width without a kernel (3, 5, 6, 7 bits) are stored densely, with nodes that
-      the runtime computes when it loads the model: what runs is the next wider kernel.
+      the runtime computes when it loads the model; the next wider kernel then runs them.
     - A Conv stays and reads a DequantizeLinear of its codes.
 
-    The graph computes what the simulated one computed, up to the kernels' own rounding
+    The graph computes the same as the simulated one, up to the kernels' own rounding
     (``accuracy_level`` of the capability table). A unit that the target cannot run stays in
     float, with the reason in the report and in a note.
     """

@@ -13,11 +13,12 @@ from .engine.pipeline.base import Pass, PassContext
 
 @dataclass(frozen=True)
 class PartitionBlocks(Pass):
-    """Cut the graph into blocks, between which little else than the residual stream flows.
+    """Cut the graph into blocks that exchange little more than the residual stream.
 
         %y = MatMul(%x, @w)      =>      %y = MatMul(%x, @w) #block{index=3}
 
-    Calibration runs and differentiates one block at a time, so its memory is that of a block.
+    Calibration runs and differentiates one block at a time, so it needs the memory of one
+    block.
     """
 
     name: ClassVar[str] = "partition-blocks"

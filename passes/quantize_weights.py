@@ -52,24 +52,23 @@ _HALF = "allocate-bits chose to store it as float16"
 
 @dataclass(frozen=True)
 class QuantizeWeights(Pass):
-    """Round weights to codes and scales; the graph gets the values that the codes stand for.
+    """Round weights to codes and scales, and give the graph the values of the codes.
 
-    The graph stays an ordinary float graph that simulates the result, until a lowering pass
-    replaces the weights by their codes. Units that were given float16 are stored so at once,
-    behind a Cast that the runtime folds when it loads the model.
+    The result is an ordinary float graph that simulates the quantized one, until a lowering
+    pass replaces the weights by their codes. Units with the option float16 are stored as such
+    at once, followed by a Cast that the runtime folds when it loads the model.
 
     Attributes:
         rounding: ``gptq`` compensates errors against the Hessian; ``nearest`` does not.
-        refinements: After GPTQ, rounds of least-squares scales and coordinate descent.
-        sequential: ``block`` gathers the Hessians anew, block by block, on what the blocks
-            that are rounded already give; ``layer`` lets the units of a block wait for those
-            that they depend on, too; ``no`` takes the Hessians as they are. Tokens keep the
-            weights of ``calibrate``; after ``attention-hessians`` what stands behind the
-            attention is looked at anew.
-        coupled: Rows make up for each other's errors, too, by what
-            ``calibrate{coupled=true}`` has found between them; units without it are rounded
-            row by row.
-        samples: Gather them on this many samples only, the first ones; 0 takes all
+        refinements: Rounds of least-squares scales and coordinate descent after GPTQ.
+        sequential: ``no`` uses the Hessians as they are. ``block`` gathers them again, block
+            by block, on the outputs of the blocks that are already rounded. With ``layer``,
+            the units of a block also wait for those that they depend on. Tokens keep the
+            weights of ``calibrate``; after ``attention-hessians``, those Hessians are gathered
+            again too.
+        coupled: Let rows make up for each other's errors, by the interaction that
+            ``calibrate{coupled=true}`` gathered; units without it are rounded row by row.
+        samples: Gather again on this many samples only, the first ones; 0 takes all
             (``sequential=block``, ``layer``).
     """
 
@@ -91,18 +90,18 @@ class QuantizeWeights(Pass):
             raise UsageError(f"no sequence {self.sequential!r}", hint=hint)
         if self.rounding == "nearest" and self.sequential != "no":
             raise UsageError(
-                "rounding=nearest looks at no other unit", hint="leave out sequential"
+                "sequential has no effect with rounding=nearest", hint="leave out sequential"
             )
         if self.rounding == "nearest" and self.coupled:
             raise UsageError(
-                "rounding=nearest looks at no other row", hint="say coupled=false"
+                "coupled has no effect with rounding=nearest", hint="say coupled=false"
             )
         if self.refinements < 0:
             raise UsageError(f"quantize-weights cannot refine {self.refinements} times")
         if self.rounding == "nearest" and self.refinements != type(self).refinements:
             raise UsageError("rounding=nearest refines nothing", hint="leave out refinements")
         if self.samples < 0:
-            raise UsageError(f"quantize-weights cannot look at {self.samples} samples")
+            raise UsageError(f"quantize-weights cannot use {self.samples} samples")
         if self.samples and self.sequential == "no":
             raise UsageError(
                 "quantize-weights{samples} is for Hessians that are gathered anew",
@@ -281,7 +280,7 @@ def _refuse_unfolded() -> None:
 def _kernel_loss(
     note: BitAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
 ) -> float:
-    """Returns what the kernels' own rounding of activations costs, where they round."""
+    """Returns the cost of the kernels' own rounding of activations, if they round."""
     widths = [Option.parse(text).kernel_bits for text in note.options]
     rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
     return quadratic.kernel_loss(weight) if rounds else 0.0

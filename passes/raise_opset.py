@@ -20,10 +20,10 @@ _REDEFINED = "GroupNormalization"  # scale and bias by channel instead of by gro
 
 @dataclass(frozen=True)
 class RaiseOpset(Pass):
-    """Convert the graph to a newer opset of the standard, where it has an older one.
+    """Convert a graph of an older opset of the standard to a newer one.
 
-    INT4 and scales of blocks came with opset 21, which ``insert-qdq`` needs. onnxscript's
-    converter takes graphs from opset 18 on, that of ONNX itself older ones; operators of other
+    INT4 and scales of blocks came with opset 21, which ``insert-qdq`` needs. onnxscript
+    converts graphs from opset 18 on, ONNX's own converter older ones; operators of other
     domains stay as they are. A graph that neither can convert is refused.
 
     Attributes:
@@ -110,7 +110,7 @@ def _has_channels(node: ir.Node) -> bool:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Names what the converter added, as ``normalize`` has named all others."""
+    """Names the nodes that the converter added, as ``normalize`` named all others."""
     nodes = list(all_nodes(model.graph))
     taken = {node.name for node in nodes}
     for at, node in enumerate(one for one in nodes if not one.name):

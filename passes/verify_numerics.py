@@ -27,14 +27,14 @@ _FLOATS = {
 
 @dataclass(frozen=True)
 class VerifyNumerics(Pass):
-    """Measure, on samples that nothing was fitted to, what the rewriting has cost.
+    """Measure the loss of the whole pipeline on samples that nothing was fitted to.
 
-    Where the model gives logits, the report gets the divergence in nats per token and the
-    share of tokens with the same first choice; otherwise the relative error and the cosine
-    similarity of every float output. The two models are loaded one after the other.
+    For a model with logits, the report has the divergence in nats per token and the share of
+    tokens with the same first choice; otherwise the relative error and the cosine similarity
+    of every float output. The two models are loaded one after the other.
 
     Attributes:
-        samples: How many held-out samples to run at most.
+        samples: Largest number of held-out samples to run.
     """
 
     name: ClassVar[str] = "verify-numerics"

@@ -19,7 +19,7 @@ _LARGEST_ERROR = 0.02  # of a product whose activations are rounded to int8
 
 @dataclass(frozen=True)
 class Probe:
-    """What one kernel did.
+    """The result of one kernel.
 
     Attributes:
         bits: Width of a code.
@@ -35,7 +35,7 @@ class Probe:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the kernel; empty when it is right and faster than float32."""
+        """The kernel's problem; empty if it is right and faster than float32."""
         if not self.error <= _LARGEST_ERROR:
             return f"{self.bits}g{self.group} computes with an error of {self.error:.1%}"
         if self.time > 1:

@@ -20,7 +20,7 @@ from ..endpoint import Endpoint
 if TYPE_CHECKING:
     import onnxruntime
 
-# Settings that change kernels or numbers behind our back.
+# Settings that change kernels or numbers without being asked.
 _STRAY_SETTINGS = ("ORT_", "ORTMODULE_", "OMP_")
 _OWN_SETTINGS = ("ORT_LOGGING_LEVEL",)
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}

@@ -126,7 +126,7 @@ def _load(path: Path, threads: int | None, exact: bool) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """Returns what the library says, without the places in its sources."""
+    """Returns the library's message, without the locations in its sources."""
     lines = [one.strip() for one in str(error).splitlines()]
     said = [one for one in lines if one and not one.startswith(("Exception from", "Check '"))]
     return " ".join(said or lines)[:400]

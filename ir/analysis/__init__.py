@@ -1,1 +1,1 @@
-"""Read-only questions about a graph: blocks, shared orders, attention, what is stored."""
+"""Read-only questions about a graph: blocks, shared orders, attention, storage."""

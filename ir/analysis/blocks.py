@@ -2,7 +2,7 @@
 
 The stream is everything that follows from a unit through float values; masks, shapes and
 positions are not part of it. Along the stream's longest chain of units, a node that every
-path crosses (a dominator of the end) is a cut point, and a block ends behind it. Branches that
+path crosses (a dominator of the end) is a cut point, and a block ends after it. Branches that
 enter the chain from the side belong to the block that reads them first, branches that leave it
 (a KV cache, a second head) to the block that feeds them. Where dominators are too sparse, as
 in a decoder that reads an encoder's output in every layer, the same cut is made again inside.
@@ -75,7 +75,7 @@ class _Stream:
 
 
 def is_float(value: ir.Value) -> bool:
-    """Tells whether ``value`` holds float numbers, by its type or else by what makes it."""
+    """Tells whether ``value`` holds floats, by its type or else by its producer."""
     if value.dtype is not None:
         return value.dtype in FLOAT_TYPES
     producer = value.producer()

@@ -1,4 +1,4 @@
-"""Which options a unit may be stored with on a target."""
+"""The options that a target offers for the storage of a unit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def offered_options(
 
     Args:
         unit: A unit that need not stay in float.
-        table: What the target can run.
+        table: The capabilities of the target.
         groups: Group sizes to offer. Where none of them fits the row or the kernels, the
             smallest that the kernels take stands in.
         expand: Whether codes may take more room in memory than in the file.
@@ -98,10 +98,10 @@ def obstacle(unit: Unit) -> str:
 
 
 def half_obstacle(unit: Unit) -> str:
-    """Returns why the unit cannot be stored as float16 behind a Cast; empty when it can."""
+    """Returns why the unit cannot be stored as float16 before a Cast; empty if it can."""
     if unit.tensor.dtype != ir.DataType.FLOAT:
         return f"it is {unit.tensor.dtype.name.lower()} already"
-    return "" if unit.weight.is_initializer() else "it is no initializer"
+    return "" if unit.weight.is_initializer() else "it is not an initializer"
 
 
 def expansion_obstacle(unit: Unit, table: Capabilities) -> str:

@@ -1,7 +1,7 @@
 """Shared orders: output channels that only elementwise operations carry to other products.
 
 Between the products that make an activation (gate and up, or fc1) and those that multiply it
-(down, or fc2), nothing looks at *which* channel it handles, so the channels may stand in any
+(down, or fc2), nothing depends on *which* channel it handles, so the channels may stand in any
 order, as long as everybody uses the same one::
 
     f(x A[:, p] + a[p]) B[p, :]  =  f(x A + a) B        for any order p of the channels
@@ -87,7 +87,7 @@ class FixedOrder:
 
 @dataclass(frozen=True)
 class SharedOrders:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         found: Groups whose order is free.
@@ -294,7 +294,7 @@ def _check_consumer(unit: Unit, inside: set[ir.Value]) -> None:
 def _check_initializer(value: ir.Value) -> None:
     """Refuses what cannot be reordered in place."""
     if value.producer() is not None or not value.is_initializer():
-        raise _FixedError(f"{value.name!r} is no initializer; normalize makes one of it")
+        raise _FixedError(f"{value.name!r} is not an initializer; normalize turns it into one")
     if value.is_graph_input() or value.is_graph_output():
         raise _FixedError(f"{value.name!r} can be seen from outside the model")
 

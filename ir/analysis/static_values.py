@@ -1,4 +1,4 @@
-"""What a graph computes from constants alone: runtimes fold it when they load the model."""
+"""Values computed from constants alone: runtimes fold them when they load the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..operands import all_graphs, all_nodes, subgraphs_of
 from ..tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
-# Ops of which only some inputs carry what comes out; the others say how. Where elements are
+# Ops whose output comes from some inputs only; the others say how. If elements are
 # picked from a codebook, it is the indices that grow with the weight.
 _FIRST = slice(0, 1)
 _CARRYING = {
@@ -93,7 +93,7 @@ class StaticValues:
     def carriers(self, value: ir.Value | None) -> list[ir.Value]:
         """Returns those of its sources whose contents ``value`` carries, largest first.
 
-        Shapes, shifts and the like are sources too, but carry nothing of what comes out.
+        Shapes, shifts and the like are sources too, but the output does not come from them.
         """
         return self._largest_first(self._carriers, value)
 

@@ -1,12 +1,12 @@
 """How many bytes a model's weights take, told from the graph alone, whoever wrote it.
 
 A weight is a float unit as ``find_units`` sees it, or codes that a product, a convolution or a
-lookup reads: those of MatMulNBits, of integer operators, or behind a DequantizeLinear. Its
+lookup reads: those of MatMulNBits, of integer operators, or before a DequantizeLinear. Its
 bytes are all constants that it is made of: scales, zero points and row orders count, and a
-weight that serves several nodes counts once. Biases are no weights.
+weight that serves several nodes counts once. Biases are not weights.
 
 *Stored* bytes are those in the file. *Resident* bytes are an estimate for after loading: what
-depends on constants only has been computed (half-precision scales behind a Cast are float32 by
+depends on constants only has been computed (half-precision scales before a Cast are float32 by
 then), and a constant that one kernel packs for itself and another node reads is there twice.
 """
 
@@ -31,7 +31,7 @@ _NOT_FOLDED = {"DequantizeLinear"}  # runtimes keep the codes and expand them in
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """What one weight takes.
+    """The storage of one weight.
 
     Attributes:
         name: Name of the unit, or of its largest constant.
@@ -67,7 +67,7 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Storage:
-    """What the weights of a model take, and everything else in it.
+    """The storage of a model: its weights, and everything else.
 
     Attributes:
         units: The weights in execution order.
@@ -115,7 +115,7 @@ def stored(model: ir.Model) -> Storage:
 
 @dataclass
 class _Account:
-    """What is known so far about one weight; the keys of parts are their constants."""
+    """The parts of one weight found so far, by their constants."""
 
     parts: dict[frozenset[ir.Value], Part] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)

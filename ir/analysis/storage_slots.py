@@ -120,7 +120,7 @@ def _is_packed(
 
 
 def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Value]) -> Part:
-    """Returns what the weight in ``slot`` of ``node`` is made of."""
+    """Returns the parts of the weight in ``slot`` of ``node``."""
     if node.op_type in ("MatMulNBits", "MatMulBnb4"):
         return _packed_product(node, static, codes)
     value = node.inputs[slot.weight]
@@ -162,7 +162,7 @@ def _stored_width(
     """Returns the width of a code in the file: less than in memory where codes expand at load.
 
     Args:
-        value: What the kernel reads.
+        value: The input of the kernel.
         codes: The constants that it carries.
         static: All of them.
         bits: Width of a code for the kernel.
@@ -188,7 +188,7 @@ def _users(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def _downstream(node: ir.Node) -> Iterator[ir.Node]:
-    """Yields the single-consumer chain behind ``node`` that expands looked-up codes."""
+    """Yields the single-consumer chain after ``node`` that expands looked-up codes."""
     while True:
         users = list(_users(node))
         if len(users) != 1:
@@ -207,7 +207,7 @@ def _constant_number(value: ir.Value | None) -> int | None:
 def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
     """Returns the width of the codes that are looked up in bytes, and the columns if cut.
 
-    Fields of a byte are shifted up and then down by what is left of eight bits.
+    Fields of a byte are shifted up and then down by the remaining bits of the byte.
     """
     bits, columns = 8, 0
     for node in _downstream(gather):

@@ -49,30 +49,31 @@ class AllocateBits(Pass):
     """Choose options that fit the budget.
 
     The budget counts everything that is stored for all units: codes, scales, row orders, and
-    the units that stay in float. A table that serves as embedding and output head counts once.
+    the units that stay in float. A table that is both embedding and output head counts once.
     Whatever the method, an allocation beyond the budget is refused.
 
-    - ``method=budget``: at the least predicted divergence, by the losses of every row. Input
-      channels stay in 16 bits where that is worth their bytes and ``annotate-sensitivity`` was
-      asked to look at it (``keep``).
-    - ``method=uniform``: every unit the same option, the largest that fits (for comparison).
+    - ``method=budget``: the least predicted divergence, by the losses of every row. Input
+      channels stay in 16 bits if they are worth their bytes and ``annotate-sensitivity``
+      evaluated them (``keep``).
+    - ``method=uniform``: the same option for every unit, the largest that fits (for
+      comparison).
     - ``method=clusters``: k-means on the scores, one cluster for each width of ``bits``, the
       largest centroid first. Sizes and losses play no part.
     - ``method=ratio``: the units with the largest scores get the first of two widths, the
       others the second: a ``share`` of the weights, or as many as fit the budget.
 
-    A unit that has no option of the width that it is to get takes the next wider one.
+    A unit without an option of its assigned width takes the next wider one.
 
     Attributes:
         budget: Stored bits per weight over all units.
         method: ``budget``, ``uniform``, ``clusters`` or ``ratio``.
         granularity: ``row`` decides tiles of rows (the default), ``unit`` whole units
             (``budget``).
-        fold: Let units whose output channels may move share one order of rows, and count no
-            bytes for it. ``fold-permutations`` has to follow (``budget``).
-        bits: Widths to give, the largest first (``clusters``, ``ratio``).
-        share: Share of the weights that gets the first width; as much as fits the budget when
-            it is left out (``ratio``).
+        fold: Let units with movable output channels share one order of rows, and count no
+            bytes for it. ``fold-permutations`` must follow (``budget``).
+        bits: Widths to assign, the largest first (``clusters``, ``ratio``).
+        share: Share of the weights that gets the first width; by default as much as fits the
+            budget (``ratio``).
     """
 
     name: ClassVar[str] = "allocate-bits"
@@ -107,7 +108,7 @@ class AllocateBits(Pass):
         return after if self.fold else after.changed(drops=[SharedRows])
 
     def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
-        """Refuses a budget below what the smallest options of all units take."""
+        """Refuses a budget below the size of the smallest options of all units."""
         judged = forecast.get(Judged) or Judged()
         if judged.keeps and self.method != "budget":
             raise UsageError(
@@ -204,7 +205,7 @@ def _outlier_bytes(candidates: Sequence[Candidate]) -> int:
 def _resident_bytes(
     candidates: Sequence[Candidate], ledger: Ledger, context: PassContext
 ) -> int:
-    """Returns the bytes in memory once the runtime has loaded what was chosen."""
+    """Returns the bytes of the chosen options in memory, after loading."""
     return (
         ledger.settled_bytes
         + ledger.float_bytes

@@ -1,4 +1,4 @@
-"""Writing down what was decided, and reading it back."""
+"""Writes decisions down as notes, and reads them back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _annotate_outliers(candidate: Candidate, context: PassContext) -> None:
 
 
 def _annotate(decision: Decision, context: PassContext) -> None:
-    """Writes down what the units got, and the order of their rows."""
+    """Writes the options of the units, and the order of their rows."""
     order = np.argsort(decision.places, kind="stable").astype(np.int32)
     mixed = len(np.unique(decision.places)) > 1
     for unit, choice in zip(decision.units, decision.choices, strict=True):

@@ -90,7 +90,7 @@ def _solve(asked: Asked[Settings], groups: Sequence[SharedOrder]) -> list[Decisi
 def _questions(
     candidates: Sequence[Candidate], groups: Sequence[SharedOrder]
 ) -> list[_Question]:
-    """Returns what is decided together: the producers of a group, all others alone."""
+    """Returns the units that are decided together: the producers of a group, others alone."""
     by_unit = {one.unit.name: one for one in candidates}
     by_name = {unit.name: group for group in groups for unit in group.producers}
     questions: dict[str, _Question] = {}

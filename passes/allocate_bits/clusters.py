@@ -57,7 +57,7 @@ def decide(asked: Asked[Settings]) -> list[Decision]:
 def least_bytes(
     model: ir.Model, offered: Mapping[Unit, Sequence[Option]], bits: Sequence[int]
 ) -> int:
-    """Returns what no clusters of blocks can take less than, before anything was judged.
+    """Returns a lower bound on the bytes of clusters of blocks, before any scores exist.
 
     Every width has at least one block: the last width has all but one for each of the others,
     and these are the blocks for which it costs least.
@@ -98,6 +98,6 @@ def _blocks_alone(model: ir.Model, units: Mapping[Unit, object]) -> list[list[Un
 
 
 def _judged(candidate: Candidate) -> Hashable:
-    """Returns what the score belongs to: a block, or the unit alone."""
+    """Returns the owner of the score: a block, or the unit alone."""
     score = candidate.need_score()
     return score.block if score.block >= 0 else score.unit

@@ -1,4 +1,4 @@
-"""What is to be decided about units, and what was decided."""
+"""The choices of units, and the decisions between them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one or more units got that were decided together.
+    """The allocation of one or more units that were decided together.
 
     Attributes:
         units: The units.
@@ -86,7 +86,7 @@ class Decision:
 
 
 def total_bytes(decisions: Sequence[Decision]) -> int:
-    """Returns the stored bytes of all units, with what the mixing of options costs."""
+    """Returns the stored bytes of all units, including the cost of mixed options."""
     return sum(choice.bytes for one in decisions for choice in one.choices)
 
 

@@ -14,7 +14,7 @@ from ..engine.emission.cost import input_bytes, overhead_bytes
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is stored whatever is chosen, and what the budget leaves for the choice.
+    """The fixed storage of all units, and the rest of the budget for the choice.
 
     Attributes:
         budget: Stored bits per weight that were asked for; None for no bound.

@@ -1,4 +1,4 @@
-"""What a method of allocation is asked."""
+"""The request to a method of allocation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T", covariant=True)
 
 @dataclass(frozen=True)
 class Asked(Generic[T]):
-    """What a method is asked.
+    """The request to a method.
 
     Attributes:
         model: The graph.
         candidates: The units to decide, in execution order.
         budget: Bytes that they may take together; None for no bound.
         settings: The method's own options.
-        context: What the pass was given.
+        context: The context of the pass.
     """
 
     model: ir.Model

@@ -71,5 +71,5 @@ def _best(candidate: Candidate, losses: Mapping[int, np.ndarray], price: float) 
 
 
 def _cost(loss: np.ndarray, row_bytes: np.ndarray, price: float) -> float:
-    """Returns what rows lose and pay when each takes what is best for it."""
+    """Returns the loss and the price of rows when each takes its best option."""
     return float((loss + price * row_bytes).min(axis=1).sum(dtype=np.float64))

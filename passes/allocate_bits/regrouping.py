@@ -16,7 +16,7 @@ from ..engine.numerics.gptq import nearest
 from ..engine.statistics.moved import read_moved
 from ..engine.statistics.quadratic import DAMPING
 
-_ROWS = 64  # rows that are looked at: the columns decide, not the rows
+_ROWS = 64  # sampled rows: the columns decide, not the rows
 
 
 def regrouped_error(

@@ -1,4 +1,4 @@
-"""One option for all units, the largest that fits: what the other methods are compared to."""
+"""One option for all units, the largest that fits: the baseline of the other methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .method import Asked
 
 
 def decide(asked: Asked[object]) -> list[Decision]:
-    """Gives all units the same option, the largest that fits; else what is next to it."""
+    """Gives all units the same option, the largest that fits; else the next wider one."""
     candidates = asked.candidates
     options = {option for one in candidates for option in one.options}
     best = [Decision.whole(one, 0) for one in candidates]

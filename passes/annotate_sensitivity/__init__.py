@@ -1,4 +1,4 @@
-"""annotate-sensitivity: what each row costs at each width and group size."""
+"""annotate-sensitivity: the cost of each row at each width and group size."""
 
 from .annotate_sensitivity import AnnotateSensitivity
 

@@ -47,47 +47,47 @@ from .metrics import METRICS, SETTINGS
 
 @dataclass(frozen=True)
 class AnnotateSensitivity(Pass):
-    """Judge what storing each row of each unit with each option costs.
+    """Predict the cost of storing each row of each unit with each option.
 
     Metrics of units:
 
-    - ``fisher``: every unit is rounded with GPTQ at every width, and the error ``d`` of each
-      row goes through the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
-    - ``kl``: the prediction of a whole unit is replaced by the divergence measured in the
-      model when this unit alone is stored so; its rows keep their shares.
+    - ``fisher``: rounds every unit with GPTQ at every width and evaluates the error ``d`` of
+      each row with the quadratic form of ``calibrate``: ``dKL_n = 1/2 g_n d^T H d``.
+    - ``kl``: replaces the prediction for a whole unit by the divergence measured in the model
+      when this unit alone is stored that way; its rows keep their shares.
     - ``trace``: ``1/2 g_n tr(H) / columns |d|^2``, the average Hessian trace of HAWQ-V2.
     - ``activation-norm``: ``E[x^2] |d|^2``, the unit's own output error.
-    - ``weight-error``: ``|d|^2 / |W|^2``, whatever the weights are multiplied with.
+    - ``weight-error``: ``|d|^2 / |W|^2``, independent of the activations.
 
-    Metrics of blocks, which CPTQuant allocates by; a row with the share ``a`` of the weights
-    of a block with score ``s`` loses ``s a 4^-bits``, and what is in no block, lookups and the
-    output head, counts as the first block:
+    Metrics of blocks, which CPTQuant allocates by. A row with the share ``a`` of the weights
+    of a block with score ``s`` loses ``s a 4^-bits``; lookups and the output head, which are
+    in no block, count like the first block:
 
     - ``cca``: 1 - the mean canonical correlation of the block's output with those of others.
-    - ``pruning``: by how much the loss grows when the block's smallest weights are zero.
-    - ``taylor``: how strongly the loss answers to noise on the block's weights.
+    - ``pruning``: growth of the loss when the block's smallest weights are zero.
+    - ``taylor``: change of the loss by noise on the block's weights.
 
-    Beside the losses every unit gets a score, one number for all options: that of its block,
-    the root mean square of its inputs (``activation-norm``), its average trace (``trace``),
-    its error under the smallest option (``weight-error``), or what one of its weights loses
-    under the smallest option (``fisher``, ``kl``).
+    Every unit also gets a score, one number for all options: that of its block, the root mean
+    square of its inputs (``activation-norm``), its average trace (``trace``), its error under
+    the smallest option (``weight-error``), or the loss per weight under the smallest option
+    (``fisher``, ``kl``).
 
     Attributes:
         metric: One of those above.
-        groups: Group sizes to offer, where the target's kernels take them.
-        expand: Offer also widths that have no kernel of their own (3, 5, 6, 7 bits): the file
-            is smaller than the memory that the weights take once the model is loaded.
-        bits: Widths to offer; all that the target has kernels for when it is left out. A unit
-            that has none of them is offered all. 16 offers float16 for whole units, which the
-            runtime widens when it loads the model.
+        groups: Group sizes to offer, if the target's kernels take them.
+        expand: Also offer widths without a kernel of their own (3, 5, 6, 7 bits): the file is
+            smaller than the memory that the weights take once the model is loaded.
+        bits: Widths to offer; by default all that the target has kernels for. A unit that has
+            none of them is offered all. 16 offers float16 for whole units, which the runtime
+            widens when it loads the model.
         samples: Samples to measure on, 0 for all; by default all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; all by default (``kl``).
-        keep: Numbers of input channels that a unit may keep in 16 bits, ascending, where
-            ``allocate-bits`` finds that worth their bytes (``fisher``).
+        keep: Numbers of input channels that a unit may keep in 16 bits, ascending;
+            ``allocate-bits`` keeps them if they are worth their bytes (``fisher``).
         variant: ``plain`` (the first pair), ``pwcca`` (the default) or ``svcca`` (``cca``).
-        window: Tokens that are averaged into one point; by default all of a sample (``cca``).
-        sparsity: Share of the weights that is zeroed, by default 0.3 (``pruning``).
+        window: Tokens to average into one point; by default all of a sample (``cca``).
+        sparsity: Share of the weights to set to zero, by default 0.3 (``pruning``).
         form: ``gradient`` (the first-order term, in expectation; the default) or
             ``perturbation`` (the change of the loss, averaged over draws) (``taylor``).
         scale: Size of the noise over the root mean square of the weights, by default 0.01
@@ -128,7 +128,7 @@ class AnnotateSensitivity(Pass):
         return Offer(self.groups, self.expand, self.bits)
 
     def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
-        """Refuses to offer what the model has no use for, or the target no kernels."""
+        """Refuses options that the model has no use for, or the target no kernels."""
         self._check_target(quantizable(model), context.capabilities)
 
     def forecast(self, before: Forecast) -> Forecast:
@@ -227,7 +227,7 @@ class AnnotateSensitivity(Pass):
 
 
 def _state(model: ir.Model) -> str:
-    """Returns what passes behind ``calibrate`` have changed, apart from moves and scales."""
+    """Returns the changes by passes after ``calibrate``, apart from moves and scales."""
     notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
     return model_key(model, weights=False) + "".join(str(note) for note in notes if note)
 

@@ -45,7 +45,7 @@ def loss_changes(
     One sample is in memory at a time, with what crosses its block boundaries.
 
     Args:
-        asked: What the metric was asked.
+        asked: The request to the metric.
         layers: The layers to change, one at a time.
         disturbances: Each makes other weights (rows x columns) for a unit; the results of
             several are averaged.

@@ -32,7 +32,7 @@ def first_order(
     """Returns ``E |<dl/dW, d>|`` of every layer, in the closed form of ``taylor``.
 
     Args:
-        asked: What the metric was asked.
+        asked: The request to the metric.
         layers: The layers.
         sizes: By unit: the standard deviation of the noise ``d``.
     """
@@ -115,5 +115,5 @@ class _Slopes:
 
 
 def _read(block: Block) -> list[ir.Value]:
-    """Returns what the nodes of a block read, each value once."""
+    """Returns the values that the nodes of a block read, each once."""
     return list(dict.fromkeys(value for node in block.nodes for value in node.inputs if value))

@@ -74,10 +74,10 @@ def _makes(block: Block, output: str) -> bool:
 def judgements(
     asked: Asked[object], layers: Sequence[Layer], scores: Sequence[float]
 ) -> dict[str, Judgement]:
-    """Returns what the scores of layers mean for each unit, by the largest of its layers.
+    """Returns the judgement of each unit by the largest score of its layers.
 
     Args:
-        asked: What the metric was asked.
+        asked: The request to the metric.
         layers: At least one layer.
         scores: Of each layer.
     """

@@ -23,8 +23,8 @@ class LossChange:
     """Compares outputs of one model.
 
     Attributes:
-        note: What the objective is, and which output it reads.
-        samples: The samples, and which of their inputs carries tokens.
+        note: Names the objective and the output that it reads.
+        samples: Name the input that carries tokens.
         labels: ``model`` or ``text``.
     """
 

@@ -1,4 +1,4 @@
-"""What a metric is asked, and what it answers."""
+"""The interface of metrics: a request, and a judgement of each unit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T", covariant=True)
 
 @dataclass(frozen=True)
 class Asked(Generic[T]):
-    """What a metric is asked.
+    """A request to a metric.
 
     Attributes:
         model: The graph, calibrated.
@@ -26,7 +26,7 @@ class Asked(Generic[T]):
         options: By unit: the options to judge it under.
         metric: Its name, for messages.
         settings: The metric's own options.
-        context: What the pass was given.
+        context: The context of the pass.
     """
 
     model: ir.Model
@@ -39,7 +39,7 @@ class Asked(Generic[T]):
 
 @dataclass(frozen=True)
 class Keeping:
-    """What a unit gains when input channels stay in 16 bits.
+    """The gain of a unit from input channels that stay in 16 bits.
 
     Attributes:
         columns: Int32, the channels most worth it first.
@@ -53,7 +53,7 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a metric thinks of a unit.
+    """A metric's judgement of a unit.
 
     Attributes:
         loss: What every row loses under every option, rows x options, float32. Its unit is the
@@ -90,9 +90,9 @@ def judge_each(
     """Judges units that do not depend on one another, on all cores.
 
     Args:
-        asked: What the metric was asked.
+        asked: The request to the metric.
         of: Judges one unit.
-        what: What the user is told meanwhile.
+        what: The text that the user sees meanwhile.
     """
     found = for_each(of, asked.units, asked.context.progress, what)
     return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}

@@ -5,7 +5,7 @@ H is the Fisher information that ``calibrate`` gathers, ``g_n E[x x^T]`` for row
 ``1/2 tr(H_n) / columns |w^ - w|^2``: HAWQ-V2's ``Omega``, by rows. Against ``fisher`` it lacks
 which columns matter and how they act together.
 
-After ``attention-hessians`` H is what it left: of ``|dY|^2`` behind the attention, or of the
+After ``attention-hessians`` H is from there: of ``|dY|^2`` after the attention, or of the
 unit's own output (APTQ, Guan et al. 2024, arXiv 2402.14866); of a lookup, the identity times
 how often a row is read, on average over rows.
 """

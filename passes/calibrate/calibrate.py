@@ -1,4 +1,4 @@
-"""The pass ``calibrate``: what every unit sees, and what the output thinks of it."""
+"""The pass ``calibrate``: second moments of every unit's inputs and gradients."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bi
 class Calibrate(Pass):
     """Gather the second moments that rounding and allocation need, in two streaming sweeps.
 
-    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that have to
-    stay in float, and ``#calibration`` on the model. The arrays come from a file that is keyed
-    by the content of the model and of the samples: where it exists already, no sweep runs.
+    Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that must stay
+    in float, and ``#calibration`` on the model. The arrays are in a file keyed by the content
+    of the model and of the samples. If that file exists, no sweep runs.
 
-    Where some operator has no lowering to torch, the moments come from the target runtime, and
-    the importance of a unit from the divergence that rounding it alone causes there.
+    If torch has no lowering for some operator, the moments come from the target runtime, and
+    the importance of a unit is the divergence there when this unit alone is rounded.
 
     Attributes:
-        objective: ``auto``, ``logits`` or ``regression``: what the divergence is measured on.
-        coupled: Gather how errors of different rows of a product act together as well, for
-            ``quantize-weights{coupled=true}``; takes a matrix of rows x rows for each product
+        objective: What to measure the divergence on: ``auto``, ``logits`` or ``regression``.
+        coupled: Also gather the interaction between errors of different rows of a product, for
+            ``quantize-weights{coupled=true}``. Takes a matrix of rows x rows for each product
             of at most 8192 rows, and needs gradients.
     """
 
@@ -97,7 +97,7 @@ class Calibrate(Pass):
     def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
         """Returns where the stats of this model and these samples are or belong.
 
-        What was gathered with couplings between rows serves those who need none, too.
+        Statistics with couplings between rows also serve those who need none.
         """
         text = "\n".join((_FORMAT, model_key(model), samples.key, str(len(samples.training))))
         folder = context.cache or context.scratch

@@ -77,12 +77,12 @@ class _Plan:
         return [bits for bits, n in zip(self.form.widths, counts, strict=True) if n]
 
     def bytes(self, average: float) -> int:
-        """Returns what the unit takes with ``average`` bits a channel, at most."""
+        """Returns the most bytes that the unit takes with ``average`` bits per channel."""
         counts = self.counts(average)
         return self.form.unit_bytes(self.unit, self.form.widths, counts, self.outliers)
 
     def resident(self, average: float) -> int:
-        """Returns what the unit takes in memory, estimated."""
+        """Returns the bytes that the unit takes in memory, estimated."""
         counts = self.counts(average)
         return self.form.resident_bytes(self.unit, self.form.widths, counts, self.outliers)
 
@@ -130,31 +130,32 @@ class AllocateChannels(Pass):
 
     The channels of a unit (the columns of its rows x columns matrix) are ranked by their
     activation norm ``E[c_t x_j^2]``, the diagonal of the calibrated Hessian. With an average
-    of 2.2 bits a fifth of them gets 3 bits and the rest 2. A whole average b leaves most at b,
-    and the share ``spread`` with the largest norms gets a bit from as many with the smallest.
+    of 2.2 bits, a fifth of them gets 3 bits and the rest 2. With an integer average b, most
+    get b; the share ``spread`` with the largest norms gets one bit more, and as many with the
+    smallest norms one bit less.
 
-    With ``budget`` the average is the largest, the same for all units, with which everything
-    that is stored stays inside the budget: indices, codebooks, scales, orders, outliers of
-    ``split-outliers``, and the units that stay in float.
+    ``budget`` chooses the largest average, the same for all units, with which everything
+    stored fits the budget: indices, codebooks, scales, orders, outliers of ``split-outliers``,
+    and the units that stay in float.
 
-    ``levels`` says what a channel may hold. ``free``: a float16 codebook of its own, which no
-    kernel can read; the runtime expands it to floats when it loads the model. ``grid8`` and
-    ``grid4``: a codebook of integers of 8 or 4 bits, times one scale a row or one for every
+    ``levels`` says which values a channel may hold. ``free``: its own float16 codebook, which
+    no kernel can read; the runtime expands it to floats when it loads the model. ``grid8`` and
+    ``grid4``: a codebook of integers of 8 or 4 bits, times one scale per row or one for every
     ``group`` columns, which the runtime expands into an ordinary MatMulNBits. ``even``: no
-    codebook; channels of one width become a MatMulNBits of that width, and the widths are
-    those that the target has kernels for.
+    codebook; the channels of one width become a MatMulNBits of that width, for the widths that
+    the target has kernels for.
 
     Source: CMPQ (arXiv 2410.13056).
 
     Attributes:
-        bits: Average width of an index, over the channels that are no outliers.
-        budget: Stored bits per weight over all units; exactly one of the two is given.
+        bits: Average width of an index, over the channels that are not outliers.
+        budget: Stored bits per weight over all units; give either this or ``bits``.
         levels: ``free``, ``grid4``, ``grid8`` or ``even``.
-        spread: Share of the channels that gain a bit where the average is whole.
-        group: Columns that share a scale, 0 for one scale a row; by default 64, and 0 on a
+        spread: Share of the channels that gain a bit if the average is an integer.
+        group: Columns that share a scale, 0 for one scale per row; by default 64, and 0 on a
             grid of 8 bits. Free levels have no scales.
-        expand: Admit what takes more room in memory than in the file, as a file budget does:
-            codebooks, and even levels of widths that a wider kernel has to run.
+        expand: Allow storage that takes more room in memory than in the file, as a file budget
+            does: codebooks, and even levels of widths that a wider kernel has to run.
     """
 
     name: ClassVar[str] = "allocate-channels"
@@ -186,7 +187,7 @@ class AllocateChannels(Pass):
         if self.budget is not None and not 0 < self.budget <= 64:
             raise UsageError(f"a budget of {self.budget} bits per weight makes no sense")
         if not 0 <= self.spread <= 0.5:
-            raise UsageError(f"a spread of {self.spread} is no share between 0 and 0.5")
+            raise UsageError(f"a spread of {self.spread} is not a share between 0 and 0.5")
 
     def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a budget that the smallest widths exceed."""

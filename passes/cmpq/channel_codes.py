@@ -137,7 +137,7 @@ def emit_on_grid(given: ChannelArrays, group: int, emit: Emitter) -> StoredUnit:
         %codes = Transpose(Gather(Concat(%part_0, ..., zeros), @positions))
 
     Args:
-        given: What is stored.
+        given: The stored form.
         group: Columns that share a scale for the kernel.
         emit: Where the nodes go.
     """

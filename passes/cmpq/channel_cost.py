@@ -1,4 +1,4 @@
-"""What a weight takes whose input channels have widths and levels of their own."""
+"""The storage cost of a weight whose input channels have their own widths and levels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ChannelForm:
 
     Attributes:
         levels: ``free``, ``grid4``, ``grid8`` or ``even``.
-        group: Columns that share a scale; 0 for one scale a row, or none at all.
+        group: Columns that share a scale; 0 for one scale per row, or none at all.
         widths: Widths of an index on offer, ascending.
         whole: Whether all channels have to have the same width.
     """

@@ -36,17 +36,18 @@ _OPSETS = {"expansion": (11, "GatherElements"), "entries": (16, "ScatterElements
 
 @dataclass(frozen=True)
 class LowerChannels(Pass):
-    """Replace rounded weights by what their channels are stored as.
+    """Replace rounded weights by the stored form of their channels.
 
-    - Free levels: indices, float16 codebooks and a GatherElements that makes the weight, with
+    - Free levels: indices, float16 codebooks and a GatherElements that builds the weight, with
       outliers in place. No kernel reads codebooks, so the weight is *dequantized at run time*:
-      once, when ONNX Runtime loads the model and computes what depends on constants. From then
-      on it is as large as the original, which ``mpqc inspect`` shows as resident bits.
+      once, when ONNX Runtime loads the model and computes everything that depends on
+      constants. From then on it is as large as the original, which ``mpqc inspect`` shows as
+      resident bits.
     - Levels on a grid: indices and codebooks of integers, which become the codes of one stock
       MatMulNBits at load, exact to the simulation.
-    - Even levels: one MatMulNBits for each width, on the channels that have it; their sum.
+    - Even levels: one MatMulNBits per width, on the channels of that width, and their sum.
 
-    Beside codes of a grid and even levels, outlier channels are a slim MatMul, and single
+    With levels on a grid and even levels, outlier channels become a slim MatMul, and single
     outliers a Gather, a Mul and a ScatterElements that adds.
     """
 

@@ -44,17 +44,17 @@ class QuantizeChannels(Pass):
 
     Free levels, and those on a grid, are the weighted k-means of the channel's weights, solved
     by dynamic programming up to 4 bits. Outliers take no part in the fit and keep their values
-    as float16. The graph gets the values that the levels stand for, and stays an ordinary
-    float graph until ``lower-channels`` replaces its weights.
+    as float16. The graph gets the values of the levels and stays an ordinary float graph until
+    ``lower-channels`` replaces its weights.
 
-    Sources: CMPQ (arXiv 2410.13056) has ``rounding=nearest, rows=even``. Weights of the rows
-    by Fisher information are those of SqueezeLLM and SKIM, compensation by columns with
-    codebooks that of CLAQ.
+    Sources: CMPQ (arXiv 2410.13056) has ``rounding=nearest, rows=even``. Weighting rows by
+    Fisher information follows SqueezeLLM and SKIM, compensation by columns with codebooks
+    CLAQ.
 
     Attributes:
         rounding: ``nearest``, or ``gptq``: later columns absorb the errors of earlier ones.
-        rows: What an error costs in the fit: ``even``, or ``fisher``: what calibration found
-            for its row.
+        rows: Weights of the rows in the fit: ``even``, or ``fisher``, their Fisher
+            information.
     """
 
     name: ClassVar[str] = "quantize-channels"
@@ -151,7 +151,7 @@ def _keep(
     outliers: Outliers,
     arrays: ArrayStore,
 ) -> torch.Tensor:
-    """Puts what is stored into the array store; returns the weight that it stands for."""
+    """Puts codes and levels into the array store; returns the weight that they stand for."""
     for at, indices in enumerate(rounded.indices):
         arrays.put(f"{name}/indices/{at}", indices.numpy())
         if note.levels != "even":
@@ -180,7 +180,7 @@ def _half(values: torch.Tensor) -> torch.Tensor:
 def _kernel_loss(
     note: ChannelAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
 ) -> float:
-    """Returns what the kernels' own rounding of activations costs, where they round."""
+    """Returns the cost of the kernels' own rounding of activations, if they round."""
     if note.levels == "free":
         return 0.0
     widths = note.bits if note.levels == "even" else (_GRID_BITS[note.levels],)

@@ -35,16 +35,16 @@ WAYS = ("activation", "quantization")
 
 @dataclass(frozen=True)
 class SplitOutliers(Pass):
-    """Choose what stays in 16 bits beside the quantized rest of a product's weight.
+    """Choose the part of a product's weight that stays in 16 bits.
 
         y = x W      =>      y = x W_rest + x[:, columns] W[columns, :]
 
-    With ``by=activation`` it is whole input channels, those with the largest activation norms
-    ``E[c_t x_j^2]``; lowering makes a slim product of them. With ``by=quantization`` it is
-    single weights, those that a trial rounding to codebooks of ``bits`` bits a channel spoils
-    most (the largest ``|w - w^|``, entries of an earlier split left out); each is stored with
-    its row and column. Both kinds can be split off one after the other. The pass chooses;
-    ``allocate-channels`` counts their bytes and ``quantize-channels`` keeps their values.
+    ``by=activation`` chooses whole input channels, those with the largest activation norms
+    ``E[c_t x_j^2]``; lowering turns them into a slim product. ``by=quantization`` chooses
+    single weights, those that a trial rounding to codebooks of ``bits`` bits per channel
+    changes most (the largest ``|w - w^|``, without the entries of an earlier split); each is
+    stored with its row and column. The pass can run once for each kind. It only chooses:
+    ``allocate-channels`` counts the bytes and ``quantize-channels`` keeps the values.
 
     Source: CMPQ (arXiv 2410.13056), the activation-based and the quantization-based outliers.
 

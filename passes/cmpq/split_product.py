@@ -1,4 +1,4 @@
-"""Products over part of the input channels each, and what is added to them."""
+"""Products over part of the input channels each, and their sum with the outliers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class KeptOutliers:
     def added(
         self, product: ir.Value, use: Use, dtype: ir.DataType, emit: Emitter
     ) -> ir.Value:
-        """Emits ``product`` and what the outliers contribute."""
+        """Emits ``product`` plus the contribution of the outliers."""
         result = product
         if self._columns is not None:
             result = self._columns.added(result, use.activation, dtype, emit)

@@ -30,14 +30,14 @@ def histograms(
 def quantize(
     graph: ir.Graph, names: Names, value: ir.Value, grid: Grid, dtype: ir.DataType
 ) -> ir.Value:
-    """Puts a QuantizeLinear and a DequantizeLinear behind ``value``.
+    """Puts a QuantizeLinear and a DequantizeLinear after ``value``.
 
     Args:
         graph: Where they go.
         names: Hands out names.
         value: The activation.
         grid: The codes that it is rounded to.
-        dtype: Type of the activation, and of what comes out.
+        dtype: Type of the activation, and of the result.
 
     Returns:
         The rounded activation.
@@ -62,7 +62,7 @@ def quantize(
 
 
 def _place(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
-    """Inserts ``nodes`` right behind what makes ``value``, into the same block."""
+    """Inserts ``nodes`` right after the producer of ``value``, into the same block."""
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], nodes)

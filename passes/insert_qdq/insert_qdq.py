@@ -52,32 +52,32 @@ _SAMPLES = 16  # enough for a range; a Hessian needs more
 
 @dataclass(frozen=True)
 class InsertQdq(Pass):
-    """Replaces rounded weights by codes and a DequantizeLinear, in nothing but standard ONNX.
+    """Replace rounded weights by codes and a DequantizeLinear, in standard ONNX only.
 
-    - A MatMul or Gemm becomes one MatMul for each option that the unit's rows have: INT4 in
-      blocks along the input channels, or INT8 with a scale for each output channel. A Concat
-      joins them, and a Gather where stored order is not the order of the rows.
+    - A MatMul or Gemm becomes one MatMul for each option of the unit's rows: INT4 in blocks
+      along the input channels, or INT8 with one scale per output channel. A Concat joins them,
+      followed by a Gather if the stored order is not the order of the rows.
     - A Gather looks up int8 codes, and only those are multiplied by their scales. Codes of 4
-      bits become int8 when the runtime loads the model; OpenVINO cannot be trusted with
-      BitShift. A table that also serves a product is stored once.
-    - A Conv reads a DequantizeLinear of int8 codes, with a scale for each output channel.
+      bits become int8 when the runtime loads the model, because OpenVINO's BitShift is wrong.
+      A table that also serves a product is stored once.
+    - A Conv reads a DequantizeLinear of int8 codes, with one scale per output channel.
 
-    With ``activations=int8`` or ``uint8`` a QuantizeLinear and a DequantizeLinear stand in
-    front of convolutions and of products of INT8 rows, with one static scale from calibration
-    samples, so that runtimes can multiply integers. Products of INT4 rows have no such kernel
-    anywhere; their activations stay as they are. ``int8`` is symmetric, as TensorRT wants it;
-    ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation with rare
-    large values: the costliest stay in float too, see ``tolerance``.
+    With ``activations=int8`` or ``uint8``, convolutions and products of INT8 rows read their
+    activations through a QuantizeLinear and a DequantizeLinear with one static scale from
+    calibration samples, so that runtimes can multiply integers. No runtime has such a kernel
+    for INT4 rows, so their activations stay as they are. ``int8`` is symmetric, as TensorRT
+    requires; ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation
+    with rare large values: the most expensive ones stay in float too, see ``tolerance``.
 
-    The graph has no zero points but those of ``uint8`` activations, and computes exactly what
-    the simulated one computed, rounded activations apart.
+    The only zero points are those of ``uint8`` activations. Apart from rounded activations,
+    the graph computes exactly the same as the simulated one.
 
     Attributes:
         activations: ``none``, ``int8`` or ``uint8``.
-        ranges: Of activations: ``mse`` gives up the farthest values where that lowers the mean
-            squared error, ``minmax`` keeps all that calibration has seen.
-        tolerance: Activations stay in float, costliest first, until the others are predicted
-            to cost at most this many times what rounding the weights costs.
+        ranges: Range of an activation's scale: ``mse`` clips the farthest values if that
+            lowers the mean squared error, ``minmax`` covers everything that calibration saw.
+        tolerance: Activations stay in float, the most expensive first, until the predicted
+            cost of the others is at most this many times that of rounding the weights.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -201,11 +201,11 @@ def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, flo
 
 @dataclass
 class _Work:
-    """What the units of one run share.
+    """The state that the units of one run share.
 
     Attributes:
         model: The graph.
-        context: What the pass was given.
+        context: The context of the pass.
         names: Hands out names.
         specs: By name: the units to lower, and how they were rounded.
         skipped: Why others stay in float.

@@ -18,13 +18,13 @@ _SEPARATE_WEIGHTS = 4  # the IR version from which initializers need not be inpu
 
 @dataclass(frozen=True)
 class Normalize(Pass):
-    """Bring weights into the form in which units are found.
+    """Bring weights into the form that ``find_units`` expects.
 
     1. Functions are inlined.
-    2. Weights that are listed as inputs too become plain initializers.
+    2. Weights that are also listed as inputs become plain initializers.
     3. Constant nodes with a tensor of 16 entries or more become initializers.
-    4. Identity nodes go, unless they name an output of a graph.
-    5. Nodes and initializers that nothing reads go.
+    4. Identity nodes are removed, unless they name an output of a graph.
+    5. Nodes and initializers without readers are removed.
     6. Equal weights are merged into one; a weight that is another's transpose becomes a view:
 
            %y = MatMul(%x, @b)    =>    %t = Transpose(@a)    if @b equals @a transposed
@@ -32,7 +32,7 @@ class Normalize(Pass):
 
     7. Nodes without a name get one.
 
-    Inputs of the model keep their names, and all numbers stay bit for bit what they were.
+    Inputs of the model keep their names, and all numbers stay the same, bit for bit.
     """
 
     name: ClassVar[str] = "normalize"
@@ -83,7 +83,7 @@ def _drop_identities(model: ir.Model) -> bool:
 
 
 def _name_nodes(model: ir.Model) -> bool:
-    """Names nodes after what they do and their place among those that do the same."""
+    """Names nodes after their operator and their place among nodes with the same operator."""
     nodes = list(all_nodes(model.graph))
     taken = {node.name for node in nodes}
     counts: dict[str, int] = {}

@@ -21,7 +21,7 @@ _CHUNK = 1 << 24  # bytes hashed at once
 
 
 class _Content(NamedTuple):
-    """Hashes of a tensor read as it is, and read transposed (equal when it is no matrix)."""
+    """Hashes of a tensor read as it is, and read transposed (equal if it is not a matrix)."""
 
     straight: bytes
     transposed: bytes
@@ -112,7 +112,7 @@ def _can_merge(
 
 
 def _replace(model: ir.Model, value: ir.Value, kept: ir.Value, *, turned: bool) -> None:
-    """Lets the readers of ``value`` read ``kept`` (behind a Transpose if ``turned``)."""
+    """Lets the readers of ``value`` read ``kept`` (through a Transpose if ``turned``)."""
     source = kept
     if turned:
         name = f"{value.name}/transposed"

@@ -34,7 +34,7 @@ def emulate(
         columns: Its number of columns.
         alpha: Share of the token in the step.
         bits: Width of the codes.
-        names: Gives names to what is new.
+        names: Gives names to new values.
     """
     emit = _Rounding(graph, names, activation, readers[0])
     result = emit.rounded(activation, columns, alpha, largest_code(bits))

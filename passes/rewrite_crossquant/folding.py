@@ -1,4 +1,4 @@
-"""Apply the scales of a site: divide what makes the activation, multiply what reads it."""
+"""Apply the scales of a site: divide the producer of the activation, multiply its readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .sites import Part, Site
 def fold(site: Site, factors: np.ndarray, arrays: ArrayStore, names: Names) -> None:
     """Divides the columns of the site's activations by ``factors``; no output changes.
 
-    What calibration has gathered goes on holding: its arrays are read through the same scales.
+    The statistics of calibration stay valid: their arrays are read through the same scales.
 
     Args:
         site: Where.

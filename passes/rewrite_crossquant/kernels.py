@@ -17,7 +17,7 @@ class Kernel:
 
     Attributes:
         activation: Name of the activation.
-        entries: How many entries were looked at.
+        entries: Number of entries counted.
         zero: Share that is zero before rounding.
         per_token: Share that one scale for each token rounds to zero.
         crossquant: The same under scales by token and column, with columns as calibration
@@ -42,7 +42,7 @@ def kernel_of(
     bits: int,
     factors: torch.Tensor | None,
 ) -> Kernel:
-    """Counts what is rounded to zero.
+    """Counts entries that are rounded to zero.
 
     Args:
         activation: Its name.
@@ -64,7 +64,7 @@ def kernel_of(
 
 
 def kernel_facts(kernels: Iterable[Kernel]) -> dict[str, Any]:
-    """Returns what the report says: every activation, and the shares of all entries."""
+    """Returns the report: every activation, and the shares of all entries."""
     every = list(kernels)
     total = max(sum(one.entries for one in every), 1)
     shares = ("zero", "per_token", "crossquant", "after")

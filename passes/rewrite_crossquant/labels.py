@@ -117,7 +117,7 @@ def _equal(one: Dim, other: Dim) -> bool:
 
 
 def _tail_of_size(dims: Sequence[Dim], size: int, lead: int) -> tuple[int, ...] | None:
-    """Returns the trailing dims behind ``lead`` others or more that have ``size`` entries."""
+    """Returns the trailing dims with ``size`` entries, after at least ``lead`` others."""
     tail: list[int] = []
     for at in reversed(range(len(dims))):
         have, dim = int(np.prod(tail)) if tail else 1, dims[at]

@@ -33,7 +33,7 @@ def observe(
     Args:
         model: The graph; what is yielded holds for it as it is when the run begins.
         wanted: Activations that have to be yielded together.
-        samples: How many calibration samples to look at.
+        samples: Number of calibration samples to use.
         context: Supplies them, and runs them.
 
     Raises:
@@ -41,7 +41,7 @@ def observe(
     """
     if context.calibration is None:
         raise UsageError(
-            "rewrite-crossquant needs samples to look at activations",
+            "rewrite-crossquant needs samples to observe activations",
             hint="give --calibration FILE",
         )
     feeds = list(context.calibration.first(max(samples, 1)))

@@ -22,7 +22,7 @@ Way = list[tuple[int, np.ndarray]]  # inputs that have to be scaled together
 _HOMOGENEOUS = {"Relu", "LeakyRelu", "Abs", "Neg", "Identity", "Dropout"}
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 _SUMS = {"Add", "Sub", "Sum"}
-# By operator: the inputs that multiply or shift what it has normalized.
+# By operator: the inputs that multiply or shift the normalized value.
 _NORMS = {
     ("", "LayerNormalization"): (1, 2),
     ("", "RMSNormalization"): (1,),

@@ -47,31 +47,31 @@ _OWN = {  # options that make no sense everywhere, with the modes that take them
 
 @dataclass(frozen=True)
 class RewriteCrossquant(Pass):
-    """Give activations a step for each token and column (CrossQuant), in a form of choice.
+    """Give activations a rounding step for each token and column (CrossQuant).
 
-    One step for a whole token is as coarse as its largest entry; where a few columns are huge,
-    most other entries are rounded to zero. CrossQuant takes, with the largest magnitudes
-    ``t_i`` of a token and ``c_j`` of a column and ``m = 2^(bits - 1) - 1``,
+    One step for a whole token is as coarse as its largest entry; if a few columns are huge,
+    most other entries are rounded to zero. With the largest magnitudes ``t_i`` of a token and
+    ``c_j`` of a column and ``m = 2^(bits - 1) - 1``, the step of CrossQuant is
 
         step_ij = t_i^alpha c_j^(1 - alpha) / m
 
-    - ``emulate`` computes just that, as graph nodes around every product: right to the last
-      digit, slow, and only there to be measured.
-    - ``fold`` takes ``f_j = c_j^(1 - alpha)`` from calibration, divides what makes the
-      activation by it and multiplies the weights that read it. All outputs stay what they
-      were, and kernels that round by token (``accuracy_level=4`` of MatMulNBits: by token and
-      group) then have steps at most as large as CrossQuant's. One ``f`` serves all products of
-      an activation; it enters norm weights, or the rows of the product before (through ReLU, a
-      gate, or the values of an attention).
-    - ``dynamic`` folds, and then multiplies int8 by int8: tokens are rounded as they come,
-      with MatMulInteger, and weights once, with a scale for each row. With ``alpha=1`` it
-      rounds by token only.
+    - ``emulate`` computes exactly that, as graph nodes around every product: right to the last
+      digit, slow, and only for measurements.
+    - ``fold`` takes ``f_j = c_j^(1 - alpha)`` from calibration, divides the producer of the
+      activation by it and multiplies the weights that read it. No output changes, and kernels
+      that round by token (``accuracy_level=4`` of MatMulNBits: by token and group) then have
+      steps at most as large as CrossQuant's. One ``f`` serves all products of an activation;
+      it enters norm weights, or the rows of the product before (through ReLU, a gate, or the
+      values of an attention).
+    - ``dynamic`` folds, and then multiplies int8 by int8 with MatMulInteger: tokens are
+      rounded at run time, and weights once, with one scale per row. With ``alpha=1`` it rounds
+      by token only.
 
-    With ``alpha=search`` every activation gets its own: the one at which its products lose
-    least, weights and activations rounded as they will be, or none. What calibration has
-    gathered goes on holding. A unit without a producer that can take a scale is left alone,
-    and the report says why. The report also counts, for every activation, the entries that are
-    rounded to zero: by token, by CrossQuant, and in the rewritten graph.
+    With ``alpha=search`` every activation gets the alpha at which its products lose least,
+    with weights and activations rounded as they will be, or no scale. The statistics of
+    calibration stay valid. A unit whose producer cannot absorb a scale is left alone, and the
+    report says why. For every activation, the report also counts the entries that are rounded
+    to zero: by token, by CrossQuant, and in the rewritten graph.
 
     Attributes:
         mode: ``emulate``, ``fold`` or ``dynamic``.
@@ -79,20 +79,20 @@ class RewriteCrossquant(Pass):
             ``search``.
         beta: Power of the weights' own magnitudes in ``f_j = c_j^(1 - alpha) w_j^-beta``, or
             ``search``.
-        bits: Weights are rounded to this many bits: in the search, and by ``dynamic`` (4, 8).
-        activation_bits: Width of activations that ``emulate`` rounds.
-        activations: What the search of ``fold`` assumes to share a scale: each ``token``, each
-            ``group`` of 64 columns of it, the whole ``tensor``, or ``none`` (not rounded);
-            ``auto`` is what the target's kernels do.
-        samples: Calibration samples that are looked at.
+        bits: Width that weights are rounded to, in the search and by ``dynamic`` (4, 8).
+        activation_bits: Width that ``emulate`` rounds activations to.
+        activations: The entries that share a scale in the search of ``fold``: each ``token``,
+            each ``group`` of 64 columns of a token, the whole ``tensor``, or ``none`` (not
+            rounded); ``auto`` follows the target's kernels.
+        samples: Number of calibration samples to use.
         exact: Round ``f`` to powers of two: not a bit of any output changes.
-        explicit: Where no producer can take a scale, divide the activation at run time.
-        cache: Let scales reach the key-value cache that the model hands out. Only right if
-            callers do nothing with a cache but feed it back.
-        least: Share of an activation's predicted loss that a search must take away; where it
-            finds less, nothing is scaled. Small gains are mostly noise of the few samples.
-        optional: Leave a model as it is where no producer at all can take a scale, which is an
-            error otherwise.
+        explicit: Divide the activation at run time if no producer can absorb a scale.
+        cache: Let scales reach a key-value cache that is an output of the model. This is right
+            only if callers do nothing with the cache but feed it back.
+        least: Share of an activation's predicted loss that a scale must remove; otherwise
+            there is none. Small gains are mostly noise of the few samples.
+        optional: Leave a model alone if no producer at all can absorb a scale, instead of
+            refusing it.
     """
 
     name: ClassVar[str] = "rewrite-crossquant"
@@ -124,7 +124,7 @@ class RewriteCrossquant(Pass):
         if self.bits not in widths:
             raise UsageError(f"mode={self.mode} takes no weights of {self.bits} bits")
         if self.samples < 1:
-            raise UsageError("rewrite-crossquant needs at least one sample to look at")
+            raise UsageError("rewrite-crossquant needs at least one sample")
         self._check_least()
 
     def _check_least(self) -> None:
@@ -152,7 +152,7 @@ class RewriteCrossquant(Pass):
             )
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
-        """Rewrites ``model``; puts what it did, and the kernels, into the report."""
+        """Rewrites ``model``; reports its changes and the quantization kernels."""
         before = _sizes(model)
         changed = self._rewrite(model, context)
         bytes_, weights = (now - old for now, old in zip(_sizes(model), before, strict=True))
@@ -166,7 +166,7 @@ class RewriteCrossquant(Pass):
         if self.mode != "fold" and opset < _ROUNDS:
             raise InputError(
                 f"opset {opset} has no Round, which mode={self.mode} needs",
-                hint=f"put raise-opset{{version={_ROUNDS}}} behind normalize",
+                hint=f"put raise-opset{{version={_ROUNDS}}} after normalize",
             )
         if self.mode == "emulate":
             return emulate_all(
@@ -194,7 +194,7 @@ class RewriteCrossquant(Pass):
 
 
 def _sizes(model: ir.Model) -> tuple[int, int]:
-    """Returns the bytes of constants that are no weights, and the number of weights."""
+    """Returns the bytes of constants that are not weights, and the number of weights."""
     units = find_units(model)
     weights = {unit.weight for unit in units}
     others = [one for one in model.graph.initializers.values() if one not in weights]

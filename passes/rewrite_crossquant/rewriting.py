@@ -49,7 +49,7 @@ class FoldSettings:
         mode: ``fold`` or ``dynamic``.
         alpha: Share of the token in the step, or ``search``.
         beta: Power of the weights' own magnitudes, or ``search``.
-        samples: Calibration samples that are looked at.
+        samples: Number of calibration samples to use.
         explicit: Whether activations may be divided at run time.
         cache: Whether scales may reach the key-value cache.
         least: Share of an activation's predicted loss that a search must take away.
@@ -68,10 +68,10 @@ class FoldSettings:
 
 @dataclass
 class _Found:
-    """What the report will say.
+    """The content of the report.
 
     Attributes:
-        scaled: By site: what was chosen.
+        scaled: The chosen scale of each site.
         plain: Sites at which nothing was better than no scales.
         kernels: What rounding does to every activation.
     """
@@ -238,7 +238,7 @@ def _peaks(value: ir.Value, units: Sequence[Unit], arrays: ArrayStore) -> torch.
 
 
 def _variances(unit: Unit, arrays: ArrayStore) -> dict[int, np.ndarray]:
-    """Returns by use what the kernels' rounding of activations does to each column."""
+    """Returns, by use, the effect of the kernels' rounding of activations on each column."""
     return {
         at: read_moved(unit, arrays, at, "activation")
         for at, use in enumerate(unit.uses)

@@ -39,7 +39,7 @@ from .sites import Site
 
 ALPHAS = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BETAS = (0.0, 0.25, 0.5, 0.75)
-_ROWS = 128  # of each unit that are looked at
+_ROWS = 128  # of each unit, as a sample
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Scales:
         factors: One for each class.
         alpha: Share that is left to the token.
         beta: Power of the weights.
-        cost: What was predicted for them, in nats per token.
+        cost: Their predicted cost, in nats per token.
         plain: The same without any factors.
     """
 
@@ -94,7 +94,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """What the factors of a site are made from, by class, over all of its consumers.
+    """The sources of a site's factors, by class, over all of its consumers.
 
     Attributes:
         peaks: Largest magnitude of the activation.
@@ -189,7 +189,7 @@ class _Product:
         name: Name of the unit.
         weight: Rows x columns.
         rows: Importance of each of them; they stand for all rows.
-        price: What a squared error costs in each column.
+        price: The cost of a squared error in each column.
         tokens: Tokens x columns.
     """
 

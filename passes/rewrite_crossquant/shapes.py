@@ -118,7 +118,7 @@ def _looked_up(node: ir.Node, known: Known) -> Dims | None:
 
 
 def _asked(shape: ir.Value | None) -> Dims | None:
-    """Returns the shape that a Reshape asks for; what it leaves open is None."""
+    """Returns the shape that a Reshape asks for; open dims are None."""
     if shape is None:
         return None
     tensor = stored_tensor(shape)

@@ -50,7 +50,7 @@ class Site:
     """Channels that may take a scale, and everything that has to know it.
 
     Attributes:
-        activations: What the consumers multiply, each with the class of each column.
+        activations: The inputs of the consumers, each with the class of each column.
         consumers: Units whose columns are multiplied by the factors.
         producers: Units whose rows are divided by them.
         constants: Initializers that are divided by them.
@@ -115,7 +115,7 @@ def find_sites(model: ir.Model, *, cache: bool = False) -> tuple[list[Site], lis
 
 @dataclass
 class _State:
-    """What a search has found; copied where it may have to come back.
+    """The state of a search; copied before a step that may have to be undone.
 
     Attributes:
         labels: Which labels have to agree.
@@ -224,7 +224,7 @@ class _Search:
         if value is None:
             return
         if stored_tensor(value) is None:
-            raise Refusal(f"{label_of(node)} reads {value.name!r}, which is no constant")
+            raise Refusal(f"{label_of(node)} reads {value.name!r}, which is not a constant")
         if value.is_graph_input():
             raise Refusal(f"{value.name!r} can be set from outside")
         self.state.constants[(node, at)] = labels

@@ -22,7 +22,7 @@ class _TunedClass:
     Attributes:
         codes: Int8, rows x groups x group.
         scales: Float32, rows x groups, as they were rounded.
-        change: Float32, rows x groups: what is tuned.
+        change: Float32, rows x groups: the tuned parameter.
         reach: Relative change of a scale for a change of one. The more levels, the more a
             scale that is a little off moves the outer ones, so it halves with every bit.
     """
@@ -89,7 +89,7 @@ class TunedScales:
         return _TunedClass(codes, scales.float(), change, reach=2.0 ** (2 - one.option.bits))
 
     def parameters(self) -> list[torch.Tensor]:
-        """Returns what is tuned."""
+        """Returns the tuned parameters."""
         return [one.change for one in self._classes]
 
     def matrix(self) -> torch.Tensor:
@@ -117,7 +117,7 @@ class TunedScales:
         return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
 
     def settle(self) -> None:
-        """Rounds the scales to what is stored of them."""
+        """Rounds the scales to their stored precision."""
         with torch.no_grad():
             for one in self._classes:
                 one.scales.copy_(storable(one.tuned()))

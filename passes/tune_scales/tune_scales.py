@@ -40,11 +40,11 @@ _CLEAR = 0.97  # on a few held-out samples, smaller gains are noise: MiniLM lost
 class TuneScales(Pass):
     """Tune the scales of all units together, by the divergence of the whole model.
 
-    Rounding looks at one unit at a time. Here gradients of the divergence between the original
+    Rounding sees one unit at a time. Here, gradients of the divergence between the original
     and the rounded model run through all units at once, and Adam moves the scales, one sample
-    a step, whose products round to bfloat16 where the processor multiplies that. Codes stay as
-    they are, and not a byte is added. The result is kept only if it
-    clearly lowers the divergence (3 %) on samples that nothing was fitted to.
+    per step. On processors that multiply bfloat16, the products of a step round to it. Codes
+    stay as they are, and the result does not grow by a byte. It is kept only if it lowers the
+    divergence clearly (3 %) on samples that nothing was fitted to.
 
     Attributes:
         samples: Calibration samples to take steps on, spread evenly; 0 takes all.
@@ -176,7 +176,7 @@ def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContex
     if not tuned:
         return "no unit is stored in codes"
     if not context.calibration.kept_back:
-        return "no sample is left to judge them by"
+        return "no held-out sample is there to judge them by"
     refused = context.runner.unsupported(model.graph)
     return f"no gradients: {next(iter(refused.values()))}" if refused else ""
 

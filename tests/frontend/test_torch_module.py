@@ -50,5 +50,5 @@ def test_what_cannot_be_followed_is_refused() -> None:
         from_module(Undecided(), (torch.ones(2),))
     with pytest.raises(UsageError, match="is a tensor"):
         from_module(Net(), torch.ones(2, 8))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no torch module"):
+    with pytest.raises(UsageError, match="not a torch module"):
         from_module("net", ())  # type: ignore[arg-type]

@@ -172,12 +172,12 @@ def test_special_files_do_not_hang(tmp_path: Path) -> None:
     ("entries", "cause"),
     [
         ({"offset": SIZE}, "ends at byte"),
-        ({"offset": -4}, "no byte count"),
+        ({"offset": -4}, "not a byte count"),
         ({"offset": 10**18}, "ends at byte"),
         ({"length": SIZE * 2}, "needs"),
         ({"length": 0}, "needs"),
-        ({"length": -1}, "no byte count"),
-        ({"length": "1e9"}, "no byte count"),
+        ({"length": -1}, "not a byte count"),
+        ({"length": "1e9"}, "not a byte count"),
         ({"offset": 4}, "ends at byte"),
     ],
 )

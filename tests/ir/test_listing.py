@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import onnx_ir as ir
 
 from mpqc.ir import BitAllocation, BlockId, annotate, listing
@@ -50,6 +51,20 @@ def noted() -> ir.Model:
 
 def test_the_listing_shows_values_weights_types_and_notes() -> None:
     assert listing(noted()) == LISTING
+
+
+def test_small_constants_stand_where_they_are_read() -> None:
+    found = model("g (float[4] x) => (float[4] y) { y = Add (x, c) }", c=(1,))
+    value = found.graph.initializers["c"]
+    value.const_value = ir.tensor(np.array([2 / 3], np.float32), name="c")
+    assert "@c" not in listing(found)
+    assert "%y = Add(%x, <f32[1] 0.666667>)" in listing(found)
+
+
+def test_floats_have_six_digits() -> None:
+    found = noted()
+    annotate(found.graph[0], BitAllocation("w", ("4g64",), (64,), 32.500000000349246))
+    assert "loss=32.5}" in listing(found)
 
 
 def test_lines_can_be_cut_off() -> None:

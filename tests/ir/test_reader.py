@@ -46,7 +46,7 @@ def test_a_good_file_reads(tmp_path: Path) -> None:
 
 KINDS = {
     "is empty": b"",
-    "no complete ONNX model": good().SerializeToString()[:-2000],
+    "not a complete ONNX model": good().SerializeToString()[:-2000],
     "random": bytes(np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)),
     "pickle": pickle.dumps({"state_dict": [1, 2, 3]}),
     "safetensors": (8).to_bytes(8, "little") + b'{"a":{}}',

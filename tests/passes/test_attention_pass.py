@@ -230,7 +230,7 @@ def test_a_softmax_that_is_none_is_named_in_the_error(tmp_path: Path) -> None:
     given.pop("bias")
     model = parse(text, given)
     with pytest.raises(
-        UsageError, match="'gate' is no attention that can be bound: it weighs"
+        UsageError, match="'gate' is not an attention that can be bound: it weighs"
     ):
         run(LOOKED, model, context(tmp_path, swept.vectors(2, 12)))
 

@@ -122,7 +122,7 @@ _PRODUCTS = "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) t = Transpose
         (
             "q = MatMul(x, wq) k = MatMul(q, small) v = MatMul(x, wv) t = Transpose(k)"
             " qs = MatMul(v, small) s = MatMul(qs, t) a = Softmax(s) o = MatMul(a, v)",
-            "which is no unit that can be quantized",
+            "which is not a unit that can be quantized",
         ),
         (
             f"{_PRODUCTS} s = MatMul(q, t) a = Softmax(s) c = Transpose(v) o = MatMul(c, a)",

@@ -219,5 +219,5 @@ def test_rows_with_hessians_of_their_own_are_refused(tmp_path: Path) -> None:
 
 
 def test_nearest_couples_nothing() -> None:
-    with pytest.raises(UsageError, match="looks at no other row"):
+    with pytest.raises(UsageError, match="coupled has no effect"):
         Pipeline.parse("quantize-weights{rounding=nearest, coupled=true}")

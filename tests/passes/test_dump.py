@@ -153,10 +153,10 @@ def truncate(pattern: str) -> Callable[[Path], Any]:
 
 DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / RUN).unlink(), "no run.json"),
-    (lambda folder: (folder / RUN).write_text("{"), "is no JSON"),
+    (lambda folder: (folder / RUN).write_text("{"), "is not JSON"),
     (lambda folder: (folder / RUN).write_text("[1]"), "expected an object"),
-    (lambda folder: (folder / RUN).write_text("[" * 100_000), "is no JSON"),
-    (lambda folder: (folder / RUN).write_bytes(b"\xff\xfe"), "is no JSON"),
+    (lambda folder: (folder / RUN).write_text("[" * 100_000), "is not JSON"),
+    (lambda folder: (folder / RUN).write_bytes(b"\xff\xfe"), "is not JSON"),
     (change_run(lambda run: run.pop("pipeline")), "'pipeline' is missing"),
     (change_run(lambda run: run.update(format=99)), "has format 99"),
     (change_run(lambda run: run["dumps"].clear()), "knows no dump"),

@@ -1,24 +1,28 @@
-"""Golden tests: ``tests/golden/<pass>/<case>.txt`` says what passes make of a small graph.
+"""Golden tests: ``tests/golden/<pass>/<case>.txt`` shows how passes change a small graph.
 
-A case is directives, a graph in ONNX's own text form, and what comes out::
+A case has directives, a graph in ONNX's own text form, and the listing of the result::
 
     // passes: normalize,partition-blocks
     // weight: w float[64, 96] seed=1        an initializer of random numbers
     // weight: v float[96, 64] transposed=w  the same numbers; also: same=w, fill=0.5, kind=...
     // constant: c float[64, 96] seed=2      the same in a Constant node
     // note: product stats{unit=w, terms=1, tokens=8}       on a node; or on: model
+    // note: a, b stats{unit=$, terms=1, tokens=8}          on each node; $ is its name
     // array: w/0/rows float[96] seed=3 kind=positive       in the side store
     <ir_version: 10, opset_import: ["" : 17]>
     graph (float[N, 64] x) => (float[N, 96] y) { [product] y = MatMul(x, w) }
     // output                                the listing (or // error, message and hint)
 
+The listing shows only the notes that the passes wrote or changed; notes that they dropped
+follow it (``drops #shared from gated``).
+
 Kinds of numbers: ``normal``, ``positive``, ``gram`` (x^T x), ``order`` (a permutation),
-``codes`` (whole numbers of ``bits=4`` bits) and ``falling`` (rows x options: from ``scale=1``
-a tenth from option to option, growing from row to row).
-Unless a case says ``// numbers: change``, ONNX Runtime must give the same outputs before and
-after, bit for bit, or, with ``// numbers: close``, up to the order of sums; unless it says
+``codes`` (integers of ``bits=4`` bits) and ``falling`` (rows x options: starts at ``scale=1``,
+falls to a tenth from option to option, and grows from row to row).
+Unless a case says ``// numbers: change``, ONNX Runtime must compute the same outputs before
+and after, bit for bit, or, with ``// numbers: close``, up to the order of sums; unless it says
 ``// again: changes``, running the passes a second time must change nothing.
-``pytest --update-golden`` writes what comes out now; review the diff.
+``pytest --update-golden`` writes the present results; review the diff.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ import onnxruntime
 import pytest
 
 from mpqc.ir import Capabilities, Kernel, MpqcError, annotate
-from mpqc.ir.annotation import ANNOTATIONS
+from mpqc.ir.annotation import ANNOTATIONS, PREFIX
 from mpqc.ir.listing import listing
 from mpqc.ir.text_form import build_record, parse_record
 from mpqc.ir.verifier import verify
@@ -147,10 +151,11 @@ def build_model(case: Case) -> ir.Model:
     model = ir.from_proto(proto)
     nodes = {str(node.name): node for node in model.graph}
     for text in case.notes:
-        target, _, note = text.partition(" ")
-        key, fields = parse_record(note)
-        made = build_record(ANNOTATIONS[key], key, fields)
-        annotate(model if target == "model" else nodes[target], made)
+        targets, note = re.split(r"(?<!,) ", text, maxsplit=1)
+        for target in targets.split(", "):
+            key, fields = parse_record(note.replace("$", target))
+            made = build_record(ANNOTATIONS[key], key, fields)
+            annotate(model if target == "model" else nodes[target], made)
     return model
 
 
@@ -185,13 +190,34 @@ def outputs(model: ir.Model) -> list[np.ndarray]:
     return cast(list[np.ndarray], session.run(None, feeds))
 
 
+def carriers(model: ir.Model) -> dict[str, dict[str, str]]:
+    """Returns the metadata of the model, under "model", and of every node, under its name."""
+    nodes = {str(node.name): node.metadata_props for node in model.graph.all_nodes()}
+    return {"model": model.metadata_props, **nodes}
+
+
+def changes(model: ir.Model, given: dict[str, dict[str, str]]) -> str:
+    """Returns the listing of ``model`` without the notes that are the same in ``given``."""
+    shown = model.clone()
+    dropped: dict[str, list[str]] = {}
+    for name, notes in carriers(shown).items():
+        for key, text in given.get(name, {}).items():
+            if key not in notes:
+                dropped.setdefault(f"#{key.removeprefix(PREFIX)}", []).append(name)
+            elif notes[key] == text:
+                del notes[key]
+    drops = [f"drops {key} from {', '.join(names)}" for key, names in dropped.items()]
+    return "\n".join([listing(shown).rstrip(), *drops])
+
+
 def come_out(case: Case, model: ir.Model, context: PassContext) -> str:
-    """Runs the passes; returns what the file should say after the graph."""
+    """Runs the passes; returns the text that the file should have after the graph."""
+    given = carriers(build_model(case))
     try:
         Pipeline.parse(case.passes).run(model, context)
     except MpqcError as error:
         return f"// error\n{error.message}\n{error.hint}".rstrip() + "\n"
-    return f"// output\n{listing(model).rstrip()}\n"
+    return f"// output\n{changes(model, given)}\n"
 
 
 @pytest.mark.ort

@@ -210,7 +210,7 @@ def test_nobody_judges_by_what_was_fitted_to(tmp_path: Path) -> None:
     model = run(ROUNDED, language(), work)
     weights = weights_of(model)
     run("tune-scales", model, work)
-    assert work.report["tune-scales"]["why"] == "no sample is left to judge them by"
+    assert work.report["tune-scales"]["why"] == "no held-out sample is there to judge them by"
     changed = weights_of(model)
     assert all(np.array_equal(weights[name], changed[name]) for name in weights)
 

@@ -108,16 +108,16 @@ def write(document: Path, found: dict[str, Compared]) -> None:
 _HEAD = """\
 # The methods, measured
 
-Every method at every budget, on three models, from the same samples and through the same
-quantizer: the default pipeline, uniform GPTQ, and the published methods.
-[compare.md](compare.md) says what the columns mean. This page is made by
+Every method at every budget, on three models, with the same samples and the same quantizer:
+the default pipeline, uniform GPTQ, and the published methods. [compare.md](compare.md)
+explains the columns. This command makes the page:
 
 ```console
 $ python -m mpqc.tools.benchmarks methods --calibration FIRST --text SECOND \\
     --document docs/methods.md
 ```
 
-which prepares the models and runs for each of them what stands below. `make methods` takes the
+It prepares the models and runs the command below for each of them. `make methods` uses the
 halves of the text that ships with Python instead.
 
 ```console
@@ -126,10 +126,10 @@ $ mpqc compare MODEL --budgets 2.5,3,3.5,4,4.5 --calibration FIRST --text SECOND
 
 FIRST and SECOND are two halves of one text. `smollm2` is the dithered SmolLM2-135M of
 `make demo`, `minilm` is all-MiniLM-L6-v2, and `opt` is a small OPT that the command trains
-on FIRST. A killed run goes on with the same command.
+on FIRST. A killed run continues with the same command.
 
-A dash is a budget of another kind than the method takes (`cmpq` and `cmpq-grid` bound the
-file alone), or one that it cannot meet: the published CPTQuant has 16, 8 and 4 bits only.
+A dash marks a budget of the wrong kind for the method (`cmpq` and `cmpq-grid` bound the file
+alone), or one that it cannot meet: the published CPTQuant has only 16, 8 and 4 bits.
 
 """
 

@@ -67,7 +67,7 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What the three operators have in common, as their inputs and attributes say it.
+    """The common inputs and attributes of the three operators.
 
     Attributes:
         weight: Directions, gates, input size.
@@ -75,7 +75,7 @@ class _Layer:
         bias: Directions, twice the gates; or None.
         peepholes: Directions, thrice the hidden size; or None.
         lengths: Valid steps of each sequence; or None.
-        names: Activations for each direction, one direction behind the other.
+        names: Activations for each direction, one direction after the other.
         alpha: Parameters of those activations.
         beta: Parameters of those activations.
         limit: Bound on what enters an activation; 0 for none.

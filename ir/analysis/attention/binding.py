@@ -1,4 +1,4 @@
-"""What a recognised attention is: four projections, and where its heads stand."""
+"""A recognised attention: four projections, and the layout of its heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Layout = Literal["heads", "transposed", "flat", "parts"]
 
 
 class NoMatchError(Exception):
-    """Why a node is no attention that can be bound; never leaves this folder."""
+    """Why a node cannot be bound as an attention; never leaves this folder."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Projection:
 
     @property
     def output(self) -> ir.Value:
-        """What the product makes."""
+        """The output of the product."""
         return self.use.node.outputs[0]
 
 
@@ -73,7 +73,7 @@ class Attention:
         kv_heads: Number of key and value heads; each serves ``heads / kv_heads`` queries.
         head_size: Channels of a query.
         value_size: Channels of a value.
-        scale: What the scores are multiplied by; None when the graph computes it.
+        scale: The factor of the scores; None if the graph computes it.
         causal: Whether the graph shows that no query sees a later key.
         masked: Whether anything is added to the scores or hides some.
         rope: How positions turn queries and keys: ``""`` (not), ``fused``, ``operator`` or

@@ -5,7 +5,7 @@
     %scores  = MatMul(%queries, %keys)         [..., heads, tokens, size] x [..., size, tokens]
     %bent    = Mul, Div, Add, Where, ...       scale, mask, position bias, soft cap
     %weights = Softmax(%bent)
-    %mixed   = MatMul(%weights, %values)       possibly behind Cast, Dropout, Where
+    %mixed   = MatMul(%weights, %values)       possibly after Cast, Dropout, Where
     %output  = MatMul(Reshape(Transpose(%mixed)), @output)
 """
 
@@ -40,7 +40,7 @@ def bind(softmax: ir.Node, around: Surroundings) -> Attention:
     """Binds the units around ``softmax``.
 
     Raises:
-        NoMatchError: It is no attention, or one that nothing can be said about.
+        NoMatchError: It is not an attention, or not one that can be described.
     """
     scores, bends = _scores(softmax, around)
     mix = _mix(softmax, around)
@@ -80,7 +80,7 @@ def bind(softmax: ir.Node, around: Surroundings) -> Attention:
 
 
 def _scores(softmax: ir.Node, around: Surroundings) -> tuple[ir.Node, list[ir.Node]]:
-    """Returns the product of queries and keys, and what stands between it and the softmax."""
+    """Returns the product of queries and keys, and the nodes between it and the softmax."""
     found: dict[ir.Node, None] = {}
     bends: dict[ir.Node, None] = {}
     todo = [softmax.inputs[0]]
@@ -175,7 +175,7 @@ def _entry(shape: ir.Value | None) -> int:
 def _whole(channels: int, size: int, where: Projection) -> int:
     if channels % size:
         raise NoMatchError(
-            f"{channels} channels of {where.unit.name!r} are no heads of {size}"
+            f"{channels} channels of {where.unit.name!r} do not divide into heads of {size}"
         )
     return channels // size
 
@@ -191,7 +191,7 @@ def _kv_heads(
     per_head = value_size + (size if value == key else 0)
     if rows <= 0 or rows % per_head or heads % (rows // per_head):
         raise NoMatchError(
-            f"{value.unit.shape[0]} rows of {value.unit.name!r} are no key and value heads"
-            f" of {size} beside {heads} heads"
+            f"{value.unit.shape[0]} rows of {value.unit.name!r} do not divide into key and"
+            f" value heads of {size} beside {heads} heads"
         )
     return rows // per_head

@@ -17,7 +17,7 @@ def bind(node: ir.Node, around: Surroundings) -> Attention:
     """Binds the units around a fused operator.
 
     Raises:
-        NoMatchError: Its projections are no units that can be quantized.
+        NoMatchError: Its projections are not units that can be quantized.
     """
     operands = _OPERANDS[_kind(node)](node)
     query, on_query = around.source(operands[0].value, "queries")
@@ -27,7 +27,9 @@ def bind(node: ir.Node, around: Surroundings) -> Attention:
     heads, kv_heads = operands[0].heads, operands[2].heads
     columns = output.unit.shape[1]
     if columns % heads:
-        raise NoMatchError(f"{columns} channels of {output.unit.name!r} are no {heads} heads")
+        raise NoMatchError(
+            f"{columns} channels of {output.unit.name!r} do not divide into {heads} heads"
+        )
     value_size = columns // heads
     size = _head_size(node, operands[0], query.unit.shape[0], value_size)
     turned = node.attributes.get_int("do_rotary", 0)
@@ -83,7 +85,9 @@ def _head_size(node: ir.Node, queries: Operand, rows: int, value_size: int) -> i
     if _input(node, 1) is None:  # packed: all heads of the row have the same size
         return value_size
     if rows % queries.heads:
-        raise NoMatchError(f"{rows} rows of its queries are no {queries.heads} heads")
+        raise NoMatchError(
+            f"{rows} rows of its queries do not divide into {queries.heads} heads"
+        )
     return rows // queries.heads
 
 

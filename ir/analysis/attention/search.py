@@ -13,7 +13,7 @@ from .surroundings import Surroundings
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found, in execution order.
+    """The attentions of a graph, in execution order.
 
     Attributes:
         bound: Attentions whose units are known.

@@ -89,7 +89,7 @@ class Surroundings:
                 raise NoMatchError(f"they come from {label(node)}, and {self.kept[node]}")
             elif node.op_type in _PRODUCTS and len(self.streamed(node)) < 2:
                 raise NoMatchError(
-                    f"they come from {label(node)}, which is no unit that can be quantized"
+                    f"they come from {label(node)}, which is not a unit that can be quantized"
                 )
             else:
                 passed[node] = None
@@ -97,7 +97,7 @@ class Surroundings:
         return list(found.values()), list(passed)
 
     def source(self, value: ir.Value, role: str) -> tuple[Projection, list[ir.Node]]:
-        """Returns the one product behind ``value`` and the nodes between.
+        """Returns the one product that ``value`` comes from, and the nodes between.
 
         Raises:
             NoMatchError: There is none, or there are several.
@@ -114,7 +114,7 @@ class Surroundings:
         return found[0], passed
 
     def linear_source(self, value: ir.Value, role: str) -> tuple[Projection, list[ir.Node]]:
-        """Returns the same, where ``value`` is linear in what the product makes."""
+        """Returns the same if ``value`` is linear in the output of the product."""
         product, passed = self.source(value, role)
         for node in passed:
             if not self._is_linear(node):

@@ -1,1 +1,1 @@
-"""Nodes for stored weights: products, lookups, expansions, and what they cost."""
+"""Nodes for stored weights: products, lookups, expansions, and their cost."""

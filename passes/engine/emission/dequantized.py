@@ -18,8 +18,8 @@ WIDTHS = {4: ml_dtypes.int4, 8: np.int8}  # of codes that the standard has a typ
 class DequantizedUnit(StoredUnit):
     """Codes as products read them: columns x rows, so that groups follow the first axis.
 
-    A class with one scale a row has int8 codes and a vector of scales; any other has scales of
-    groups x rows. Runtimes recognise this layout and no other as a product of packed codes.
+    A class with one scale per row has int8 codes and a vector of scales; any other has scales
+    of groups x rows. Runtimes recognise only this layout as a product of packed codes.
     """
 
     def __init__(self, unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -> None:

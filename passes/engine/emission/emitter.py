@@ -26,7 +26,7 @@ class Names:
         self._taken.update(str(value.name) for value in model.graph.inputs)
 
     def free(self, wanted: str) -> str:
-        """Returns ``wanted``, or with a number behind it when it is taken, and takes it."""
+        """Reserves and returns ``wanted``, with a number after it if it is taken."""
         name, number = wanted, 1
         while name in self._taken:
             name, number = f"{wanted}_{number}", number + 1
@@ -52,7 +52,7 @@ class Emitter:
 
     Attributes:
         unit: Name of the unit; all names start with it.
-        nodes: What was emitted so far.
+        nodes: The nodes emitted so far.
     """
 
     def __init__(self, graph: ir.Graph, names: Names, unit: str, like: ir.Node) -> None:

@@ -9,7 +9,7 @@ from ....ir import BlockId, Unit, annotate, note_of
 
 
 def store_as_half(unit: Unit, name: str) -> None:
-    """Stores a float32 weight as float16 behind a Cast, which keeps its values.
+    """Stores a float32 weight as float16 and a Cast, which keeps its values.
 
         %y = MatMul(%x, @w)      =>      %v = Cast(@w)        @w is float16 now
                                          %y = MatMul(%x, %v)

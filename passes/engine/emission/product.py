@@ -44,7 +44,7 @@ def emit_product(
 def joined(
     stored: StoredUnit, parts: list[ir.Value], dtype: ir.DataType, emit: Emitter
 ) -> ir.Value:
-    """Emits what makes one output of those of the row classes."""
+    """Joins the outputs of the row classes into one."""
     result = parts[0]
     if len(parts) > 1:
         axis = {"axis": -1}
@@ -93,7 +93,7 @@ def emit_kernel(
 
 
 def affine(gemm: ir.Node, product: ir.Value, dtype: ir.DataType, emit: Emitter) -> ir.Value:
-    """Emits ``alpha * product + beta * C``, leaving out what is one or absent."""
+    """Emits ``alpha * product + beta * C``, without factors of one and absent terms."""
     result = _scaled("alpha", gemm, product, dtype, emit)
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if bias is None:

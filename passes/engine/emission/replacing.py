@@ -1,4 +1,4 @@
-"""Puts what was emitted where the float weight and its readers were."""
+"""Replaces the float weight and its readers by emitted nodes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class SlimProduct:
             columns: Which of ``count`` channels.
             kept: Float16, channels x rows.
             count: Channels of the whole weight.
-            role: What the product is to those who count bytes.
+            role: The role of the product when bytes are counted.
             emit: Where load-time nodes go.
         """
         self._role, self._emit = role, emit
@@ -61,7 +61,7 @@ class SlimProduct:
     def added(
         self, product: ir.Value, activation: ir.Value, dtype: ir.DataType, emit: Emitter
     ) -> ir.Value:
-        """Emits ``product`` and what the kept channels of ``activation`` contribute."""
+        """Emits ``product`` plus the contribution of the kept channels of ``activation``."""
         inputs = [
             self._selection.of(activation, dtype, emit),
             emit_wide("outliers", self._kept, dtype, self._emit),

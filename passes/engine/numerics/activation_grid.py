@@ -37,14 +37,14 @@ class Grid:
         return TYPES[self.kind]
 
     def rounded(self, values: np.ndarray) -> np.ndarray:
-        """Returns what the codes of ``values`` stand for."""
+        """Returns ``values`` rounded to their codes' values."""
         limits = np.iinfo(self.dtype)
         codes = np.rint(values / self.scale) + self.zero_point
         clipped: np.ndarray = np.clip(codes, limits.min, limits.max)
         return (clipped - self.zero_point) * self.scale
 
     def error(self, seen: Histogram) -> float:
-        """Returns the mean squared error of rounding what was seen."""
+        """Returns the mean squared error of rounding the observed values."""
         points, shares = seen.points()
         return float(shares @ np.square(self.rounded(points) - points))
 

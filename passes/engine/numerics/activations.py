@@ -60,7 +60,7 @@ def tensor_steps(x: torch.Tensor, bits: int = 8) -> torch.Tensor:
 
 
 def rounded(x: torch.Tensor, steps: torch.Tensor, bits: int = 8) -> torch.Tensor:
-    """Returns what the codes of ``x`` stand for."""
+    """Returns ``x`` rounded to its codes' values."""
     most = largest_code(bits)
     return (x / steps).round_().clamp_(-most, most).mul_(steps)
 

@@ -76,7 +76,7 @@ class RoundedChannels:
         indices: For each class, uint8, columns x rows.
         values: Float32, rows x columns: what indices and levels stand for; 0 in columns that
             are kept whole.
-        wanted: Float32, rows x columns: what was rounded, errors of other columns included.
+        wanted: Float32, rows x columns: the rounded values, errors of other columns included.
     """
 
     indices: tuple[torch.Tensor, ...]
@@ -122,7 +122,7 @@ def on_grid(
         rows: What a squared error costs in each row.
         columns: What a squared error costs in each column.
         grid_bits: Width of the grid: 4 or 8.
-        group: Columns that share a scale; 0 for one scale a row.
+        group: Columns that share a scale; 0 for one scale per row.
     """
     kept = outliers.mask(weight)
     served = torch.where(kept, 0.0, weight)
@@ -194,7 +194,7 @@ def round_channels(
     Args:
         weight: Float32, rows x columns.
         classes: Its columns by width.
-        levels: What the columns may hold.
+        levels: The values that the columns may hold.
         outliers: Weights that keep their value, and so leave no error.
         factor: The factorized Hessian against which errors are compensated; None for none.
     """

@@ -68,7 +68,7 @@ class DenseLayout:
     weights: np.ndarray
 
     def store(self, kernel_bytes: np.ndarray) -> np.ndarray:
-        """Returns what is stored for ``kernel_bytes``, whose codes are not yet offset.
+        """Returns the stored form of ``kernel_bytes``, whose codes are not yet offset.
 
         Args:
             kernel_bytes: uint8, rows x bytes of a row, with ``bits`` low bits in each code.

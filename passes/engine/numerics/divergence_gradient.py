@@ -27,7 +27,7 @@ def divergence(
             half the relative squared error, the mean over the outputs.
         exact: The original's outputs by name.
         found: The outputs of the rounded model by name.
-        real: Tells which places of a shape are no padding; others do not count.
+        real: Tells which places of a shape are not padding; others do not count.
     """
     total, gradients = 0.0, {}
     kind = _kl if objective == "logits" else _relative

@@ -26,7 +26,7 @@ _FRACTIONS = {
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
 _LARGEST_SCALE = 65504.0
 _SMALLEST_GROUP = 32
-_ROWS_AT_ONCE = 2048  # what is held of them at a time fits into a processor's cache
+_ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
 # Columns depend on each other one by one inside a strip, by small products inside a block, and
 # by large products beyond it. What goes one by one is left to numpy, which takes a third of
 # torch's time to begin with an operation: for 32 rows that is nearly all there is.

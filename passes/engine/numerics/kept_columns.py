@@ -50,7 +50,7 @@ class KeptColumns:
 
         Args:
             exact: Rows x columns.
-            stored: Rows x columns; what it has in the kept columns does not matter.
+            stored: Rows x columns; its kept columns are ignored.
             hessian: What ``reduced`` was given.
         """
         result = stored.clone()

@@ -38,7 +38,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one unit got.
+    """The allocation of one unit.
 
     Attributes:
         option: Index of the option of every row.

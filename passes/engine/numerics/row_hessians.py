@@ -14,7 +14,7 @@ Key = tuple[str, int]  # a unit's name and which of its uses
 
 @dataclass(frozen=True)
 class RowHessians:
-    """What the rows of a unit round against.
+    """The Hessians that the rows of a unit round against.
 
     Attributes:
         matrices: Count x columns x columns.

@@ -1,4 +1,4 @@
-"""What a pass is, and what it is given: the contract between passes and the rest."""
+"""The contract between passes and everything else: a pass, and its context."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class PassContext:
 
     Attributes:
         runner: Executes graphs.
-        capabilities: What the target can run.
+        capabilities: The capabilities of the target.
         arrays: The side store.
         calibration: Samples; None for pipelines that need none.
         cache: Folder for stats that outlive the run; None keeps them in ``scratch``.
@@ -124,14 +124,14 @@ class Pass(ABC):
         """Rewrites ``model`` in place; returns whether anything changed."""
 
     def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
-        """Refuses now what is certain to fail later.
+        """Refuses early if the pass is certain to fail later.
 
         Called right before an expensive pass, on the graph that it will see.
 
         Args:
             model: The graph; to be left as it is.
-            context: What the pass will be given.
-            forecast: What the passes in between will leave behind, the expensive one included.
+            context: The context that the pass will get.
+            forecast: The expected effects of the expensive pass and of those in between.
         """
         del model, context, forecast
 

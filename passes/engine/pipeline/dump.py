@@ -1,4 +1,4 @@
-"""Dumps: the state between two passes as ordinary files, from which a run goes on.
+"""Dumps: the state between two passes as ordinary files, from which a run can continue.
 
 A folder of dumps holds, for the pass at place ``NNN``, ``NNN_<pass>.onnx`` (annotations in its
 metadata) and ``NNN_<pass>.safetensors`` (arrays that annotations speak of), the tensors that
@@ -42,7 +42,7 @@ class Dump:
         arrays: The side store.
         pipeline: The whole pipeline, as text.
         position: How many of its passes have run.
-        settings: What the tools kept to go on with.
+        settings: The tools' record of how to continue.
         report: The facts that the passes so far reported.
     """
 
@@ -97,7 +97,7 @@ def write_dump(
         pipeline: The whole pipeline as text.
         index: Place of the pass in it.
         name: Name of the pass.
-        settings: What the tools need to go on; plain JSON.
+        settings: The tools' record of how to continue; plain JSON.
 
     Returns:
         The path of the dump's ``.onnx`` file.
@@ -185,7 +185,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}", hint=_HINT) from error
+        raise InputError(f"{path} is not JSON: {error}", hint=_HINT) from error
     kinds = {"format": int, "pipeline": str, "settings": dict, "dumps": dict}
     _need(run, kinds, path)
     if run["format"] != FORMAT:
@@ -252,7 +252,7 @@ def _read_arrays(entry: Mapping[str, Any], folder: Path) -> ArrayStore:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Turns what the safetensors reader raises into an InputError."""
+    """Turns the errors of the safetensors reader into InputErrors."""
     try:
         yield
     except (SafetensorError, OSError, TypeError, ValueError) as error:

@@ -35,7 +35,7 @@ class Instrument:
 
 
 def _need_pass(name: str, passes: Sequence[Pass]) -> None:
-    """Refuses a name that is no pass or not one of these."""
+    """Refuses a name that is not a pass, or not one of these."""
     pass_class(name)
     names = [one.name for one in passes]
     if name not in names:
@@ -92,7 +92,7 @@ def peak_memory() -> int:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one pass cost.
+    """The cost of one pass.
 
     Attributes:
         index: Its place in the pipeline.
@@ -150,12 +150,12 @@ class TimePasses(Instrument):
 
 
 class DumpAfterEach(Instrument):
-    """Writes, after every pass, a dump from which ``mpqc opt`` goes on.
+    """Writes, after every pass, a dump from which ``mpqc opt`` continues.
 
     Attributes:
         folder: Where the dumps go.
         pipeline: The whole pipeline as text.
-        settings: What the tools need to go on; plain JSON.
+        settings: The tools' record of how to continue; plain JSON.
         written: The dumps written so far.
     """
 

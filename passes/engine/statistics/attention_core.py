@@ -29,7 +29,7 @@ class Core:
     Attributes:
         attention: What it is the core of.
         module: Maps ``made`` and ``context`` to the operands and to ``mixed``.
-        made: What the products make; one value where they share a unit.
+        made: The outputs of the products; one value if they share a unit.
         context: What else the core reads: masks, positions, a cache.
     """
 
@@ -83,7 +83,7 @@ class Core:
         return parts, mixed.reshape(-1, mixed.shape[-1])
 
     def given(self, values: Values) -> list[torch.Tensor]:
-        """Returns what the products made in a run of the graph."""
+        """Returns the outputs of the products in a run of the graph."""
         return [values[str(value.name)] for value in self.made]
 
     def place(self, role: int) -> int:

@@ -33,7 +33,7 @@ class _Share:
 
 @dataclass
 class HeadHessians:
-    """Gathers what the queries, keys and values of one attention round against.
+    """Gathers the Hessians to round queries, keys and values of one attention against.
 
     Attributes:
         core: The attention.
@@ -95,7 +95,7 @@ class HeadHessians:
                 self._sums[key][at] += together.T @ together
 
     def result(self) -> dict[Key, RowHessians]:
-        """Returns means over tokens of what was added."""
+        """Returns the means over all added tokens."""
         found = {}
         for key, shares in self._shares.items():
             owners = torch.zeros(self._projection(key).unit.shape[0], dtype=torch.int64)

@@ -41,10 +41,10 @@ class _Plain:
 
 @dataclass
 class LocalHessians:
-    """Gathers block by block; what it holds is that of one block.
+    """Gathers block by block, and holds one block at a time.
 
     Attributes:
-        attentions: What was recognised.
+        attentions: The recognised attentions.
         runner: Lowers the attentions.
         probes: See ``HeadHessians``.
         seed: Seed of the random signs.
@@ -98,7 +98,7 @@ class LocalHessians:
                 self._bound.remove(bound)
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the units round against, and forgets it."""
+        """Returns the Hessians to round the units against, and forgets them."""
         found = {(one.part.unit.name, one.part.at): one.result() for one in self._plain}
         for bound in self._bound:
             found |= bound.result()

@@ -125,7 +125,7 @@ class MomentFile:
         self._extremes.update(found)
 
     def flush(self) -> None:
-        """Moves what is in memory to the file.
+        """Moves the arrays in memory to the file.
 
         Nothing small may outlive the block that it belongs to: freed memory between small
         things that stay cannot be given back, and the process grows to several times its need.
@@ -161,7 +161,7 @@ class MomentFile:
         Args:
             positions: At how many places the loss was taken: what plain sums are divided by.
             metadata: Text to keep in the file's header.
-            tokens: Where to write what was kept of single tokens, if anything was.
+            tokens: Where to write the weights of single tokens, if they were kept.
         """
         self.flush()
         self._tokens.save(tokens)
@@ -187,7 +187,7 @@ def unseen_share(counts: torch.Tensor) -> float:
 def own_error(output: torch.Tensor) -> torch.Tensor:
     """Returns for every channel what makes the loss half the relative error of ``output``.
 
-    This judges a unit that no gradient of the loss reaches: what it makes is read by others.
+    This judges a unit whose output gets no gradient of the loss, although others read it.
     """
     energy = output.square().mean() * output.shape[1]
     return torch.full((output.shape[1],), 1 / max(float(energy), 1e-24))

@@ -1,4 +1,4 @@
-"""What the divergence is measured on, and the gradient that samples its Fisher information.
+"""The measure of divergence, and the gradient that samples its Fisher information.
 
 For logits the loss is the log-likelihood of a label drawn from the model's own distribution,
 which makes the second moment of its gradient the true Fisher information (not the empirical
@@ -88,7 +88,7 @@ def _channels(output: torch.Tensor) -> int:
 
 
 def _draw(chances: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Returns one label a row, drawn by inverting the cumulative distribution."""
+    """Returns one label per row, drawn by inverting the cumulative distribution."""
     total = chances.cumsum(dim=1)
     at = torch.rand(len(chances), 1, generator=generator) * total[:, -1:]
     return torch.searchsorted(total, at).clamp_max_(chances.shape[1] - 1)

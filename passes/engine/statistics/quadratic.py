@@ -78,7 +78,7 @@ class Quadratic:
         return replace(self, kept=kept)
 
     def hidden(self, weight: torch.Tensor) -> torch.Tensor:
-        """Returns what is left to be rounded of a weight."""
+        """Returns the part of a weight that is rounded."""
         return weight if self.kept is None else self.kept.hidden(weight)
 
     def completed(self, exact: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class _Weighted:
 
 @dataclass
 class WeightedHessians:
-    """Gathers block by block; what it holds is that of one block.
+    """Gathers block by block, and holds one block at a time.
 
     Attributes:
         arrays: Supplies the weights of the tokens, sample after sample.
@@ -66,7 +66,7 @@ class WeightedHessians:
             one.add(values)
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the units round against, and forgets it."""
+        """Returns the Hessians to round the units against, and forgets them."""
         found = {
             (one.part.unit.name, one.part.at): RowHessians.single(
                 one.sum / max(one.tokens, 1), one.part.unit.shape[0]

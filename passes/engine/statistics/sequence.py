@@ -39,7 +39,7 @@ class Gatherer(Protocol):
         ...
 
     def end(self) -> dict[Key, RowHessians]:
-        """Returns what the units round against."""
+        """Returns the Hessians to round the units against."""
         ...
 
 

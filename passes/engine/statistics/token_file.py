@@ -16,7 +16,7 @@ class TokenFile:
     """Arrays that grow at their ends, in turns."""
 
     def __init__(self, folder: Path) -> None:
-        """Starts empty; what is appended lies in a nameless file in ``folder``."""
+        """Starts empty; appended values go to a nameless file in ``folder``."""
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115, as long as the object
         self._pieces: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
@@ -26,7 +26,7 @@ class TokenFile:
         return bool(self._pieces)
 
     def append(self, name: str, values: np.ndarray) -> None:
-        """Puts float16 ``values`` behind what was appended under ``name``."""
+        """Appends float16 ``values`` under ``name``."""
         self._pieces[name].append((self._file.tell(), values.size))
         self._file.write(values.astype(_TYPE, copy=False).tobytes())
 
