@@ -185,7 +185,9 @@ class _Accounts:
 
     def _enter_row_order(self, node: ir.Node) -> None:
         """Charges the indices that put the rows of a split product in order."""
-        if node.op_type != "Gather" or node.inputs[1] not in self._static:
+        if node.op_type != "Gather" or len(node.inputs) < 2:  # of a domain of its own
+            return
+        if node.inputs[1] not in self._static:
             return
         name = self._product_behind(node.inputs[0])
         if name:
