@@ -255,7 +255,14 @@ def _reading(file: Path) -> Iterator[None]:
     """Turns what the safetensors reader raises into an InputError."""
     try:
         yield
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+    ) as error:
         raise InputError(f"cannot read {file}: {error}", hint=_HINT) from error
 
 
