@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= build/demo
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo methods test test-sample test-slow lint format clean
+.PHONY: help venv demo methods test test-sample test-slow fuzz lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +27,9 @@ test-slow: .venv/demo-stamp  ## Run the slow tests only
 
 test-sample: .venv/demo-stamp  ## Run the slow tests that CI runs too
 	$(BIN)/pytest -m 'slow and ci_sample'
+
+fuzz: .venv/stamp  ## Look for inputs that break mpqc; MINUTES=60, found inputs go to build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.campaign $(MINUTES)
 
 lint: .venv/stamp .types/mpqc  ## Check style, types and layers
 	$(BIN)/ruff check .
