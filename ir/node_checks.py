@@ -61,7 +61,7 @@ def _of_runtime(
 # The onnx package has no schemas for com.microsoft.
 _PRODUCT = ("K", "N", "block_size")
 _OF_RUNTIME = {
-    "Attention": _of_runtime((2, _MOST), 2, ["num_heads"]),
+    "Attention": _of_runtime((1, _MOST), 1, ["num_heads"]),
     "FusedMatMul": _of_runtime((2, 2), 2, [], ["transA", "transB"]),
     "GatherBlockQuantized": _of_runtime(
         (3, 4), 3, [], ["bits", "block_size", "gather_axis", "quantize_axis"]
@@ -70,6 +70,7 @@ _OF_RUNTIME = {
     "MatMulBnb4": _of_runtime((3, 3), 3, [*_PRODUCT, "quant_type"]),
     "MatMulNBits": _of_runtime((3, 6), 3, _PRODUCT, ["bits"]),
     "MultiHeadAttention": _of_runtime((1, _MOST), 1, ["num_heads"]),
+    "QGemm": _of_runtime((6, 9), 6, [], ["transA", "transB"]),
 }
 
 
@@ -123,7 +124,6 @@ def check_nodes(model: onnx.ModelProto) -> None:
     Raises:
         InputError: Names the first such node and what is wrong with it.
     """
-    functions = {(_domain(one.domain), one.name) for one in model.functions}
     for body in (model.graph, *model.functions):
         imports = chain(model.opset_import, getattr(body, "opset_import", ()))
         opsets = {_domain(entry.domain): entry.version for entry in imports}
@@ -131,9 +131,7 @@ def check_nodes(model: onnx.ModelProto) -> None:
             for node in graph.node:
                 _check_general(node, in_function=body is not model.graph)
                 domain = _domain(node.domain)
-                if (domain, node.op_type) in functions or domain not in opsets:
-                    continue
-                signature = _signature(domain, node.op_type, opsets[domain])
+                signature = _signature(domain, node.op_type, opsets.get(domain, 0))
                 if signature is not None:
                     _check_against(node, signature)
 

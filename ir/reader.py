@@ -16,7 +16,7 @@ from .errors import InputError
 from .file_kinds import kind_of
 from .node_checks import check_nodes
 from .operands import all_graphs, operands
-from .proto_checks import check_model
+from .proto_checks import check_model, nested
 from .tensor_files import Extent, TensorFiles, byte_size, tensor_of
 from .units import VIEWS, stored_tensor
 from .verifier import problems
@@ -80,6 +80,14 @@ def _decode(path: Path, data: bytes | mmap.mmap) -> onnx.ModelProto:
     finally:
         view.release()
     return model
+
+
+def _drop_devices(proto: onnx.ModelProto) -> None:
+    """Removes the plan of which device runs what: the result runs on the target."""
+    proto.ClearField("configuration")
+    for graph in nested(proto.graph, *proto.functions):
+        for node in graph.node:
+            node.ClearField("device_configurations")
 
 
 def _deserialize(path: Path, proto: onnx.ModelProto) -> ir.Model:
@@ -195,6 +203,7 @@ def read_model(path: Path) -> ir.Model:
         check_nodes(proto)
     except InputError as error:
         raise InputError(_line(f"{path.name}: {error.message}"), hint=error.hint) from error
+    _drop_devices(proto)
     model = _deserialize(path, proto)
     _map_tensors(model, files)
     _sort(path, model)

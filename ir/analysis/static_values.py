@@ -8,7 +8,7 @@ from math import prod
 import onnx
 import onnx_ir as ir
 
-from ..operands import all_graphs, all_nodes, subgraphs_of
+from ..operands import all_graphs, all_nodes, cast_type, subgraphs_of
 from ..tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
@@ -82,7 +82,7 @@ class StaticValues:
         dims = self._dims[first] if first is not None else None
         if node.op_type in ("Identity", "Transpose") and first in self._dtypes:
             self._dtypes[value] = self._dtypes[first]
-        if node.op_type == "Transpose" and dims is not None:
+        if node.op_type == "Transpose" and not node.domain and dims is not None:
             perm = node.attributes.get_ints("perm", list(reversed(range(len(dims)))))
             return tuple(dims[axis] for axis in perm) if len(perm) == len(dims) else None
         if node.op_type in _KEEPS_SHAPE and dims is not None:
@@ -167,6 +167,6 @@ class StaticValues:
             return self.constants[value].dtype
         known = value.dtype or self._dtypes.get(value)
         node = value.producer()
-        if node is not None and node.op_type == "Cast":
-            return ir.DataType(node.attributes.get_int("to"))
+        if node is not None and node.op_type == "Cast" and not node.domain:
+            known = cast_type(node) or known
         return known or self.constants[self.sources(value)[0]].dtype

@@ -69,6 +69,12 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
 }
 
 
+def slots_of(node: ir.Node) -> tuple[Slot, ...]:
+    """Returns the inputs of ``node`` that may be weights."""
+    known = node.domain in ("", "ai.onnx", "com.microsoft")
+    return SLOTS.get(node.op_type, ()) if known else ()
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of a weight, or columns of all its rows, that share a width.
@@ -196,7 +202,7 @@ def _downstream(node: ir.Node) -> Iterator[ir.Node]:
     """Yields the single-consumer chain behind ``node`` that expands looked-up codes."""
     while True:
         users = list(_users(node))
-        if len(users) != 1:
+        if len(users) != 1 or users[0].domain not in ("", "ai.onnx"):
             return
         node = users[0]
         yield node
@@ -221,7 +227,7 @@ def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
         if node.op_type == "BitShift" and node.attributes.get_string("direction") == "RIGHT":
             bits = max(1, 8 - (_constant_number(node.inputs[1]) or 0))
         if node.op_type == "Slice":
-            columns = _constant_number(node.inputs[2]) or 0
+            columns = _constant_number(node.inputs[2]) or 0 if len(node.inputs) > 2 else 0
     return bits, columns
 
 

@@ -48,12 +48,7 @@ class _Child:
             if not line:
                 code = self.process.poll() if ready else None
                 what = f"the worker died ({code})" if ready else f"more than {patience:.0f} s"
-                yield {
-                    **last,
-                    "done": True,
-                    "ended": True,
-                    "found": {"error": what, "place": ""},
-                }
+                yield last | {"outcome": "fault", "fault": {"error": what, "place": ""}}
                 return
             last, patience = json.loads(line), _HANG
             yield last
@@ -80,26 +75,26 @@ def run(
         child = _Child(first, folder)
         try:
             for line in child.lines(until):
-                if not line.get("done"):
+                if "outcome" not in line:
                     continue
                 if "case" not in line:
                     raise RuntimeError((folder / "worker.log").read_text()[-2000:])
                 first = line["case"] + 1
-                counts[line["target"]] += 1
+                counts[f"{line['target']} {line['outcome']}"] += 1
                 place.write_text(str(first))
-                if line["found"] is not None:
+                if "fault" in line:
                     _note(folder, line, faults)
                 if first == stop:
                     break
         finally:
             child.end()
-    print(f"{sum(counts.values())} cases, next {first}: {dict(counts)}", file=sys.stderr)
+    print(f"{counts.total()} cases, next {first}: {dict(sorted(counts.items()))}")
     return faults
 
 
 def _note(folder: Path, line: dict[str, Any], faults: dict[str, list[dict[str, Any]]]) -> None:
     """Keeps a fault, and the inputs of its first cases."""
-    found = line["found"]
+    found = line["fault"]
     known = faults.setdefault(f"{line['target']} {found['error']} {found['place']}", [])
     known.append(line)
     data = folder / f"{line['target']}-{line['case']}"
@@ -120,8 +115,8 @@ def main() -> int:
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else _ROOT / "build" / "fuzz"
     faults = run(folder, seconds=minutes * 60)
     for name, lines in sorted(faults.items(), key=lambda one: -len(one[1])):
-        print(f"{len(lines):5} x {name}: {lines[0]['found'].get('text', '')}")
-        print(f"        {' < '.join(reversed(lines[0]['found'].get('trace', [])))}")
+        print(f"{len(lines):5} x {name}: {lines[0]['fault'].get('text', '')}")
+        print(f"        {' < '.join(reversed(lines[0]['fault'].get('trace', [])))}")
     print(
         f"{len(faults)} faults; inputs are in {folder / 'found'}"
         if faults

@@ -30,19 +30,20 @@ def make(case: int) -> tuple[str, bytes]:
     return name, TARGETS[name].make(source)
 
 
-def drive(name: str, data: bytes) -> dict[str, Any] | None:
-    """Drives mpqc with an input; returns what failed in a way that no user should see."""
+def drive(name: str, data: bytes) -> dict[str, Any]:
+    """Drives mpqc with an input; ``fault`` holds what failed as no user should see it."""
     with tempfile.TemporaryDirectory(prefix="mpqc-fuzz-") as folder:
         try:
             TARGETS[name].drive(data, Path(folder))
         except Exception as error:
-            if not is_expected(error):
-                return {
-                    "error": type(error).__name__,
-                    "text": str(error)[:300],
-                    **_where(error),
-                }
-    return None
+            if is_expected(error):
+                return {"outcome": "refused"}
+            return {"outcome": "fault", "fault": _account(error)}
+    return {"outcome": "fine"}
+
+
+def _account(error: Exception) -> dict[str, Any]:
+    return {"error": type(error).__name__, "text": str(error)[:300]} | _where(error)
 
 
 def _where(error: BaseException) -> dict[str, Any]:
@@ -73,15 +74,12 @@ def main(first: int, folder: Path) -> None:
     while True:
         name, data = make(case)
         (folder / "current").write_bytes(data)
-        print(json.dumps({"case": case, "target": name}), file=say, flush=True)
-        found = drive(name, data)
-        if found is not None:
+        line = {"case": case, "target": name}
+        print(json.dumps(line), file=say, flush=True)
+        outcome = drive(name, data)
+        if "fault" in outcome:
             (folder / "current").replace(folder / f"{name}-{case}")
-        print(
-            json.dumps({"case": case, "target": name, "done": True, "found": found}),
-            file=say,
-            flush=True,
-        )
+        print(json.dumps(line | outcome), file=say, flush=True)
         case += 1
 
 
