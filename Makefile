@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= build/demo
 KILLS ?= 50
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-full methods test test-sample test-slow kill lint format clean
+.PHONY: help venv demo demo-full methods test test-sample test-slow kill fuzz lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +34,9 @@ test-sample: .venv/demo-stamp  ## Run the slow tests that CI runs too
 
 kill: .venv/stamp  ## Kill compiles at KILLS random moments, and check what the next run makes
 	$(BIN)/pytest -m slow tests/e2e/test_kill.py --kills $(KILLS)
+
+fuzz: .venv/stamp  ## Look for inputs that break mpqc; MINUTES=60, found inputs go to build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.campaign $(MINUTES)
 
 lint: .venv/stamp .types/mpqc  ## Check style, types and layers
 	$(BIN)/ruff check .

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..ir import InputError
+from ..ir.tensor_files import LARGEST_RANK, LARGEST_SIZE
 from ..ir.text_form import did_you_mean
 from .model_inputs import ModelInput
 
@@ -20,6 +24,25 @@ _LARGEST_IN_ALL = 4 << 30
 _SUSPICIOUS_RATIO = 200  # honest data does not deflate further than this
 _SMALL_MEMBER = 1 << 20  # ... except when it is small
 _LARGEST_HEADER = 10_000
+_BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+_BROKEN_HEADER = (
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -39,7 +62,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 
@@ -54,7 +84,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     name = member.filename.removesuffix(".npy")
                     arrays[name] = _read_npy(f"{path}: {name}", stream, member.file_size)
             return arrays
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN_ARCHIVE as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
 
 
@@ -84,13 +114,17 @@ def _read_npy(what: str, stream: IO[bytes], size: int) -> np.ndarray:
             (2, 0): layout.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read_header(stream, max_header_size=_LARGEST_HEADER)
-    except (ValueError, KeyError, SyntaxError) as error:
+    except _BROKEN_HEADER as error:
         raise InputError(f"{what} is not a readable array") from error
     if dtype.hasobject:
         raise InputError(f"{what} holds Python objects", hint="save plain numbers")
+    if dtype.kind not in "biufcV" or not dtype.itemsize:
+        raise InputError(f"{what} has the type {dtype}", hint="save plain numbers")
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize > size:
         raise InputError(f"{what} claims the shape {shape}, more than the file holds")
+    if len(shape) > LARGEST_RANK or math.prod(max(dim, 1) for dim in shape) >= LARGEST_SIZE:
+        raise InputError(f"{what} claims the impossible shape {shape}")
     content = stream.read(count * dtype.itemsize)
     if len(content) != count * dtype.itemsize:
         raise InputError(f"{what} is truncated")
@@ -134,7 +168,8 @@ def _split(
         listed = ", ".join(f"{name}: {number}" for name, number in counts.items())
         raise InputError(f"{path}: the inputs have different numbers of samples ({listed})")
     return [
-        {name: part[at] for name, part in parts.items()} for at in range(min(counts.values()))
+        {name: part[at] for name, part in parts.items()}
+        for at in range(min(counts.values(), default=0))
     ]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..ir import InputError, MachineError
-from .model_source import COMPANIONS, is_inside, read_settings
+from .model_source import COMPANIONS, architectures, is_inside, read_settings
 from .text import has_tokenizer
 
 Route = Literal["genai-builder", "torch-export"]
@@ -77,6 +77,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if not weights:
         raise InputError(f"{folder} has config.json but no .safetensors weights")
     _check_index(folder)
+    architectures(settings)
     return settings
 
 
@@ -106,11 +107,12 @@ def _check_index(folder: Path) -> None:
     if not index.is_file():
         return
     files = read_settings(index).get("weight_map", {})
+    files_here = {path.name for path in folder.iterdir() if path.is_file()}
     for name in sorted(set(map(str, files.values())) if isinstance(files, dict) else {""}):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index} names the unsafe path {name!r}")
-        if not (folder / name).is_file():
-            raise InputError(f"{index} names {name!r}, which is missing")
+            raise InputError(f"{index} names the unsafe path {name[:200]!r}")
+        if name not in files_here:
+            raise InputError(f"{index} names {name[:200]!r}, which is missing")
 
 
 def _link_harmless(folder: Path, links: Path) -> None:
@@ -127,9 +129,7 @@ def _link_harmless(folder: Path, links: Path) -> None:
 
 
 def _is_decoder(settings: Mapping[str, Any]) -> bool:
-    return any(
-        str(name).endswith("ForCausalLM") for name in settings.get("architectures") or ()
-    )
+    return any(name.endswith("ForCausalLM") for name in architectures(settings))
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from ..ir import InputError
+from .model_source import section
 
 Role = Literal["tokens", "mask", "positions", "segments", "past", "other"]
 
@@ -136,7 +138,7 @@ class HeadShape:
 
 def head_shape(genai: Mapping[str, Any], settings: Mapping[str, Any]) -> HeadShape:
     """Reads the sizes of heads from genai_config.json, else from config.json."""
-    decoder = genai.get("model", {}).get("decoder", {}) if genai else {}
+    decoder = section(genai, "model", "decoder")
     heads = decoder.get("num_key_value_heads") or settings.get("num_key_value_heads")
     queries = settings.get("num_attention_heads") or settings.get("n_head")
     hidden = settings.get("hidden_size") or settings.get("n_embd")
@@ -149,7 +151,7 @@ def head_shape(genai: Mapping[str, Any], settings: Mapping[str, Any]) -> HeadSha
 def longest_sequence(genai: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
     """Returns the most tokens that the model's position table allows, if a file says so."""
     found = [
-        _positive(genai.get("model", {}).get("context_length") if genai else None),
+        _positive(section(genai, "model").get("context_length")),
         _positive(settings.get("max_position_embeddings")),
         _positive(settings.get("n_positions")),
     ]
@@ -191,6 +193,7 @@ def _fill(one: ModelInput, ids: np.ndarray, heads: HeadShape) -> np.ndarray:
         "segments": np.zeros_like(ids),
     }
     batch = one.dims[0] if isinstance(one.dims[0], int) else 1
+    _check_size(one, (batch, len(ids)))
     return np.repeat(rows[one.role][None].astype(one.dtype), batch, axis=0)
 
 
@@ -208,7 +211,14 @@ def _past_shape(one: ModelInput, heads: HeadShape) -> tuple[int, ...]:
             shape.append(_known(one, "number of heads", heads.heads))
         else:
             shape.append(0)
+    _check_size(one, shape)
     return tuple(shape)
+
+
+def _check_size(one: ModelInput, shape: Sequence[int]) -> None:
+    """Refuses a sample beyond sense, empty ones along other axes included."""
+    if prod(max(dim, 1) for dim in shape) * one.dtype.itemsize > _LARGEST_SAMPLE:
+        raise InputError(f"the input {one.name!r} is too large to be made up: {tuple(shape)}")
 
 
 def _known(one: ModelInput, what: str, size: int | None) -> int:
@@ -242,8 +252,7 @@ def _noise(
         dim if isinstance(dim, int) else (1 if axis == 0 else length)
         for axis, dim in enumerate(one.dims)
     )
-    if np.prod([float(dim) for dim in shape]) * one.dtype.itemsize > _LARGEST_SAMPLE:
-        raise InputError(f"the input {one.name!r} is too large for random samples: {shape}")
+    _check_size(one, shape)
     if one.role == "tokens" and one.vocabulary:
         return source.integers(0, one.vocabulary, shape).astype(one.dtype)
     if one.role == "mask":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..ir import InputError
 
@@ -98,6 +98,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         InputError: The file is too large, no JSON, or no object.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no ordinary file")
         if path.stat().st_size > _LARGEST_SETTINGS:
             raise InputError(f"{path} is larger than {_LARGEST_SETTINGS} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -106,6 +108,37 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content
+
+
+def section(settings: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Returns the object under ``keys`` of a JSON object; empty when it is not there.
+
+    Raises:
+        InputError: Something else stands there.
+    """
+    found: Any = settings
+    for key in keys:
+        found = found.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            raise InputError(
+                f"{key!r} in the model's settings is {found!r:.60}, no JSON object"
+            )
+    return cast("Mapping[str, Any]", found)
+
+
+def architectures(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the classes that a config.json names.
+
+    Raises:
+        InputError: It names something else.
+    """
+    names = settings.get("architectures")
+    names = [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise InputError(f"'architectures' in config.json is {names!r:.60}, no list of names")
+    return names
 
 
 def is_inside(path: Path, folder: Path) -> bool:

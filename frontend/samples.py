@@ -183,6 +183,8 @@ class SampleMaker:
         """Returns ``length``, or the shorter one that the model can read."""
         tokens = self.tokens
         assert tokens is not None
+        if tokens.length == 0:
+            raise InputError(f"the input {tokens.name!r} has room for 0 tokens")
         if tokens.length is not None:
             return tokens.length
         limit = longest_sequence(

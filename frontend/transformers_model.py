@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..ir import InputError, MachineError, write_model
-from .model_source import COMPANIONS
+from .model_source import COMPANIONS, architectures
 from .torch_module import from_module
 
 _EXAMPLE_BATCH = 2
@@ -96,8 +96,7 @@ def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
         raise MachineError(
             "reading a Hugging Face folder needs transformers", hint="pip install 'mpqc[hf]'"
         ) from error
-    names = [str(one) for one in settings.get("architectures") or ()]
-    known = [getattr(transformers, one, None) for one in names]
+    known = [getattr(transformers, one, None) for one in architectures(settings)]
     kind: Any = next((one for one in known if isinstance(one, type)), transformers.AutoModel)
     shown: Any = transformers.logging
     shown.set_verbosity_error()

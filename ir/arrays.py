@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from .errors import InputError, InternalError, MachineError
 from .sealed_file import read_seal, write_sealed
 
+# A file may be broken in ways that its reader did not foresee.
+UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
+
 
 class ArrayStore:
     """Named arrays, some in memory, some in read-only sealed files opened on demand.
@@ -41,7 +44,7 @@ class ArrayStore:
         try:
             with safe_open(path, framework="numpy") as file:
                 array: np.ndarray = file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+        except UNREADABLE as error:
             raise MachineError(
                 f"{path} can no longer be read: {error}", hint="run the command again"
             ) from error
@@ -102,5 +105,5 @@ def _names_in(path: Path) -> list[str]:
     try:
         with safe_open(path, framework="numpy") as file:
             return sorted(file.keys())
-    except (OSError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is damaged: {error}") from error

@@ -18,6 +18,16 @@ def subgraphs_of(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def cast_type(node: ir.Node) -> ir.DataType | None:
+    """Returns the type that a Cast gives, if it says one; opsets before 6 spell it."""
+    attribute = node.attributes.get("to")
+    if attribute is None or attribute.is_ref():
+        return None
+    if attribute.type == ir.AttributeType.STRING:
+        return ir.DataType.__members__.get(attribute.as_string().upper())
+    return ir.DataType(attribute.as_int())
+
+
 def all_nodes(graph: Iterable[ir.Node]) -> Iterator[ir.Node]:
     """Yields the nodes of ``graph`` and of all graphs nested in it, without recursion."""
     todo: list[Iterable[ir.Node]] = [graph]

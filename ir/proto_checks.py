@@ -5,21 +5,25 @@ The walks are iterative: graphs nest as deep as a hostile file likes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import onnx
 import onnx_ir as ir
 
 from .errors import InputError
-from .tensor_files import TensorFiles, byte_size, check_location, element_count, extent_of
+from .tensor_files import LARGEST_SIZE, TensorFiles, byte_size, element_count, extent_of
 
 _KNOWN_TYPES = {int(one) for one in ir.DataType} - {0}
-_BROKEN_HINT = "export the model again; onnx.checker.check_model may say more"
+BROKEN_HINT = "export the model again; onnx.checker.check_model may say more"
 
 
-def graphs_in(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yields the main graph, the function bodies and everything nested in them."""
-    todo: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+Body = onnx.GraphProto | onnx.FunctionProto
+
+
+def nested(*bodies: Body) -> Iterator[Body]:
+    """Yields graphs and function bodies, and everything nested in them."""
+    todo = list(bodies)
     while todo:
         graph = todo.pop()
         yield graph
@@ -36,7 +40,7 @@ def _sparse_parts(sparse: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.Ten
         yield one.indices
 
 
-def tensors_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+def tensors_in(graph: Body) -> Iterator[onnx.TensorProto]:
     """Yields every tensor that a graph holds itself: in initializers and attributes."""
     if isinstance(graph, onnx.GraphProto):
         yield from graph.initializer
@@ -51,32 +55,52 @@ def tensors_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Ten
             yield from _sparse_parts(attribute.sparse_tensors)
 
 
-def _typed_counts(tensor: onnx.TensorProto) -> int:
-    fields = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data)
-    return sum(map(len, fields)) + len(tensor.uint64_data) + len(tensor.string_data)
+_DATA_FIELDS = (
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "string_data",
+)
 
 
 def _check_inline(tensor: onnx.TensorProto) -> None:
     count = element_count(tensor)
     dtype = ir.DataType(tensor.data_type)
-    if tensor.HasField("raw_data"):
-        expected, found = byte_size(dtype, count), len(tensor.raw_data)
-        if dtype == ir.DataType.STRING or expected != found:
+    if not tensor.HasField("raw_data"):
+        _check_typed(tensor, dtype, count)
+    elif dtype == ir.DataType.STRING:
+        raise InputError(
+            f"tensor {tensor.name!r} holds strings as raw bytes", hint=BROKEN_HINT
+        )
+    elif len(tensor.raw_data) != (expected := byte_size(dtype, count)):
+        raise InputError(
+            f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes where its shape wants "
+            f"{expected}",
+            hint=BROKEN_HINT,
+        )
+
+
+def _check_typed(tensor: onnx.TensorProto, dtype: ir.DataType, count: int) -> None:
+    """Checks a tensor that lists its elements in the field of its type."""
+    field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+    for other in _DATA_FIELDS:
+        if other != field and len(getattr(tensor, other)):
             raise InputError(
-                f"tensor {tensor.name!r} has {found} bytes where its shape wants {expected}",
-                hint=_BROKEN_HINT,
+                f"tensor {tensor.name!r} of type {dtype.name} has its elements in {other}",
+                hint=BROKEN_HINT,
             )
-        return
     allowed = {count}
-    if dtype.bitwidth < 8 and dtype != ir.DataType.STRING:
-        allowed.add(byte_size(dtype, count))
     if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         allowed = {2 * count}
-    if _typed_counts(tensor) not in allowed:
+    elif dtype != ir.DataType.STRING and dtype.bitwidth < 8:
+        allowed.add(byte_size(dtype, count))
+    if len(getattr(tensor, field)) not in allowed:
         raise InputError(
-            f"tensor {tensor.name!r} has {_typed_counts(tensor)} elements where its shape "
-            f"{list(tensor.dims)} wants {count}",
-            hint=_BROKEN_HINT,
+            f"tensor {tensor.name!r} has {len(getattr(tensor, field))} elements where its "
+            f"shape {list(tensor.dims)} wants {count}",
+            hint=BROKEN_HINT,
         )
 
 
@@ -95,8 +119,10 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
         extent_of(tensor)
     else:
         if tensor.external_data:
-            location = {entry.key: entry.value for entry in tensor.external_data}
-            check_location(tensor.name, location.get("location", ""))
+            raise InputError(
+                f"tensor {tensor.name!r} is in the model, but names external data too",
+                hint=BROKEN_HINT,
+            )
         _check_inline(tensor)
 
 
@@ -107,7 +133,7 @@ def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
         InputError: Names the tensor, and for missing files how many tensors they hold.
     """
     missing: dict[str, list[str]] = {}
-    for graph in graphs_in(model):
+    for graph in nested(model.graph, *model.functions):
         for tensor in tensors_in(graph):
             _check_tensor(tensor)
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -124,7 +150,7 @@ def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
         )
 
 
-def _names_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
+def _names_in(graph: Body) -> Iterator[object]:
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain)
         yield from node.input
@@ -135,10 +161,10 @@ def _names_in(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[object]:
         yield from (info.name for info in (*graph.input, *graph.output, *graph.value_info))
 
 
-def _check_graph(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+def _check_graph(graph: Body) -> None:
     for name in _names_in(graph):
         if isinstance(name, bytes):
-            raise InputError(f"a name is not UTF-8 text: {name[:60]!r}", hint=_BROKEN_HINT)
+            raise InputError(f"a name is not UTF-8 text: {name[:60]!r}", hint=BROKEN_HINT)
     for node in graph.node:
         if node.op_type == "EPContext":
             raise InputError(
@@ -149,11 +175,25 @@ def _check_graph(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     if sparse or any(a.type in (11, 12) for node in graph.node for a in node.attribute):
         raise InputError(f"graph {graph.name!r} holds sparse tensors, which are not supported")
     if isinstance(graph, onnx.GraphProto):
-        names = [tensor.name for tensor in graph.initializer]
-        if len(set(names)) != len(names) or "" in names:
-            twice = next(name for name in names if not name or names.count(name) > 1)
+        for name, times in Counter(tensor.name for tensor in graph.initializer).items():
+            if times > 1 or not name:
+                raise InputError(
+                    f"initializer {name!r} is given twice or unnamed", hint=BROKEN_HINT
+                )
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            _check_shape(info)
+
+
+def _check_shape(info: onnx.ValueInfoProto) -> None:
+    """Checks the sizes in a value's type; -1, with which some writers say unknown, goes."""
+    if not info.type.HasField("tensor_type"):
+        return
+    for dim in info.type.tensor_type.shape.dim:
+        if dim.HasField("dim_value") and dim.dim_value == -1:
+            dim.ClearField("dim_value")
+        if not 0 <= dim.dim_value < LARGEST_SIZE:
             raise InputError(
-                f"initializer {twice!r} is given twice or unnamed", hint=_BROKEN_HINT
+                f"value {info.name!r} has a dimension of {dim.dim_value}", hint=BROKEN_HINT
             )
 
 
@@ -161,7 +201,7 @@ def _check_versions(model: onnx.ModelProto) -> None:
     known = onnx.defs.onnx_opset_version()
     if not model.HasField("graph") or not model.ir_version:
         raise InputError(
-            "the file holds no graph; it is not a complete ONNX model", hint=_BROKEN_HINT
+            "the file holds no graph; it is not a complete ONNX model", hint=BROKEN_HINT
         )
     if model.ir_version > onnx.IR_VERSION:
         raise InputError(
@@ -170,7 +210,7 @@ def _check_versions(model: onnx.ModelProto) -> None:
             hint="update the onnx package, or export with an older one",
         )
     if not model.opset_import:
-        raise InputError("the model imports no operator set", hint=_BROKEN_HINT)
+        raise InputError("the model imports no operator set", hint=BROKEN_HINT)
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and not 0 < entry.version <= known:
             raise InputError(
@@ -186,6 +226,6 @@ def check_model(model: onnx.ModelProto, files: TensorFiles) -> None:
         InputError: Names the first thing that is wrong.
     """
     _check_versions(model)
-    for graph in graphs_in(model):
+    for graph in nested(model.graph, *model.functions):
         _check_graph(graph)
     check_tensors(model, files)

@@ -14,12 +14,15 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from .errors import InputError
 from .file_kinds import kind_of
+from .node_checks import check_nodes
 from .operands import all_graphs, operands
-from .proto_checks import check_model
+from .proto_checks import check_model, nested
 from .tensor_files import Extent, TensorFiles, byte_size, tensor_of
+from .units import VIEWS, stored_tensor
 from .verifier import problems
 
 _LARGEST_FILE = (1 << 31) - 1
+_LONGEST_LINE = 500
 _DROPPED_METADATA = (
     "ort_config",
 )  # would change the session options of whoever loads the result
@@ -79,6 +82,14 @@ def _decode(path: Path, data: bytes | mmap.mmap) -> onnx.ModelProto:
     return model
 
 
+def _drop_devices(proto: onnx.ModelProto) -> None:
+    """Removes the plan of which device runs what: the result runs on the target."""
+    proto.ClearField("configuration")
+    for graph in nested(proto.graph, *proto.functions):
+        for node in graph.node:
+            node.ClearField("device_configurations")
+
+
 def _deserialize(path: Path, proto: onnx.ModelProto) -> ir.Model:
     try:
         return ir.serde.deserialize_model(proto)
@@ -86,8 +97,13 @@ def _deserialize(path: Path, proto: onnx.ModelProto) -> ir.Model:
         cause = error
         while cause.__cause__ is not None:
             cause = cause.__cause__  # type: ignore[assignment]
-        line = " ".join(str(cause).split())[:300]
-        raise InputError(f"{path} is not a valid ONNX model: {line}") from error
+        raise InputError(_line(f"{path} is not a valid ONNX model: {cause}")) from error
+
+
+def _line(text: str) -> str:
+    """Returns ``text`` as one line that can be read, however long the names in it are."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 4] + " ..."
 
 
 def _tensor(tensor: ir.ExternalTensor, files: TensorFiles) -> ir.TensorProtocol:
@@ -148,6 +164,29 @@ def _sort(path: Path, model: ir.Model) -> None:
         raise InputError(f"{path} is not a valid ONNX model: its graph has a cycle") from error
 
 
+def _check_transposes(model: ir.Model) -> None:
+    """Refuses to turn a constant by axes that it has not, also behind views.
+
+    Raises:
+        InputError: Names the node.
+    """
+    ranks: dict[ir.Value | None, int] = {}
+    for node in (node for graph in _all_graphs(model) for node in graph):
+        if node.op_type not in VIEWS or node.domain not in ("", "ai.onnx"):
+            continue
+        source = node.inputs[0]
+        tensor = stored_tensor(source) if source is not None else None
+        rank = len(tensor.shape) if tensor is not None else ranks.get(source)
+        if rank is None:
+            continue
+        ranks[node.outputs[0]] = rank
+        turned = len(node.attributes.get_ints("perm", range(rank)))
+        if node.op_type == "Transpose" and turned != rank:
+            raise InputError(
+                f"Transpose {node.name!r} permutes {turned} axes of a constant with {rank}"
+            )
+
+
 def read_model(path: Path) -> ir.Model:
     """Reads an ONNX file; external weights are mapped, not loaded.
 
@@ -161,13 +200,16 @@ def read_model(path: Path) -> ir.Model:
     files = TensorFiles(path)
     try:
         check_model(proto, files)
+        check_nodes(proto)
     except InputError as error:
-        raise InputError(f"{path.name}: {error.message}", hint=error.hint) from error
+        raise InputError(_line(f"{path.name}: {error.message}"), hint=error.hint) from error
+    _drop_devices(proto)
     model = _deserialize(path, proto)
     _map_tensors(model, files)
     _sort(path, model)
+    _check_transposes(model)
     for problem in problems(model):
-        raise InputError(f"{path} is not a valid ONNX model: {problem}")
+        raise InputError(_line(f"{path} is not a valid ONNX model: {problem}"))
     for key in _DROPPED_METADATA:
         model.metadata_props.pop(key, None)
     return model

@@ -21,6 +21,9 @@ from .errors import InputError
 
 _UNSAFE_HINT = "external data has to lie in the model's own folder, named by a relative path"
 _PACKED_BITS = (2, 4, 6)
+LARGEST_SIZE = 1 << 48  # of a dimension, and of all that are not 0 multiplied
+LARGEST_RANK = 32
+_LONGEST_LOCATION = 4096
 
 
 def byte_size(dtype: ir.DataType, count: int) -> int:
@@ -32,12 +35,16 @@ def element_count(tensor: onnx.TensorProto) -> int:
     """Returns the number of elements, without overflow.
 
     Raises:
-        InputError: A dimension is negative.
+        InputError: There are too many dimensions, or one is negative or beyond sense.
     """
+    if len(tensor.dims) > LARGEST_RANK:
+        raise InputError(f"tensor {tensor.name!r} has {len(tensor.dims)} dimensions")
     if any(dim < 0 for dim in tensor.dims):
         raise InputError(
             f"tensor {tensor.name!r} has a negative dimension: {list(tensor.dims)}"
         )
+    if prod(max(dim, 1) for dim in tensor.dims) >= LARGEST_SIZE:
+        raise InputError(f"tensor {tensor.name!r} has impossible sizes: {list(tensor.dims)}")
     return prod(tensor.dims)
 
 
@@ -103,9 +110,10 @@ def check_location(name: str, location: str | bytes) -> None:
         or bool(PureWindowsPath(text).drive)
         or ".." in path.parts
     )
-    if unsafe:
+    if unsafe or len(text) > _LONGEST_LOCATION:
+        what = "unsafe" if unsafe else f"impossible ({len(text)} letters)"
         raise InputError(
-            f"tensor {name!r} has an unsafe external data location {text[:200]!r}",
+            f"tensor {name!r} has an {what} external data location {text[:100]!r}",
             hint=_UNSAFE_HINT,
         )
 

@@ -26,6 +26,8 @@ _TOKEN = re.compile(
 )
 _PUNCTUATION = set("{}=,[]")
 _BARE = re.compile(r"[A-Za-z_./@][A-Za-z0-9_./:@+\-]*\Z")
+_LONGEST_SHOWN = 200  # letters of the user's text in a message
+_DEEPEST = 8  # lists in lists; ours nest twice
 _RESERVED = {"true", "false", "none", "nan", "inf", "infinity"}  # would read back as no word
 
 
@@ -64,11 +66,11 @@ class _Tokens:
 
     @staticmethod
     def _scan(text: str) -> Iterator[str]:
-        at = 0
-        while at < len(text.rstrip()):
+        at, end = 0, len(text.rstrip())
+        while at < end:
             match = _TOKEN.match(text, at)
             if match is None:
-                raise UsageError(f"cannot read {text[at : at + 20]!r} in {text!r}")
+                raise UsageError(f"cannot read {text[at : at + 20]!r} in {_shown(text)}")
             yield match.group().strip()
             at = match.end()
 
@@ -78,15 +80,24 @@ class _Tokens:
     def take(self, expected: str = "") -> str:
         token = self.peek()
         if not token or (token != expected if expected else token in _PUNCTUATION):
-            found = f"found {token!r}" if token else "the text ends"
-            raise UsageError(f"expected {expected or 'a value'} but {found} in {self.text!r}")
+            found = f"found {_shown(token)}" if token else "the text ends"
+            raise UsageError(
+                f"expected {expected or 'a value'} but {found} in {_shown(self.text)}"
+            )
         self.at += 1
         return token
 
 
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + " ...")
+
+
 def _scalar(token: str) -> Any:
     if token.startswith('"'):
-        return json.loads(token)
+        try:
+            return json.loads(token)
+        except ValueError as error:
+            raise UsageError(f"{_shown(token)} is no quoted string: {error}") from error
     constants = {"true": True, "false": False, "none": None}
     if token in constants:
         return constants[token]
@@ -98,13 +109,15 @@ def _scalar(token: str) -> Any:
     return token
 
 
-def _value(tokens: _Tokens) -> Any:
+def _value(tokens: _Tokens, depth: int = 0) -> Any:
     if tokens.peek() != "[":
         return _scalar(tokens.take())
+    if depth == _DEEPEST:
+        raise UsageError(f"lists are nested too deep in {_shown(tokens.text)}")
     tokens.take("[")
     items = []
     while tokens.peek() != "]":
-        items.append(_value(tokens))
+        items.append(_value(tokens, depth + 1))
         if tokens.peek() == ",":
             tokens.take(",")
         elif tokens.peek() != "]":
@@ -123,7 +136,7 @@ def _record(tokens: _Tokens) -> tuple[str, dict[str, Any]]:
         key = tokens.take()
         tokens.take("=")
         if key in fields:
-            raise UsageError(f"{key!r} is given twice in {tokens.text!r}")
+            raise UsageError(f"{_shown(key)} is given twice in {_shown(tokens.text)}")
         fields[key] = _value(tokens)
         if tokens.peek() == ",":
             tokens.take(",")
@@ -165,14 +178,14 @@ def parse_record(text: str) -> tuple[str, dict[str, Any]]:
     """
     records = parse_records(text)
     if len(records) != 1:
-        raise UsageError(f"expected one record in {text!r}")
+        raise UsageError(f"expected one record in {_shown(text)}")
     return records[0]
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     """Returns a hint that names the nearest known word, or all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:_LONGEST_SHOWN], names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(names)
 
 
@@ -237,7 +250,7 @@ def build_record(cls: type[T], name: str, fields: dict[str, Any]) -> T:
         key = key.replace("_", "-")
         if key not in known:
             hint = did_you_mean(key, known) if known else "it has no options"
-            raise UsageError(f"{name!r} has no option {key!r}", hint=hint)
+            raise UsageError(f"{name!r} has no option {_shown(key)}", hint=hint)
         kind = hints[known[key].name]
         value = _coerce(raw, kind)
         if not _fits(value, kind) or (isinstance(value, float) and math.isnan(value)):

@@ -30,7 +30,7 @@ FLOAT_TYPES = (
     ir.DataType.DOUBLE,
 )
 _LARGEST_WEIGHT = 65504.0 * 128  # what a code of 8 bits and a float16 scale can stand for
-_VIEWS = {"Identity", "Transpose", "Cast"}
+VIEWS = {"Identity", "Transpose", "Cast"}
 
 # Inputs that carry weights. What else reads a constant (a mask that is added, a table of
 # rotations inside an attention) does not make it a weight.
@@ -197,7 +197,7 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
         seen, axes = todo.pop(0)
         for usage in seen.uses():
             node = usage.node
-            if node.op_type in _VIEWS and node.domain in ("", "ai.onnx"):
+            if node.op_type in VIEWS and node.domain in ("", "ai.onnx"):
                 views.append(node)
                 moved = axes
                 if node.op_type == "Transpose":

@@ -29,8 +29,9 @@ Place = Callable[[ir.TensorProtocol], ir.ExternalTensor]
 
 
 def _is_external(tensor: ir.TensorProtocol) -> bool:
-    size = byte_size(tensor.dtype, tensor.size)
-    return tensor.dtype != ir.DataType.STRING and size >= SMALLEST_EXTERNAL
+    if tensor.dtype == ir.DataType.STRING:
+        return False
+    return byte_size(tensor.dtype, tensor.size) >= SMALLEST_EXTERNAL
 
 
 def _write_bytes(file: BinaryIO, tensor: ir.TensorProtocol) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
-from ..frontend.model_source import Source, read_settings
+from ..frontend.model_source import Source, read_settings, section
 from ..ir import Capabilities, machine_errors
 
 _GENAI = "genai_config.json"
@@ -40,8 +41,7 @@ def carry_companions(
 def _carry_genai(path: Path, new: Path, target: Capabilities | None) -> None:
     """Copies genai_config.json with the name of the new file and the target's provider."""
     settings = read_settings(path)
-    decoder = settings.get("model", {}).get("decoder")
-    if isinstance(decoder, dict):
+    if decoder := cast("dict[str, Any]", section(settings, "model", "decoder")):
         decoder["filename"] = "model.onnx"
         options = decoder.get("session_options")
         if (

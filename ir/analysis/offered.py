@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .. import Capabilities, Option, Unit, Use
+from ..operands import cast_type
 
 DEFAULT_GROUPS = (64,)
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -126,6 +127,6 @@ def result_type(unit: Unit, use: Use) -> ir.DataType:
         view = value.producer()
         assert view is not None
         if view.op_type == "Cast":
-            return ir.DataType(view.attributes.get_int("to"))
+            return cast_type(view) or unit.tensor.dtype
         value = view.inputs[0]
     return unit.tensor.dtype

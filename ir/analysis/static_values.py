@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
+import onnx
 import onnx_ir as ir
 
-from ..operands import all_graphs, all_nodes, subgraphs_of
+from ..operands import all_graphs, all_nodes, cast_type, subgraphs_of
 from ..tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
@@ -28,6 +29,7 @@ _CARRYING = {
     "Tile": _FIRST,
     "Unsqueeze": _FIRST,
 }
+_LARGEST_ARGUMENT = 64  # elements of a constant that shape inference may look at
 _NEVER_FOLDED = {"RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 
 
@@ -42,7 +44,9 @@ class StaticValues:
         self.constants: dict[ir.Value, ir.TensorProtocol] = {}
         self._sources: dict[ir.Value, frozenset[ir.Value]] = {}
         self._carriers: dict[ir.Value, frozenset[ir.Value]] = {}
-        self._dims: dict[ir.Value, tuple[int, ...]] = {}
+        self._dims: dict[ir.Value, tuple[int, ...] | None] = {}
+        self._dtypes: dict[ir.Value, ir.DataType] = {}
+        self._opsets = dict(model.opset_imports)
         for graph in all_graphs(model.graph):
             for value in graph.initializers.values():
                 if value.const_value is not None:
@@ -73,15 +77,48 @@ class StaticValues:
                 )
                 self._dims[value] = self._dims_after(node, value)
 
-    def _dims_after(self, node: ir.Node, value: ir.Value) -> tuple[int, ...]:
-        first = node.inputs[0]
-        dims = self._dims[first] if first is not None else ()
-        if node.op_type == "Transpose":
+    def _dims_after(self, node: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
+        first = node.inputs[0] if node.inputs else None
+        dims = self._dims[first] if first is not None else None
+        if node.op_type in ("Identity", "Transpose") and first in self._dtypes:
+            self._dtypes[value] = self._dtypes[first]
+        if node.op_type == "Transpose" and not node.domain and dims is not None:
             perm = node.attributes.get_ints("perm", list(reversed(range(len(dims)))))
-            return tuple(dims[axis] for axis in perm)
-        if node.op_type in _KEEPS_SHAPE or value.shape is None or not value.shape.is_static():
+            return tuple(dims[axis] for axis in perm) if len(perm) == len(dims) else None
+        if node.op_type in _KEEPS_SHAPE and dims is not None:
             return dims
-        return tuple(int(dim) for dim in value.shape.numpy())
+        if value.shape is not None and value.shape.is_static():
+            return tuple(int(dim) for dim in value.shape.numpy())
+        return self._inferred(node, value)
+
+    def _inferred(self, node: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
+        """Asks onnx what the node gives; its type is remembered, its shape returned."""
+        types = {
+            str(one.name): onnx.helper.make_tensor_type_proto(
+                int(self.dtype(one)), self._dims[one]
+            )
+            for one in node.inputs
+            if one is not None
+        }
+        data = {
+            str(one.name): ir.to_proto(self.constants[one])
+            for one in node.inputs
+            if one in self.constants and self.constants[one].size <= _LARGEST_ARGUMENT
+        }
+        try:
+            opset = self._opsets[node.domain]
+            imports = [onnx.helper.make_opsetid(node.domain, opset)]
+            schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+            made = onnx.shape_inference.infer_node_outputs(
+                schema, ir.to_proto(node), types, data, opset_imports=imports
+            )[str(value.name)].tensor_type
+        except Exception:  # an operator without a schema, or one that contradicts its own
+            return None
+        if made.elem_type:
+            self._dtypes[value] = ir.DataType(made.elem_type)
+        dims = made.shape.dim
+        known = made.HasField("shape") and all(dim.HasField("dim_value") for dim in dims)
+        return tuple(dim.dim_value for dim in dims) if known else None
 
     def __contains__(self, value: ir.Value | None) -> bool:
         return value in self._sources
@@ -103,8 +140,8 @@ class StaticValues:
         found = known.get(value, frozenset()) if value is not None else frozenset()
         return sorted(found, key=lambda one: (-self.size(one), str(one.name)))
 
-    def dims(self, value: ir.Value) -> tuple[int, ...]:
-        """Returns the shape of a static value, as far as the graph tells."""
+    def dims(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Returns the shape of a static value, or None when the graph does not tell."""
         return self._dims[value]
 
     def size(self, constant: ir.Value) -> int:
@@ -115,17 +152,21 @@ class StaticValues:
         return byte_size(tensor.dtype, tensor.size)
 
     def folded_size(self, value: ir.Value) -> int:
-        """Returns the bytes of a static value once it has been computed."""
-        if value in self.constants:
-            return self.size(value)
-        return byte_size(self.dtype(value), prod(self.dims(value)))
+        """Returns the bytes of a static value once it has been computed.
+
+        Without a known shape, those of the constants that it carries.
+        """
+        dims, dtype = self.dims(value), self.dtype(value)
+        if value in self.constants or dims is None or dtype == ir.DataType.STRING:
+            return sum(self.size(one) for one in self.carriers(value))
+        return byte_size(dtype, prod(dims))
 
     def dtype(self, value: ir.Value) -> ir.DataType:
         """Returns the type of a static value, as far as the graph tells."""
-        dtype = value.dtype
+        if value in self.constants:
+            return self.constants[value].dtype
+        known = value.dtype or self._dtypes.get(value)
         node = value.producer()
-        if node is not None and node.op_type == "Cast":
-            dtype = ir.DataType(node.attributes.get_int("to"))
-        if dtype is None or dtype == ir.DataType.STRING:
-            dtype = self.constants[self.sources(value)[0]].dtype
-        return dtype
+        if node is not None and node.op_type == "Cast" and not node.domain:
+            known = cast_type(node) or known
+        return known or self.constants[self.sources(value)[0]].dtype

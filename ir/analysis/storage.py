@@ -23,7 +23,7 @@ from ..operands import all_nodes
 from ..units import Unit, find_units
 from ..vocabulary import LeftInFloat, StoredPart
 from .static_values import StaticValues
-from .storage_slots import SLOTS, Part, Slot, codes_of, distant_scales, part_of
+from .storage_slots import Part, Slot, codes_of, distant_scales, part_of, slots_of
 
 _PACKS_ITS_WEIGHT = {"MatMul", "Gemm", "MatMulNBits"}
 _NOT_FOLDED = {"DequantizeLinear"}  # runtimes keep the codes and expand them in each run
@@ -136,7 +136,7 @@ class _Accounts:
         self._accounts: dict[str, _Account] = defaultdict(_Account)
         for kernels in (True, False):
             for node in self._nodes:
-                for slot in SLOTS.get(node.op_type, ()):
+                for slot in slots_of(node):
                     if slot.quantized == kernels:
                         self._enter_codes(node, slot)
         for unit in find_units(model):
@@ -185,7 +185,7 @@ class _Accounts:
 
     def _enter_row_order(self, node: ir.Node) -> None:
         """Charges the indices that put the rows of a split product in order."""
-        if node.op_type != "Gather" or node.inputs[1] not in self._static:
+        if node.op_type != "Gather" or node.domain or node.inputs[1] not in self._static:
             return
         name = self._product_behind(node.inputs[0])
         if name:

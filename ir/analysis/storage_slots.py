@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -69,6 +69,12 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
 }
 
 
+def slots_of(node: ir.Node) -> tuple[Slot, ...]:
+    """Returns the inputs of ``node`` that may be weights."""
+    known = node.domain in ("", "ai.onnx", "com.microsoft")
+    return SLOTS.get(node.op_type, ()) if known else ()
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of a weight, or columns of all its rows, that share a width.
@@ -104,7 +110,7 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     packed = (
         node.op_type in _PACKED
         or (node.op_type == "Gather" and _is_packed(value, tables, static))
-        or sum(tensor.size for tensor in codes.values()) < prod(static.dims(value))
+        or sum(tensor.size for tensor in codes.values()) < prod(static.dims(value) or ())
     )
     note = note_of(node, StoredPart)
     is_noted = note is not None and note.role != "expansion"  # whose tables are no codes
@@ -116,7 +122,7 @@ def _is_packed(
     value: ir.Value, tables: dict[ir.Value, ir.TensorProtocol], static: StaticValues
 ) -> bool:
     bytes_only = all(t.dtype == ir.DataType.UINT8 for t in tables.values())
-    return bytes_only and len(static.dims(value)) == 3
+    return bytes_only and len(static.dims(value) or ()) == 3
 
 
 def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Value]) -> Part:
@@ -125,9 +131,10 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
         return _packed_product(node, static, codes)
     value = node.inputs[slot.weight]
     assert value is not None
-    dims, dtype = static.dims(value), static.constants[codes[0]].dtype
+    stored, dtype = static.dims(codes[0]), static.constants[codes[0]].dtype
+    dims = static.dims(value) or stored or ()
     if static.dtype(value) in FLOAT_TYPES and dtype == ir.DataType.UINT8:
-        rows = max(dims[_row_axis(node, slot)], 1)  # made of packed indices
+        rows = _rows(dims, _row_axis(node, slot))  # made of packed indices
         return Part(
             rows, prod(dims) // rows, _stored_width(value, codes, static, 8, prod(dims))
         )
@@ -137,7 +144,7 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
         columns = prod(dims[1:]) * 8 // bits
         width = _stored_width(value, codes, static, bits, dims[0] * columns)
         return Part(dims[0], cut or columns, width)
-    rows, size = max(dims[_row_axis(node, slot)], 1), prod(dims)
+    rows, size = _rows(dims, _row_axis(node, slot)), prod(dims)
     if node.op_type != "MatMulInteger":
         return Part(rows, size // rows, dtype.bitwidth)
     width = _stored_width(value, codes, static, dtype.bitwidth, max(size, 1))
@@ -170,7 +177,11 @@ def _stored_width(
     """
     if codes == [value]:
         return bits
-    return round(8 * sum(static.size(one) for one in codes) / places, 2)
+    return round(8 * sum(static.size(one) for one in codes) / max(places, 1), 2)
+
+
+def _rows(dims: Sequence[int], axis: int) -> int:
+    return max(dims[axis], 1) if -len(dims) <= axis < len(dims) else 1
 
 
 def _row_axis(node: ir.Node, slot: Slot) -> int:
@@ -191,7 +202,7 @@ def _downstream(node: ir.Node) -> Iterator[ir.Node]:
     """Yields the single-consumer chain after ``node`` that expands looked-up codes."""
     while True:
         users = list(_users(node))
-        if len(users) != 1:
+        if len(users) != 1 or users[0].domain not in ("", "ai.onnx"):
             return
         node = users[0]
         yield node
@@ -201,7 +212,9 @@ def _downstream(node: ir.Node) -> Iterator[ir.Node]:
 
 def _constant_number(value: ir.Value | None) -> int | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return int(tensor.numpy().ravel()[0]) if tensor is not None and tensor.size == 1 else None
+    if tensor is None or tensor.size != 1 or not tensor.dtype.is_integer():
+        return None
+    return int(tensor.numpy().ravel()[0])
 
 
 def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
@@ -212,9 +225,9 @@ def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
     bits, columns = 8, 0
     for node in _downstream(gather):
         if node.op_type == "BitShift" and node.attributes.get_string("direction") == "RIGHT":
-            bits = 8 - (_constant_number(node.inputs[1]) or 0)
+            bits = max(1, 8 - (_constant_number(node.inputs[1]) or 0))
         if node.op_type == "Slice":
-            columns = _constant_number(node.inputs[2]) or 0
+            columns = _constant_number(node.inputs[2]) or 0 if len(node.inputs) > 2 else 0
     return bits, columns
 
 
@@ -239,14 +252,15 @@ def distant_scales(node: ir.Node) -> Iterator[ir.Value]:
 def _tables_behind(value: ir.Value) -> Iterator[ir.Value]:
     """Yields the table that ``value`` was looked up in, or the factors of it, or itself."""
     start = value
-    while (node := value.producer()) is not None and node.inputs[0] is not None:
-        if node.op_type == "Gather":
-            yield node.inputs[0]
+    while (node := value.producer()) is not None and node.inputs:
+        source = node.inputs[0]
+        if source is None or node.op_type == "Gather":
+            yield from () if source is None else (source,)
             return
         if node.op_type == "Mul":
             yield from (one for one in node.inputs if one is not None)
             return
         if node.op_type not in _BACKWARD:
             break
-        value = node.inputs[0]
+        value = source
     yield start

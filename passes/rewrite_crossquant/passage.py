@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import FLOAT_TYPES
+from ...ir.operands import cast_type
 from ...ir.units import stored_tensor
 from .labels import NONE, Labels, reshaped, stripped, transposed
 from .shapes import Dim, dims_of
@@ -116,7 +117,7 @@ def _has_channels(value: ir.Value | None, labels: np.ndarray) -> bool:
 def _is_homogeneous(node: ir.Node) -> bool:
     """Tells whether ``node`` scales its result as its first input is scaled."""
     if node.op_type == "Cast":
-        return ir.DataType(node.attributes.get_int("to")) in FLOAT_TYPES
+        return cast_type(node) in FLOAT_TYPES
     return node.op_type in _HOMOGENEOUS or _is_rectifier(node)
 
 

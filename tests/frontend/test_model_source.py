@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from mpqc.frontend.hugging_face import check_folder
+from mpqc.frontend.model_inputs import head_shape
 from mpqc.frontend.model_source import locate
 from mpqc.ir import InputError
 
@@ -66,3 +69,18 @@ def test_links_inside_the_hub_cache_are_fine(tmp_path: Path) -> None:
     folder = hub / "snapshots" / "123"
     os.symlink(Path("..") / ".." / "blobs" / "abc", folder / "config.json")
     assert list(locate(folder).companions()) == ["config.json"]
+
+
+@pytest.mark.parametrize("names", [7, "LlamaForCausalLM", [7], {"x": 1}])
+def test_architectures_are_a_list_of_names(names: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": names}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="architectures"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("genai", [{"model": 7}, {"model": {"decoder": [1]}}])
+def test_settings_of_another_shape_are_input_errors(genai: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="no JSON object"):
+        head_shape(genai, {})
+    assert head_shape({}, {}) == head_shape({"model": {"decoder": {}}}, {"head_dim": "x"})
