@@ -96,10 +96,8 @@ def _compare(
             for index, result in enumerate(_outputs(session.run(sample, names), names)):
                 path = kept / f"{at}-{index}.npy"
                 wanted = np.load(path, mmap_mode="r", allow_pickle=False)
-                _check_shape(wanted, result, names[index])
-                wanted, result = (padding.tokens(array) for array in (wanted, result))
-                _check_finite(wanted, result, names[index])
-                metrics[names[index]].append(_metrics(wanted, result, logits))
+                pair = _tokens(wanted, result, names[index], padding)
+                metrics[names[index]].append(_metrics(*pair, logits))
                 del wanted
                 path.unlink()
     return metrics
@@ -113,16 +111,21 @@ def _outputs(results: Mapping[str, np.ndarray], names: list[str]) -> list[np.nda
     return [np.asarray(results[name]) for name in names]
 
 
-def _check_shape(wanted: np.ndarray, result: np.ndarray, name: str) -> None:
+def _tokens(
+    wanted: np.ndarray, result: np.ndarray, name: str, padding: Padding
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an output of both without padding.
+
+    Refuses one of another shape, or one that is not finite where it was.
+    """
     if wanted.shape != result.shape:
         shapes = f"{list(result.shape)}, the original's has {list(wanted.shape)}"
         raise InternalError(f"output {name!r} has shape {shapes}")
-
-
-def _check_finite(wanted: np.ndarray, result: np.ndarray, name: str) -> None:
+    wanted, result = padding.tokens(wanted), padding.tokens(result)
     broken = int(np.count_nonzero(np.isfinite(wanted) & ~np.isfinite(result)))
     if broken:
         raise InternalError(f"output {name!r} has {broken} entries that are no longer finite")
+    return wanted, result
 
 
 def _metrics(wanted: np.ndarray, result: np.ndarray, logits: bool) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 
 from ...ir import Unit
 from ...ir.analysis.blocks import Block
-from ..engine.execution.executor import stored_weight
+from ..engine.execution.executor import weight_of
 from ..engine.execution.samples import Sample, Samples
 from ..engine.statistics.objective import choose_objective
 from .disturbed import LossSettings
@@ -77,7 +77,7 @@ class _Slopes:
         partial: dict[str, torch.Tensor] = {}
         squares: dict[str, float] = {}
         for block, units in zip(self._runner.blocks[::-1], self._read[::-1], strict=True):
-            weights = {unit.weight: stored_weight(unit) for unit in units}
+            weights = {unit.weight: weight_of(unit) for unit in units}
             _, gradients = self._runner.backward(sample, block, weights=weights)
             for name in (unit.name for unit in units):
                 if name in gradients:

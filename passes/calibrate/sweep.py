@@ -5,7 +5,6 @@ Samples go in waves, so that what waits at block boundaries has room on disk.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 
 from ...ir import Feeds, Unit, Use
 from ...ir.analysis.blocks import Block
-from ..engine.execution.executor import BlockRunner, stored_weight
+from ..engine.execution.executor import BlockRunner, weight_of
 from ..engine.execution.samples import Sample, Samples, Values
 from ..engine.pipeline.base import PassContext
 from ..engine.statistics.moments import (
@@ -55,34 +54,13 @@ class _Tap:
         return float(self.use.node.attributes.get_float("alpha", 1.0))
 
 
-@dataclass(frozen=True)
-class _Taps:
-    """The uses of units in one block."""
-
-    products: tuple[_Tap, ...]
-    lookups: tuple[_Tap, ...]
-    convolutions: tuple[_Tap, ...]
-
-    @classmethod
-    def of(cls, taps: Sequence[_Tap]) -> _Taps:
-        kinds: dict[str, list[_Tap]] = defaultdict(list)
-        for tap in taps:
-            kinds[tap.use.kind].append(tap)
-        return cls(*(tuple(kinds[kind]) for kind in ("product", "lookup", "conv")))
-
-    @property
-    def activations(self) -> list[ir.Value]:
-        """What products multiply, and the ids of lookups."""
-        return [tap.use.activation for tap in (*self.products, *self.lookups)]
-
-
-def _taps(blocks: Sequence[Block], units: Sequence[Unit]) -> dict[Block, _Taps]:
+def _taps(blocks: Sequence[Block], units: Sequence[Unit]) -> dict[Block, list[_Tap]]:
     place = {node: block for block in blocks for node in block.nodes}
     taps: dict[Block, list[_Tap]] = {block: [] for block in blocks}
     for unit in units:
         for at, use in enumerate(unit.uses):
             taps[place[use.node]].append(_Tap(UnitMoments(unit), at))
-    return {block: _Taps.of(found) for block, found in taps.items()}
+    return taps
 
 
 @dataclass
@@ -95,26 +73,29 @@ class _Moments:
     said: torch.Tensor | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def add(self, runner: BlockRunner, sample: Sample, block: Block, taps: _Taps) -> None:
+    def add(
+        self, runner: BlockRunner, sample: Sample, block: Block, taps: Sequence[_Tap]
+    ) -> None:
         """Runs one block backward and adds to the moments of its units."""
-        convolved = {
-            tap.moments.unit.weight: stored_weight(tap.moments.unit)
-            for tap in taps.convolutions
-        }
+        products, lookups, convolutions = (
+            [tap for tap in taps if tap.use.kind == kind]
+            for kind in ("product", "lookup", "conv")
+        )
+        convolved = [tap.moments.unit for tap in convolutions]
         values, gradients = runner.backward(
             sample,
             block,
             ends=partial(self._ends, block, sample.generator),
-            leaves=[tap.output for tap in taps.lookups],
-            taps=[tap.output for tap in taps.products],
-            wanted=taps.activations,
-            weights=convolved,
+            leaves=[tap.output for tap in lookups],
+            taps=[tap.output for tap in products],
+            wanted=[tap.use.activation for tap in (*products, *lookups)],
+            weights={unit.weight: weight_of(unit) for unit in convolved},
         )
-        for tap in taps.products:
+        for tap in products:
             self._add_product(tap, values, gradients)
-        for tap in taps.lookups:
+        for tap in lookups:
             self._add_lookup(tap, values, gradients)
-        for tap in taps.convolutions:
+        for tap in convolutions:
             self._add_convolution(tap, gradients.get(tap.moments.unit.name))
 
     def _ends(

@@ -18,8 +18,7 @@ from ..engine.execution.samples import Samples
 from ..engine.pipeline.base import PassContext
 
 _TOKENS = 512  # that are kept of an activation, over all samples
-_BYTES = 1 << 28  # of activations that one run of a sample hands out
-_TYPICAL_TOKENS = 512  # of a sample, where its shape does not tell
+_BYTES = 1 << 28  # of tokens that are kept at a time
 
 
 Widths = dict[ir.Value, int]  # activations, each with its number of columns
@@ -45,17 +44,16 @@ def observe(
             hint="give --calibration FILE",
         )
     feeds = list(context.calibration.first(max(samples, 1)))
-    for part in _parts(wanted, feeds):
+    for part in _parts(wanted):
         yield _tokens_of(model, part, feeds, context)
 
 
-def _parts(wanted: Sequence[Widths], feeds: Sequence[Feeds]) -> Iterator[list[ir.Value]]:
-    """Yields activations that one run can hand out together."""
+def _parts(wanted: Sequence[Widths]) -> Iterator[list[ir.Value]]:
+    """Yields activations whose tokens can be kept together."""
     part: list[ir.Value] = []
-    tokens = max((_tokens(feed) for feed in feeds), default=_TYPICAL_TOKENS)
     used = 0
     for widths in wanted:
-        size = sum(widths.values()) * tokens * 4
+        size = sum(widths.values()) * _TOKENS * 4
         if part and used + size > _BYTES:
             yield part
             part, used = [], 0
@@ -63,13 +61,6 @@ def _parts(wanted: Sequence[Widths], feeds: Sequence[Feeds]) -> Iterator[list[ir
         used += size
     if part:
         yield part
-
-
-def _tokens(feed: Feeds) -> int:
-    sizes = [
-        array.size for array in feed.values() if array.dtype.kind == "i" and array.ndim == 2
-    ]
-    return max(sizes, default=_TYPICAL_TOKENS)
 
 
 def _tokens_of(

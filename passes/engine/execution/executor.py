@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,8 @@ from .samples import DEVICE, Sample, Values
 
 # By the value of the weight: a tensor, or a function of parameters that makes one.
 Weights = Mapping[ir.Value, torch.Tensor | Callable[[], torch.Tensor]]
+Ends = Callable[[Values], Mapping[str, torch.Tensor]]
+_OWN: Weights = MappingProxyType({})  # the graph's
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class BlockRunner:
         samples: Iterable[Sample],
         block: Block,
         wanted: Iterable[ir.Value] = (),
-        weights: Weights | None = None,
+        weights: Weights = _OWN,
         *,
         go_on: bool = True,
     ) -> Iterator[Values]:
@@ -105,27 +108,24 @@ class BlockRunner:
             Of each sample, what the block reads and ``wanted``.
         """
         handed = self.handed_on(block) if go_on else []
-        lowered = self._lower(block, [*handed, *wanted], weights or {})
+        self._lowered.pop(block, None)  # its weights may have changed
+        lowered = self._lower(block, [*handed, *wanted], weights)
+        del self._lowered[block]  # it would hold weights that the caller replaces
         place = self._place[block]
         used_up = [v for v in block.inputs if self._last[v] == place and v not in self._ends]
         for sample in samples:
             with torch.no_grad():
-                given = self._given(sample, block, weights or {})
+                given = self._given(sample, block, weights)
                 made = lowered.run(given)
             if go_on:
                 sample.values.update((name, made[name]) for name in _names(handed))
                 _drop(sample.values, _names(used_up))
             yield Values(given | made, sample.padding)
 
-    def go_on(self, samples: Iterable[Sample], block: Block) -> None:
-        """Runs all samples through one block for what it leaves to later ones."""
-        for _ in self.forward(samples, block):
-            pass
-
     def run(
         self,
         sample: Sample,
-        weights: Weights | None = None,
+        weights: Weights = _OWN,
         *,
         first: int = 0,
         stop: int | None = None,
@@ -144,9 +144,9 @@ class BlockRunner:
             handed = self.handed_on(block)
             if not handed:
                 continue
-            lowered = self._reused(block, handed, weights or {})
+            lowered = self._lower(block, handed, weights)
             with torch.no_grad():
-                made = lowered.run(self._given(sample, block, weights or {}))
+                made = lowered.run(self._given(sample, block, weights))
             sample.values.update(made)
 
     def branch(self, sample: Sample, weights: Weights) -> Sample:
@@ -156,7 +156,8 @@ class BlockRunner:
             sample: A sample that has run through all blocks with the graph's own weights.
             weights: What to use in place of some of them.
         """
-        other = sample.branch()
+        other = Sample(sample.arrays, sample.padding)
+        other.values.update(sample.values)
         reading = (at for at, reads in enumerate(self._reads) if reads & weights.keys())
         self.run(other, weights, first=next(reading, len(self.blocks)))
         return other
@@ -166,11 +167,11 @@ class BlockRunner:
         sample: Sample,
         block: Block,
         *,
-        ends: Callable[[Values], Mapping[str, torch.Tensor]] | None = None,
+        ends: Ends | None = None,
         leaves: Iterable[ir.Value] = (),
         taps: Iterable[ir.Value] = (),
         wanted: Iterable[ir.Value] = (),
-        weights: Weights | None = None,
+        weights: Weights = _OWN,
     ) -> tuple[Values, Values]:
         """Runs one block again with gradients, from its outputs to its inputs and weights.
 
@@ -192,9 +193,9 @@ class BlockRunner:
             What the block reads, makes and is asked for; and the gradients at inputs, leaves,
             taps and tensors in ``weights``, where one arrives.
         """
-        handed, taps, weights = self.handed_on(block), list(taps), weights or {}
+        handed, taps = self.handed_on(block), list(taps)
         asked = [*handed, *taps, *wanted]
-        lowered = self._reused(block, asked, weights, tuple(leaves))
+        lowered = self._lower(block, asked, weights, list(leaves))
         given = self._given(sample, block, weights)
         if lowered.before is not None:
             with torch.no_grad():
@@ -210,7 +211,7 @@ class BlockRunner:
             if values[name].requires_grad:
                 values[name].retain_grad()
                 sources[name] = values[name]
-        _descend(values, _arriving(values, _names(handed), sample, ends))
+        _descend(values, _names(handed), sample, ends)
         slopes = {n: s.grad.detach() for n, s in sources.items() if s.grad is not None}
         self._leave(sample, block, slopes)
         return values, Values(slopes, sample.padding)
@@ -240,32 +241,24 @@ class BlockRunner:
         """Returns the weights that a block has to be given."""
         return [value for value in weights if value in self._reads[self._place[block]]]
 
-    def _reused(
-        self,
-        block: Block,
-        outputs: Sequence[ir.Value],
-        weights: Weights,
-        leaves: tuple[ir.Value, ...] = (),
-    ) -> _Lowered:
-        """Returns a lowered block, the one of before if it was asked for the same."""
-        asked = (tuple(outputs), tuple(self._swapped(block, weights)), leaves)
-        earlier = self._lowered.get(block)
-        if earlier is None or earlier[0] != asked:
-            self._lowered[block] = asked, self._lower(block, outputs, weights, leaves)
-        return self._lowered[block][1]
-
     def _lower(
         self,
         block: Block,
         outputs: Iterable[ir.Value],
         weights: Weights,
-        leaves: tuple[ir.Value, ...] = (),
+        leaves: Sequence[ir.Value] = (),
     ) -> _Lowered:
-        """Lowers what of a block makes ``outputs``; its weights stay where they are."""
+        """Lowers what of a block makes ``outputs``, unless it was asked for the last time."""
         inputs = [*block.inputs, *self._swapped(block, weights)]
-        before = self._segment(block, inputs, leaves) if leaves else None
-        lowered = self._segment(block, [*inputs, *leaves], outputs)
-        return replace(lowered, before=before)
+        asked = (tuple(outputs), tuple(inputs), tuple(leaves))
+        earlier = self._lowered.get(block)
+        if earlier is not None and earlier[0] == asked:
+            return earlier[1]
+        lowered = self._segment(block, [*inputs, *leaves], asked[0])
+        if leaves:
+            lowered = replace(lowered, before=self._segment(block, inputs, leaves))
+        self._lowered[block] = asked, lowered
+        return lowered
 
     def _segment(
         self, block: Block, inputs: Sequence[ir.Value], outputs: Iterable[ir.Value]
@@ -276,37 +269,22 @@ class BlockRunner:
         return _Lowered(tuple(_names(inputs)), tuple(_names(made)), module)
 
 
-def stored_weight(unit: Unit) -> torch.Tensor:
-    """Returns a copy of a unit's weight in its own layout and type."""
-    return weight_of(unit, unit.matrix())
-
-
-def weight_of(unit: Unit, matrix: np.ndarray) -> torch.Tensor:
-    """Returns ``matrix`` (rows x columns) in the layout and type of a unit's weight."""
-    array = torch.from_numpy(unit.stored_layout(matrix))
+def weight_of(unit: Unit, matrix: np.ndarray | None = None) -> torch.Tensor:
+    """Returns ``matrix`` (rows x columns), or else a copy, in a unit's own layout and type."""
+    array = torch.from_numpy(unit.stored_layout(unit.matrix() if matrix is None else matrix))
     return array.to(to_torch_dtype(unit.tensor.dtype))
 
 
-def _arriving(
-    values: Values,
-    handed: Iterable[str],
-    sample: Sample,
-    ends: Callable[[Values], Mapping[str, torch.Tensor]] | None,
-) -> dict[str, torch.Tensor]:
-    """Returns the gradients that reach outputs of a block, from the loss and later blocks."""
+def _descend(values: Values, handed: Iterable[str], sample: Sample, ends: Ends | None) -> None:
+    """Follows gradients, from the loss and later blocks, to all that outputs depend on."""
     reaching = dict(ends(values)) if ends is not None else {}
     for name in handed:
         later = sample.gradients.get(name)
         if later is not None:
             reaching[name] = reaching[name] + later if name in reaching else later
-    return reaching
-
-
-def _descend(values: Values, reaching: Mapping[str, torch.Tensor]) -> None:
-    """Follows gradients from outputs to all that they depend on."""
-    ends = [name for name in reaching if values[name].requires_grad]
-    if ends:
-        torch.autograd.backward([values[n] for n in ends], [reaching[n] for n in ends])
+    names = [name for name in reaching if values[name].requires_grad]
+    if names:
+        torch.autograd.backward([values[n] for n in names], [reaching[n] for n in names])
 
 
 def _needed(

@@ -86,19 +86,6 @@ class Sample:
             raise InternalError(f"{name!r} is read by a block before any has made it")
         return self.values[name].to(DEVICE)
 
-    def branch(self) -> Sample:
-        """Returns a copy in memory that starts with the same values and may go another way."""
-        copy = Sample(self.arrays, self.padding)
-        copy.values.update(self.values)
-        return copy
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of what blocks have left."""
-        if isinstance(self.values, DiskTensors):
-            return self.values.nbytes
-        return sum(tensor.nbytes for tensor in self.values.values())
-
     def clear(self) -> None:
         """Forgets what blocks have left."""
         self.values.clear()
@@ -149,11 +136,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def clear(self) -> None:
-        """Forgets what blocks have left of any sample."""
-        for sample in self:
-            sample.clear()
-
     def waves(self, run: Callable[[Sample], None]) -> Iterator[list[Sample]]:
         """Runs samples until boundaries on disk fill ``WAVE_BYTES``, yields them, goes on.
 
@@ -163,7 +145,8 @@ class Samples:
         for sample in self:
             run(sample)
             wave.append(sample)
-            if sample.held_bytes * (len(wave) + 1) > WAVE_BYTES:
+            size = sample.values.nbytes if isinstance(sample.values, DiskTensors) else 0
+            if size * (len(wave) + 1) > WAVE_BYTES:
                 yield from _cleared(wave)
                 wave = []
         if wave:

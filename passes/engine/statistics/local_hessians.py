@@ -23,20 +23,46 @@ from .head_hessians import HeadHessians
 
 
 @dataclass
-class _Plain:
-    """The second moment of what one product multiplies."""
+class SecondMoment:
+    """``sum_t c_t x_t x_t^T`` over the tokens ``x_t`` that one product multiplies.
+
+    Attributes:
+        part: The product.
+        weights: ``c_t`` of all samples, one after the other; None where all are 1.
+    """
 
     part: Projection
-    sum: torch.Tensor
+    weights: torch.Tensor | None = None
     tokens: int = 0
 
+    def __post_init__(self) -> None:
+        columns = self.part.unit.shape[1]
+        self._sum = torch.zeros(columns, columns)
+
     def add(self, values: Values) -> None:
+        """Adds one sample."""
         inputs = values.tokens(self.part.use.activation)
-        self.sum += inputs.T @ inputs
+        scaled = inputs
+        if self.weights is not None:
+            weights = self.weights[self.tokens : self.tokens + len(inputs)]
+            scaled = inputs * (weights / weights.mean().clamp_min(1e-30))[:, None]
+        self._sum += scaled.T @ inputs
         self.tokens += len(inputs)
 
     def result(self) -> RowHessians:
-        return RowHessians.single(self.sum / max(self.tokens, 1), self.part.unit.shape[0])
+        """Returns the mean, for all rows of the unit alike."""
+        return RowHessians.single(self._sum / max(self.tokens, 1), self.part.unit.shape[0])
+
+
+def products_in(block: Block, units: Sequence[Unit]) -> list[Projection]:
+    """Returns the products of ``units`` in a block."""
+    inside = set(block.nodes)
+    return [
+        Projection(unit, at)
+        for unit in units
+        for at, use in enumerate(unit.uses)
+        if use.kind == "product" and use.node in inside
+    ]
 
 
 @dataclass
@@ -56,7 +82,7 @@ class LocalHessians:
     probes: int
     seed: int
     refused: dict[ir.Node, str] = field(default_factory=dict)
-    _plain: list[_Plain] = field(default_factory=list)
+    _plain: list[SecondMoment] = field(default_factory=list)
     _bound: list[HeadHessians] = field(default_factory=list)
 
     def begin(self, block: Block, units: Sequence[Unit]) -> list[ir.Value]:
@@ -67,14 +93,8 @@ class LocalHessians:
             asked = any(part.unit.name in names for part in one.projections[:3])
             if asked and one.node in inside and one.node not in self.refused:
                 self._bind(one, block)
-        parts = [
-            Projection(unit, at)
-            for unit in units
-            for at, use in enumerate(unit.uses)
-            if use.kind == "product" and use.node in inside
-        ]
-        self._plain = [_Plain(part, _square(part.unit)) for part in parts]
-        wanted = [part.use.activation for part in parts]
+        self._plain = [SecondMoment(part) for part in products_in(block, units)]
+        wanted = [one.part.use.activation for one in self._plain]
         return list(dict.fromkeys([*wanted, *(v for b in self._bound for v in b.core.wanted)]))
 
     def _bind(self, one: Attention, block: Block) -> None:
@@ -104,8 +124,3 @@ class LocalHessians:
             found |= bound.result()
         self._plain, self._bound = [], []
         return found
-
-
-def _square(unit: Unit) -> torch.Tensor:
-    columns = unit.shape[1]
-    return torch.zeros(columns, columns)

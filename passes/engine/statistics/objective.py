@@ -51,36 +51,20 @@ class Objective:
         """
         real = torch.from_numpy(padding.real(tuple(output.shape[:-1])))
         places = int(real.sum())
-        wide = None if places == real.numel() else real[..., None].to(output.device)
-        sample = _of_regression if self.kind == "regression" else _of_logits
-        gradient = sample(output, wide, generator)
-        return gradient if wide is None else gradient * wide, places
-
-
-def _of_regression(
-    output: torch.Tensor, real: torch.Tensor | None, generator: torch.Generator
-) -> torch.Tensor:
-    counted = output.abs() < MASKED
-    share = 1.0
-    if real is not None:
-        counted &= real
-        share = float(real.float().mean())
-    mean = output.float().where(counted, 0.0).square().mean() / max(share, 1e-12)
-    direction = torch.randn(output.shape, generator=generator).where(counted, 0.0)
-    scale = mean.sqrt().clamp_min(1e-12) * math.sqrt(_channels(output))
-    return (direction / scale).to(output.dtype)
-
-
-def _of_logits(
-    output: torch.Tensor, real: torch.Tensor | None, generator: torch.Generator
-) -> torch.Tensor:
-    del real  # every position draws its own label
-    flat = output.reshape(-1, output.shape[-1])
-    chances = flat.float().softmax(dim=-1)
-    label = _draw(chances, generator)
-    gradient = chances.neg_()
-    gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
-    return gradient.reshape(output.shape).to(output.dtype)
+        if self.kind == "regression":
+            counted = (output.abs() < MASKED) & real[..., None]
+            energy = output.float().where(counted, 0.0).square().mean()
+            size = (energy * (real.numel() / max(places, 1))).sqrt().clamp_min(1e-12)
+            direction = torch.randn(output.shape, generator=generator).where(counted, 0.0)
+            scale = size * math.sqrt(_channels(output))
+            return (direction / scale).to(output.dtype), places
+        flat = output.reshape(-1, output.shape[-1])
+        chances = flat.float().softmax(dim=-1)
+        label = _draw(chances, generator)
+        gradient = chances.neg_()
+        gradient.scatter_add_(1, label, torch.ones_like(label, dtype=gradient.dtype))
+        gradient *= real.reshape(-1, 1)
+        return gradient.reshape(output.shape).to(output.dtype), places
 
 
 def _channels(output: torch.Tensor) -> int:

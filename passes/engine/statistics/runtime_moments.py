@@ -68,6 +68,8 @@ def divergence(
         name = str(value.name)
         flat_p, flat_q = (padding.tokens(x[name]).astype(np.float64) for x in (exact, other))
         places += len(flat_p)
+        if not len(flat_p):
+            continue
         if objective.kind == "logits":
             total += float(kl_divergence(flat_p, flat_q).sum())
         else:

@@ -98,9 +98,8 @@ def in_sequence(
                 gather.add(values)
             found = _each(work, here, gather.end())
             done.update(zip((unit.name for unit in here), found, strict=True))
-        if block is not blocks[-1]:
-            runner.go_on(taken, block)
-    taken.clear()
+        for _ in runner.forward(taken, block):
+            pass
     return [done[unit.name] for unit in units]
 
 
