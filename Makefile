@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= build/demo
+KILLS ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-full methods test test-sample test-slow lint format clean
+.PHONY: help venv demo demo-full methods test test-sample test-slow kill lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +30,9 @@ test-slow: .venv/demo-stamp  ## Run the slow tests only
 
 test-sample: .venv/demo-stamp  ## Run the slow tests that CI runs too
 	$(BIN)/pytest -m 'slow and ci_sample'
+
+kill: .venv/stamp  ## Kill compiles at KILLS random moments, and check what the next run makes
+	$(BIN)/pytest -m slow tests/e2e/test_kill.py --kills $(KILLS)
 
 lint: .venv/stamp .types/mpqc  ## Check style, types and layers
 	$(BIN)/ruff check .

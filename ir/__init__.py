@@ -4,6 +4,7 @@ from .analysis.blocks import Block, blocks_of, partition
 from .analysis.shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
 from .annotation import Annotation, annotate, drop_note, need_note, note_of, notes_of
 from .arrays import ArrayStore
+from .cached_file import CachedFile
 from .capabilities import Capabilities, Kernel
 from .content_key import model_key
 from .errors import (
@@ -15,12 +16,14 @@ from .errors import (
     UsageError,
 )
 from .listing import clean, listing, type_text
+from .machine_errors import machine_errors
 from .model_checks import check_finite, inline_functions, refuse_quantized
 from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
 from .option import HALF, Option
+from .owned_folder import temporary_folder
 from .reader import read_model
 from .samples import Calibration, Feeds
-from .staging import is_alive, machine_errors, refuse_overlap, staged_folder
+from .staging import refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
 from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
 from .verifier import problems, verify
@@ -58,6 +61,7 @@ __all__ = [
     "Block",
     "BlockId",
     "Budgeted",
+    "CachedFile",
     "Calibrated",
     "Calibration",
     "Capabilities",
@@ -102,7 +106,6 @@ __all__ = [
     "find_shared_orders",
     "find_units",
     "inline_functions",
-    "is_alive",
     "listing",
     "machine_errors",
     "model_key",
@@ -119,6 +122,7 @@ __all__ = [
     "staged_folder",
     "stored_bytes",
     "subgraphs_of",
+    "temporary_folder",
     "type_text",
     "verify",
     "write_model",

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, safe_open
 
-from .errors import InternalError
+from .errors import InputError, InternalError, MachineError
+from .sealed_file import read_seal, write_sealed
 
 
 class ArrayStore:
-    """Named arrays, some in memory, some in read-only safetensors files opened on demand.
+    """Named arrays, some in memory, some in read-only sealed files opened on demand.
 
     An array in memory hides one of the same name in a file.
     """
@@ -31,13 +31,20 @@ class ArrayStore:
 
         Raises:
             InternalError: There is no such array.
+            MachineError: The file with it has vanished, or can no longer be read.
         """
         if name in self._memory:
             return self._memory[name]
         if name not in self._files:
             raise InternalError(f"no array {name!r} in the side store")
-        with safe_open(self._files[name], framework="numpy") as file:
-            array: np.ndarray = file.get_tensor(name)
+        path = self._files[name]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                array: np.ndarray = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise MachineError(
+                f"{path} can no longer be read: {error}", hint="run the command again"
+            ) from error
         return array
 
     def __contains__(self, name: str) -> bool:
@@ -54,9 +61,23 @@ class ArrayStore:
             self._files.pop(name, None)
 
     def mount(self, path: Path) -> None:
-        """Makes the arrays of a safetensors file readable without loading them."""
+        """Makes the arrays of a sealed file readable without loading them.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        self._files.update(dict.fromkeys(_names_in(path), path))
+
+    def load(self, path: Path) -> None:
+        """Takes the arrays of a sealed file into memory.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        names = _names_in(path)
         with safe_open(path, framework="numpy") as file:
-            self._files.update(dict.fromkeys(file.keys(), path))
+            for name in names:
+                self.put(name, file.get_tensor(name))
 
     def files(self) -> set[Path]:
         """Returns the mounted files that still supply an array."""
@@ -66,6 +87,20 @@ class ArrayStore:
         """Returns the arrays that no file holds."""
         return self._memory
 
-    def save(self, path: Path) -> None:
-        """Writes the arrays in memory to a safetensors file."""
-        save_file(dict(sorted(self._memory.items())), path)
+    def save(self, path: Path, key: str = "") -> None:
+        """Writes the arrays in memory to a sealed file, whole or not at all.
+
+        Args:
+            path: The file.
+            key: Names what the arrays belong to.
+        """
+        write_sealed(path, key, self._memory, {})
+
+
+def _names_in(path: Path) -> list[str]:
+    read_seal(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return sorted(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error

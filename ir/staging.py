@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from .errors import MachineError, UsageError
-
-_MARK = ".mpqc-stage-"  # .<name>.mpqc-stage-<pid>-<random>
-_MACHINE_HINTS = {
-    errno.ENOSPC: "the disk is full; free some space or choose another output",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another output",
-    errno.EFBIG: "a file grew beyond the allowed size (see: ulimit -f)",
-    errno.EROFS: "the file system is read-only; choose another output",
-    errno.EACCES: "no permission to write there; choose another output",
-    errno.EPERM: "no permission to write there; choose another output",
-    errno.EMFILE: "too many open files (see: ulimit -n)",
-    errno.EIO: "the disk reports an input/output error",
-    errno.EEXIST: "a part of the path is a file; choose another output",
-    errno.ENOTDIR: "a part of the path is a file; choose another output",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-_ALWAYS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors reports the file system
-
-
-def _errno_of(error: Exception, path: Path) -> int | None:
-    """Returns the errno if ``error`` is about the place that ``path`` is written to."""
-    if not isinstance(error, OSError):
-        match = _RUST_ERROR.search(str(error))
-        return int(match.group(1)) if match else None
-    if error.errno in _ALWAYS or error.filename is None:
-        return error.errno
-    named = Path(os.path.abspath(os.fsdecode(error.filename)))
-    return error.errno if named.is_relative_to(Path(os.path.abspath(path)).parent) else None
-
-
-@contextmanager
-def machine_errors(path: Path) -> Iterator[None]:
-    """Turns failures of the file system while writing ``path`` into MachineError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        code = _errno_of(error, path)
-        if code not in _MACHINE_HINTS:
-            raise
-        raise MachineError(
-            f"cannot write {path}: {os.strerror(code)}", hint=_MACHINE_HINTS[code]
-        ) from error
+from .atomic_file import sync
+from .errors import UsageError
+from .machine_errors import machine_errors
+from .owned_folder import claim, release
 
 
 def refuse_overlap(output: Path, inputs: Iterable[Path]) -> None:
@@ -90,52 +44,24 @@ def _refuse_existing(output: Path, overwrite: bool) -> None:
         )
 
 
-def is_alive(pid: int) -> bool:
-    """Tells whether a process with this number runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _put_back(stage: Path, output: Path) -> None:
     """Undoes a replacement that stopped half way."""
     if (stage / "old").is_dir() and not os.path.lexists(output):
         os.rename(stage / "old", output)
 
 
-def _remove_stale(output: Path) -> None:
-    """Removes the stages of a killed process, and restores outputs that it had moved aside."""
-    if not output.parent.is_dir():
-        return
-    start = f".{output.name}{_MARK}"
-    for stage in sorted(output.parent.iterdir()):
-        pid = stage.name.removeprefix(start).partition("-")[0]
-        if stage.name.startswith(start) and pid.isdigit() and not is_alive(int(pid)):
-            _put_back(stage, output)
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Makes a file or folder survive a power cut."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(opened)
+def _clear(stage: Path, output: Path) -> None:
+    """Removes what a killed process left, after putting back what it had moved aside."""
+    _put_back(stage, output)
+    for folder in filter(Path.is_dir, list(stage.iterdir())):
+        shutil.rmtree(folder)
 
 
 def _sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
+            sync(Path(root, name))
+        sync(Path(root))
 
 
 def _publish(stage: Path, output: Path) -> None:
@@ -147,7 +73,7 @@ def _publish(stage: Path, output: Path) -> None:
     except BaseException:
         _put_back(stage, output)
         raise
-    _sync(output.parent)
+    sync(output.parent)
 
 
 @contextmanager
@@ -158,23 +84,49 @@ def staged_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     beside it, on the same file system, so that putting it into place is a rename.
 
     Raises:
-        UsageError: ``output`` exists, is not empty, and ``overwrite`` is False.
+        UsageError: ``output`` exists, is not empty, and ``overwrite`` is False; or another
+            process is about to make it.
         MachineError: The disk is full or the place cannot be written.
     """
     output = Path(os.path.realpath(output))
-    with machine_errors(output):
-        _remove_stale(output)
+    with machine_errors(output), _parents_of(output), _stage_of(output) as stage:
         _refuse_existing(output, overwrite)
+        new = stage / "new"
+        new.mkdir()
+        yield new
+        _sync_tree(new)
+        _refuse_existing(output, overwrite)
+        _publish(stage, output)
+
+
+@contextmanager
+def _parents_of(output: Path) -> Iterator[None]:
+    """Makes the folders above ``output``; those that stay empty are removed again."""
+    missing = [folder for folder in output.parents if not folder.exists()]
+    try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{output.name}{_MARK}{os.getpid()}-"
-        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=output.parent))
-        try:
-            new = stage / "new"
-            new.mkdir()
-            yield new
-            _sync_tree(new)
-            _refuse_existing(output, overwrite)
-            _publish(stage, output)
-        finally:
-            if os.path.lexists(output) or not (stage / "old").exists():
-                shutil.rmtree(stage, ignore_errors=True)
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+@contextmanager
+def _stage_of(output: Path) -> Iterator[Path]:
+    """Gives the stage of ``output``, which only one process has at a time."""
+    stage = output.with_name(f".{output.name}.mpqc-stage")
+    lock = claim(stage)
+    if lock is None:
+        raise UsageError(
+            f"another process is writing the output {output}",
+            hint="wait for it, or choose another output with -o",
+        )
+    try:
+        _clear(stage, output)
+        yield stage
+    finally:
+        if os.path.lexists(output) or not (stage / "old").exists():
+            release(stage, lock)
+        else:
+            os.close(lock)

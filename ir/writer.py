@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
 
+from .atomic_file import replacing
+from .machine_errors import machine_errors
 from .operands import all_graphs
-from .staging import machine_errors
 from .tensor_files import byte_size, stored_bytes
 
 SMALLEST_EXTERNAL = 1024
@@ -85,21 +86,6 @@ class SharedTensors:
             with replacing(path) as file:
                 _write_bytes(file, tensor)
         return _entry(tensor, f"{self._prefix}/{name}", 0, len(view))
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of ``path`` only if the block ends well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
 
 
 Restore = Callable[[], None]

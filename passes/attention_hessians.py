@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..ir import (
     Annotation,
     AttentionUnits,
     BlockId,
+    CachedFile,
     Calibrated,
     LocalHessian,
     NoAttention,
@@ -33,6 +28,7 @@ from ..ir import (
 from ..ir.analysis.attention import Attention, Found, find_attention
 from ..ir.analysis.blocks import Block, blocks_of
 from ..ir.content_key import model_key
+from ..ir.sealed_file import read_seal
 from .engine.execution.executor import BlockRunner
 from .engine.execution.samples import Samples
 from .engine.numerics.row_hessians import Key, RowHessians
@@ -42,7 +38,7 @@ from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.moved import moves_key
 from .engine.statistics.sequence import check_can_run
 
-_FORMAT = "mpqc.local/1"
+_FORMAT = "mpqc.local/2"
 _ROLES = ("queries", "keys", "values", "output")
 
 
@@ -93,13 +89,15 @@ class AttentionHessians(Pass):
         check_can_run(model, context, self.name)
         units = quantizable(model)
         files = self._files(model, units, context)
-        if not all(_is_complete(path) for path in files.values()):
+        facts = {block: file.facts(context.progress.say) for block, file in files.items()}
+        if None in facts.values():
             self._gather(model, units, found.bound, files, context)
         refused = {one.node: one.why for one in found.unmatched}
         by_name = {str(one.node.name): one.node for one in found.bound}
-        for path in files.values():
-            context.arrays.mount(path)
-            refused |= {by_name[name]: why for name, why in _refused(path).items()}
+        for file in files.values():
+            context.arrays.mount(file.path)
+            said = read_seal(file.path).facts["refused"]
+            refused |= {by_name[name]: why for name, why in said.items()}
         bound = [one for one in found.bound if one.node not in refused]
         if not bound:
             raise UsageError(f"{self.name} has nothing to act on: {_first(refused)}")
@@ -113,25 +111,18 @@ class AttentionHessians(Pass):
 
     def _files(
         self, model: ir.Model, units: Sequence[Unit], context: PassContext
-    ) -> dict[Block, Path]:
+    ) -> dict[Block, CachedFile]:
         """Returns where the Hessians of each block are or belong."""
-        stats = need_note(model, Calibrated).stats
-        text = f"{_FORMAT} {stats} {self} {moves_key(units, context.arrays)}"
-        text += model_key(model, weights=False)
-        key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        folder = context.cache or context.scratch
-        folder.mkdir(parents=True, exist_ok=True)
-        return {
-            block: folder / f"{key}-{block.index:04d}.safetensors"
-            for block in blocks_of(model)
-        }
+        stats, moves = need_note(model, Calibrated).stats, moves_key(units, context.arrays)
+        inputs = (_FORMAT, stats, self, moves, model_key(model, weights=False))
+        return {block: context.cached_file(*inputs, block.index) for block in blocks_of(model)}
 
     def _gather(
         self,
         model: ir.Model,
         units: Sequence[Unit],
         bound: Sequence[Attention],
-        files: Mapping[Block, Path],
+        files: Mapping[Block, CachedFile],
         context: PassContext,
     ) -> None:
         """Runs all samples through the blocks, one block after the other."""
@@ -142,13 +133,13 @@ class AttentionHessians(Pass):
         steps = context.progress.track(
             files.items(), len(files), "gathering Hessians of attention"
         )
-        for block, path in steps:
+        for block, file in steps:
             wanted = gather.begin(block, units)
             before = set(gather.refused)
             for values in runner.forward(samples, block, wanted):
                 gather.add(values)
             new = {str(n.name): w for n, w in gather.refused.items() if n not in before}
-            _write(path, gather.end(), new)
+            file.write(_arrays(gather.end()), {"refused": new})
 
 
 def _need_bound(found: Found) -> None:
@@ -166,36 +157,13 @@ def _first(refused: Mapping[ir.Node, str]) -> str:
     return "the model has no softmax and no fused attention"
 
 
-def _write(path: Path, found: Mapping[Key, RowHessians], refused: Mapping[str, str]) -> None:
-    """Writes the Hessians of a block; the file appears complete or not at all."""
+def _arrays(found: Mapping[Key, RowHessians]) -> dict[str, np.ndarray]:
     arrays = {}
     for (name, at), one in found.items():
         arrays[f"{name}/{at}/local"] = one.matrices.numpy()
         arrays[f"{name}/{at}/owners"] = one.owners.numpy().astype(np.int32)
         arrays[f"{name}/{at}/trace"] = np.array([one.trace()], np.float32)
-    facts = {"format": _FORMAT, "refused": json.dumps(dict(refused))}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        save_file(arrays, partial, metadata=facts)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _facts(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="numpy") as file:
-        return dict(file.metadata() or {})
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        return _facts(path).get("format") == _FORMAT
-    except (SafetensorError, OSError):
-        return False
-
-
-def _refused(path: Path) -> dict[str, str]:
-    return {str(k): str(v) for k, v in json.loads(_facts(path)["refused"]).items()}
+    return arrays
 
 
 def _annotate_attention(bound: Sequence[Attention], refused: Mapping[ir.Node, str]) -> None:

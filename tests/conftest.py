@@ -43,9 +43,11 @@ _LACKS: dict[str, Callable[[], str]] = {"gpu": _no_gpu, "trt": _no_tensorrt}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--update-golden``."""
+    """Adds ``--update-golden`` and ``--kills``."""
     text = "write what passes give now into tests/golden, to be reviewed as a diff"
     parser.addoption("--update-golden", action="store_true", help=text)
+    text = "how often test_kill.py kills a compile (8)"
+    parser.addoption("--kills", type=int, default=8, metavar="N", help=text)
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

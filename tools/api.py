@@ -146,8 +146,7 @@ def compile(
         scratch.mkdir()
         if source is None:
             source = _from_module(model, example_inputs or (), dynamic_shapes, scratch)
-        kept = Path(cache) if cache is not None else stats_folder()
-        job = prepare(source, settings, scratch, kept, shown, watch)
+        job = prepare(source, settings, scratch, stats_folder(cache, shown.say), shown, watch)
         outcome = job.run(stage)
     return _result(chosen, outcome)
 

@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..frontend.model_source import Source
 from ..ir import Calibration, InputError, machine_errors, write_model
+from ..ir.sealed_file import read_seal, write_sealed
 from .companions import carry_companions
 
 _ORIGINAL = "original.onnx"
@@ -53,9 +52,9 @@ def calibration_in(folder: Path) -> Calibration | None:
     path = folder / _SAMPLES
     if not path.is_file():
         return None
+    facts = dict(read_seal(path).facts)
     try:
         with safe_open(path, framework="numpy") as file:
-            facts: dict[str, Any] = json.loads(file.metadata()["calibration"])
             feeds: list[dict[str, Any]] = [{} for _ in range(int(facts.pop("count")))]
             for name in sorted(file.keys()):
                 at, _, key = name.partition("/")
@@ -80,4 +79,4 @@ def _save_calibration(calibration: Calibration, path: Path) -> None:
         for at, feed in enumerate(calibration.feeds)
         for name, array in feed.items()
     }
-    save_file(arrays, path, metadata={"calibration": json.dumps(facts)})
+    write_sealed(path, "calibration", arrays, facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..ir import (
     read_model,
     refuse_overlap,
     staged_folder,
+    temporary_folder,
     write_model,
 )
 from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
@@ -93,12 +93,12 @@ def opt(
     if output is not None:
         refuse_overlap(Path(output), [path, folder])
     job = _Job(dump, pipeline, first, folder, watch or Watch(), progress or SilentProgress())
-    with tempfile.TemporaryDirectory(prefix="mpqc-") as name:
+    with temporary_folder() as scratch:
         if output is None:
-            said = job.run(Path(name))
+            said = job.run(scratch)
         else:
             with staged_folder(Path(output), overwrite=overwrite) as stage:
-                said = job.run(Path(name), stage)
+                said = job.run(scratch, stage)
     chosen = Path(output) if output is not None else None
     run = pipeline.passes[first:]
     report = {one.name: said[one.name] for one in run if one.name in said}
@@ -164,7 +164,7 @@ class _Job:
             scratch=scratch,
             arrays=self.dump.arrays,
             calibration=calibration_in(self.folder),
-            cache=stats_folder(),
+            cache=stats_folder(None, self.progress.say),
             seed=_whole(self.dump.settings.get("seed")),
             progress=self.progress,
             original=original.onnx if original is not None else None,

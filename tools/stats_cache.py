@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from ..ir import temporary_folder
 
 VARIABLE = "MPQC_CACHE"
 
 
-def stats_folder() -> Path | None:
-    """Returns the user's folder for stats, made when missing; None where there can be none.
+def stats_folder(chosen: Path | str | None, say: Callable[[str], None]) -> Path | None:
+    """Returns the folder for stats, made when missing; None where there can be none.
 
-    ``MPQC_CACHE`` names the parent folder; by default it is ``mpqc`` in the XDG cache folder.
+    Args:
+        chosen: The folder; by default ``stats`` in that which ``MPQC_CACHE`` names, or in
+            ``mpqc`` in the XDG cache folder.
+        say: Told why there can be none.
     """
-    given = os.environ.get(VARIABLE)
-    if given:
-        home = Path(given)
-    else:
-        try:
-            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        except RuntimeError:  # no home folder
-            return None
-        home = Path(base) / "mpqc"
-    folder = home.absolute() / "stats"
+    folder = Path(chosen) if chosen is not None else _default()
+    if folder is None:
+        say(f"nothing is cached: there is no home folder; {VARIABLE} can name another")
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
+        with temporary_folder(folder):  # proves that it can be written
+            return folder.absolute()
+    except OSError as error:
+        say(f"nothing is cached: cannot write to {folder}: {error.strerror}")
         return None
-    return folder if os.access(folder, os.W_OK) else None
+
+
+def _default() -> Path | None:
+    given = os.environ.get(VARIABLE)
+    if given:
+        return Path(given).absolute() / "stats"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which the XDG specification wants ignored
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            return None
+        base = os.path.join(home, ".cache")
+    return Path(base) / "mpqc" / "stats"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ...ir import Feeds, InputError, MachineError, write_model
+from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
 from ..endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def open_session(
         MachineError: The provider is not there, or memory or space ran out.
     """
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpqc-")))
+        folder = stack.enter_context(temporary_folder())
         path = _on_disk(model, folder)
         settings = _settings(threads)
         if profile:
@@ -181,13 +180,13 @@ def _without_stray_settings() -> Iterator[None]:
 
 def optimized_ops(model: ir.Model | Path | str) -> Counter[str]:
     """Returns how many nodes of each op type are left after the runtime's own optimizer."""
-    with tempfile.TemporaryDirectory(prefix="mpqc-") as name:
-        path = Path(name) / "optimized.onnx"
+    with temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         settings = _settings(1)
         settings.optimized_model_filepath = str(path)
         settings.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", path.name + ".data"
         )
-        _load(_on_disk(model, Path(name)), "CPUExecutionProvider", settings)
+        _load(_on_disk(model, folder), "CPUExecutionProvider", settings)
         graph = ir.load(path).graph
         return Counter(node.op_type for node in graph.all_nodes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...ir import Feeds, InputError, MachineError, write_model
+from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
 from ..endpoint import Endpoint
 
 DEVICE = "CPU"
@@ -100,8 +99,8 @@ def open_openvino(
     """
     if installation_problem() is not None:
         raise MachineError("OpenVINO is not installed", hint=_INSTALL)
-    with tempfile.TemporaryDirectory(prefix="mpqc-") as folder:
-        path = Path(model) if not isinstance(model, ir.Model) else Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = Path(model) if not isinstance(model, ir.Model) else folder / "model.onnx"
         if isinstance(model, ir.Model):
             write_model(model, path)
         session = OpenVinoSession(_load(path, threads, exact))

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ...ir import (
     Annotation,
+    CachedFile,
     Calibrated,
     Capabilities,
     LeftInFloat,
@@ -43,6 +39,8 @@ from ..engine.pipeline.forecast import Forecast, Judged
 from ..engine.statistics.moved import moves_key
 from .metric import Asked
 from .metrics import METRICS, SETTINGS
+
+_FORMAT = "mpqc.sensitivity/5"
 
 
 @dataclass(frozen=True)
@@ -142,13 +140,13 @@ class AnnotateSensitivity(Pass):
         left = self._check_target(units, context.capabilities)
         if left:
             context.report[self.name] = {"not_expanding": left}
-        path = self._file(model, context)
-        if not _is_complete(path, units):
-            self._compute(model, units, path, context)
+        losses = self._losses(model, context)
+        if losses.facts(context.progress.say) is None:
+            losses.write(self._computed(model, units, context), {})
         for unit in units:
             for earlier in ("loss", "score", "keep/"):  # what moved since is in memory
                 context.arrays.discard(f"{unit.name}/{earlier}")
-        context.arrays.mount(path)
+        context.arrays.mount(losses.path)
         for unit in units:
             self._annotate(unit, context)
         return True
@@ -193,20 +191,16 @@ class AnnotateSensitivity(Pass):
         annotate(unit.anchor, LeftInFloat(unit.name, why))
         return False
 
-    def _file(self, model: ir.Model, context: PassContext) -> Path:
+    def _losses(self, model: ir.Model, context: PassContext) -> CachedFile:
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        text = f"mpqc.sensitivity/4 {stats} {self} {table.kernels} {table.lookup_bits}"
-        text += moves_key(quantizable(model), context.arrays)
-        text += f" {table.convolution_bits} {table.expanding} {_state(model)}"
-        key = hashlib.sha256(text.encode()).hexdigest()[:32]
-        folder = context.cache or context.scratch
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{key}.safetensors"
+        kernels = (table.kernels, table.lookup_bits, table.convolution_bits, table.expanding)
+        moves = moves_key(quantizable(model), context.arrays)
+        return context.cached_file(_FORMAT, stats, self, *kernels, moves, _state(model))
 
-    def _compute(
-        self, model: ir.Model, units: Sequence[Unit], path: Path, context: PassContext
-    ) -> None:
+    def _computed(
+        self, model: ir.Model, units: Sequence[Unit], context: PassContext
+    ) -> dict[str, np.ndarray]:
         options = {unit.name: self.offer.options(unit, context.capabilities) for unit in units}
         asked = Asked(model, units, options, self.metric, self._settings(), context)
         judged = METRICS[self.metric].judge(asked)
@@ -217,24 +211,10 @@ class AnnotateSensitivity(Pass):
                 for count, loss in one.keeping.losses.items():
                     arrays[f"{name}/keep/{count}"] = loss
             arrays[f"{name}/score"] = np.array([one.score, one.block], dtype=np.float64)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            # The writer takes memory as it lies, whatever the strides.
-            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        return arrays
 
 
 def _state(model: ir.Model) -> str:
     """Returns the changes by passes after ``calibrate``, apart from moves and scales."""
     notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
     return model_key(model, weights=False) + "".join(str(note) for note in notes if note)
-
-
-def _is_complete(path: Path, units: Sequence[Unit]) -> bool:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {f"{unit.name}/loss" for unit in units} <= set(file.keys())
-    except (SafetensorError, OSError):
-        return False

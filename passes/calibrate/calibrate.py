@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx_ir as ir
-from safetensors import SafetensorError, safe_open
 
 from ...ir import (
     Annotation,
     BlockId,
+    CachedFile,
     Calibrated,
     Calibration,
     InputError,
@@ -32,7 +28,7 @@ from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext
 from ..engine.pipeline.forecast import Couplings, Forecast
-from ..engine.statistics.moments import MomentFile, tokens_file
+from ..engine.statistics.moments import MomentFile, moment_layout
 from ..engine.statistics.moved import forget_moves
 from ..engine.statistics.objective import Objective, choose_objective
 from ..engine.statistics.runtime_moments import measure
@@ -77,16 +73,13 @@ class Calibrate(Pass):
         units = find_units(model)
         good = [unit for unit in units if not unit.reason]
         objective = choose_objective(model, context.calibration.tokens, self.objective)
-        path = self._file(model, context, context.calibration)
-        facts = _read_facts(path)
+        stats, facts = self._stats(model, context, context.calibration)
         reused = facts is not None
         if facts is None:
-            facts = _gather(model, good, objective, path, context, coupled=self.coupled)
-        _annotate(model, units, facts, context.calibration, objective, path.stem)
+            facts = _gather(model, good, objective, stats, context, coupled=self.coupled)
+        _annotate(model, units, facts, context.calibration, objective, stats.key)
         forget_moves(good, context.arrays)
-        context.arrays.mount(path)
-        if facts["weighted"]:
-            context.arrays.mount(tokens_file(path))
+        context.arrays.mount(stats.path)
         context.report[self.name] = {
             "reused": reused,
             "sweep": facts["sweep"],
@@ -94,67 +87,41 @@ class Calibrate(Pass):
         }
         return True
 
-    def _file(self, model: ir.Model, context: PassContext, samples: Calibration) -> Path:
-        """Returns where the stats of this model and these samples are or belong.
+    def _stats(
+        self, model: ir.Model, context: PassContext, samples: Calibration
+    ) -> tuple[CachedFile, dict[str, Any] | None]:
+        """Returns the file for the stats of this model and samples, and its facts if any.
 
         Statistics with couplings between rows also serve those who need none.
         """
-        text = "\n".join((_FORMAT, model_key(model), samples.key, str(len(samples.training))))
-        folder = context.cache or context.scratch
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def place(one: Calibrate) -> Path:
-            whole = f"{text}\n{one}\n{context.seed}"
-            return folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.safetensors"
-
-        more = place(replace(self, coupled=True))
-        return more if _read_facts(more) is not None else place(self)
-
-
-def _read_facts(path: Path) -> dict[str, Any] | None:
-    """Returns what a stats file says of itself, or None when there is no whole file."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("facts", "")
-        facts = json.loads(text)
-    except (SafetensorError, OSError, ValueError):
-        return None
-    whole = isinstance(facts, dict) and facts.get("format") == _FORMAT
-    if not whole or (facts["weighted"] and not _is_readable(tokens_file(path))):
-        return None
-    return dict(facts)
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="numpy"):
-            return True
-    except (SafetensorError, OSError):
-        return False
+        inputs = (_FORMAT, model_key(model), samples.key, len(samples.training), context.seed)
+        for variant in (replace(self, coupled=True), self):
+            stats = context.cached_file(*inputs, variant)
+            facts = stats.facts(context.progress.say)
+            if facts is not None:
+                break
+        return stats, facts
 
 
 def _gather(
     model: ir.Model,
     units: list[Unit],
     objective: Objective,
-    path: Path,
+    stats: CachedFile,
     context: PassContext,
     *,
     coupled: bool,
 ) -> dict[str, Any]:
-    """Runs the sweeps into ``path``, which appears complete or not at all.
+    """Runs the sweeps into ``stats``, which appears complete or not at all.
 
     Raises:
         InputError: The samples overflow the model.
     """
     assert context.calibration is not None
     samples = context.calibration.training
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     refused, begun = context.runner.unsupported(model.graph), time.perf_counter()
-    try:
-        file = MomentFile(partial, units, coupled=coupled and not refused)
+    with stats.making(moment_layout(units, coupled=coupled and not refused)) as arrays:
+        file = MomentFile(arrays)
         if refused:
             why = next(iter(refused.values()))
             context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
@@ -162,19 +129,14 @@ def _gather(
         else:
             positions = sweep(blocks_of(model), units, objective, samples, file, context)
         _refuse_overflow(file)
-        facts = {
-            "format": _FORMAT,
+        file.finish(positions)
+        arrays.facts = {
             "positions": positions,
             "samples": len(samples),
             "seconds": round(time.perf_counter() - begun, 3),
             "sweep": f"runtime ({why})" if refused else "torch",
-            "weighted": file.is_weighted,
         }
-        file.finish(positions, {"facts": json.dumps(facts)}, tokens_file(path))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return facts
+    return arrays.facts
 
 
 def _refuse_overflow(file: MomentFile) -> None:

@@ -168,6 +168,43 @@ def test_kill_at_any_moment_leaves_a_whole_folder(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_stage_is_cleaned_although_the_number_of_its_process_is_in_use(old: Path) -> None:
+    stage = old.with_name(f".{old.name}.mpqc-stage")
+    (stage / "scratch").mkdir(parents=True)
+    (stage / ".lock").write_text(str(os.getpid()))
+    os.rename(old, stage / "old")  # killed between the two renames
+    with pytest.raises(ZeroDivisionError), staged_folder(old, overwrite=True):
+        raise ZeroDivisionError
+    assert tree(old.parent) == {"out [1]": "", "out [1]/model.onnx": "old"}
+
+
+def test_the_second_of_two_writers_is_refused_at_once(old: Path) -> None:
+    with staged_folder(old, overwrite=True) as stage:
+        (stage / "other").write_text("new")
+        with (
+            pytest.raises(UsageError, match="another process"),
+            staged_folder(old, overwrite=True),
+        ):
+            pytest.fail("the block must not run")
+    assert tree(old.parent) == {"out [1]": "", "out [1]/other": "new"}
+
+
+def test_parents_made_for_nothing_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "a/b/c", overwrite=False):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_meets_a_full_disk(old: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(MachineError), staged_folder(old, overwrite=True) as stage:
+            np.save(stage / "x.npy", np.zeros(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_the_output_must_not_hold_an_input(tmp_path: Path) -> None:
     model = tmp_path / "m/model.onnx"
     refuse_overlap(tmp_path / "out", [model])

@@ -12,9 +12,9 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from safetensors.numpy import save_file
 
 from mpqc.ir import Capabilities, InputError, UsageError, read_model, write_model
+from mpqc.ir.sealed_file import write_sealed
 from mpqc.passes.engine.pipeline.base import PassContext, Runner
 from mpqc.passes.engine.pipeline.dump import RUN, Dump, read_dump
 from mpqc.passes.engine.pipeline.instruments import DumpAfterEach, StopAfter
@@ -47,7 +47,8 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def context(tmp_path: Path) -> PassContext:
     made = PassContext(cast(Runner, None), cast(Capabilities, None), tmp_path)
-    save_file({"w/0/hessian": np.eye(64, dtype=np.float32)}, tmp_path / "cached.safetensors")
+    stats = {"w/0/hessian": np.eye(64, dtype=np.float32)}
+    write_sealed(tmp_path / "cached.safetensors", "cached", stats, {})
     made.arrays.mount(tmp_path / "cached.safetensors")
     made.arrays.put("w/order", np.arange(64, dtype=np.int32))
     made.report["early"] = {"kl": np.float64(0.25)}
@@ -172,7 +173,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (change_entry(mounted=[3]), "outside the folder"),
     (change_entry(mounted=["stats-0.safetensors"]), "is missing"),
     (truncate("stats-*"), "is damaged"),
-    (truncate("000_normalize.safetensors"), "cannot read"),
+    (truncate("000_normalize.safetensors"), "is damaged"),
     (truncate("000_normalize.onnx"), "."),
     (truncate("data/*"), "."),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from mpqc.tools import pipelines
 from mpqc.tools.cli import main
 from mpqc.tools.comparison import chart
 from mpqc.tools.comparison.chart import Chart
+from mpqc.tools.comparison.folder import opened
 from mpqc.tools.comparison.kept import Kept
 from mpqc.tools.comparison.methods import read_methods
 from mpqc.tools.comparison.picture import draw
@@ -216,7 +216,7 @@ def test_a_killed_run_leaves_whole_files(words: list[str], tmp_path: Path) -> No
     run.wait()
     first = stored(output)
     assert list(first) == ["default at 3"]
-    assert [one for one in output.iterdir() if one.name.startswith(".work-")]
+    assert [one for one in output.iterdir() if one.name.startswith(".mpqc-")]
     assert main([*words, *asked]) == 0
     assert stored(output)["default at 3"] == first["default at 3"]
     assert list(stored(output)) == ["default at 3", "default at 4"]
@@ -334,11 +334,10 @@ def test_places_that_must_not_be_written(
     (output / "precious").write_text("mine")
     assert main([*words, "--methods", "default"]) == 2
     assert "holds no comparison" in capsys.readouterr().err
-    busy = f".work-{os.getppid()}"
-    (output / busy).mkdir()
-    assert main([*words, "--methods", "default", "--overwrite"]) == 2
-    assert f"process {os.getppid()}" in capsys.readouterr().err
-    assert sorted(one.name for one in output.iterdir()) == [busy, "precious"]
+    with opened(output, overwrite=True):
+        assert main([*words, "--methods", "default", "--overwrite"]) == 2
+        assert "another comparison" in capsys.readouterr().err
+    assert [one.name for one in output.iterdir()] == ["precious"]
     model = str(tmp_path / "model")
     assert main([*words, "--methods", "default", "-o", model, "--overwrite"]) == 2
     assert "replace the input" in capsys.readouterr().err

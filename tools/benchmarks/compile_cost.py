@@ -9,12 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir as ir
 
-from ...ir import BitAllocation, MachineError, annotate, quantizable, read_model
+from ...ir import (
+    BitAllocation,
+    MachineError,
+    annotate,
+    quantizable,
+    read_model,
+    temporary_folder,
+)
 from ...passes.engine.pipeline.pipeline import Pipeline
 from ..comparison.kept import Kept
 from ..comparison.markdown import markdown
@@ -39,8 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Compiles in a process of its own, then does the plain work in this one."""
-    with TemporaryDirectory(prefix="mpqc-cost-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         found = compile_apart(chosen, folder)
         with job(
             chosen.model,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ...frontend.model_source import locate
+from ...ir import temporary_folder
 from ..compilation import Compilation, prepare
 from ..progress import choose_progress
 from ..settings import make_settings
@@ -35,6 +35,6 @@ def job(
         target=target,
     )
     cache.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="mpqc-") as scratch:
+    with temporary_folder() as scratch:
         source, shown = locate(model), choose_progress()
-        yield prepare(source, settings, Path(scratch), cache, shown, Watch())
+        yield prepare(source, settings, scratch, cache, shown, Watch())

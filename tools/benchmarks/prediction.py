@@ -51,7 +51,7 @@ def run(chosen: argparse.Namespace) -> None:
         with job(
             chosen.model,
             chosen.calibration,
-            stats_folder() or chosen.output / "stats",
+            stats_folder(None, print) or chosen.output / "stats",
             samples=chosen.samples,
             sequence_length=chosen.sequence_length,
             target=chosen.target,

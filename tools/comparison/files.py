@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ...ir import machine_errors
+from ...ir.atomic_file import replacing
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -14,8 +14,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         MachineError: The disk is full or the place cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     with machine_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as file:
+            file.write(text.encode())

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...ir import UsageError, is_alive, machine_errors
+from ...ir import UsageError, machine_errors, temporary_folder
+from ...ir.owned_folder import claim, release
 
 RESULTS = "compare.json"
 TABLE = "compare.md"
 PICTURE = "compare.svg"
 COMPILED = "compiled"
-_WORK = ".work-"
+_WORK = ".mpqc-work"
 
 
 @contextmanager
@@ -34,15 +35,19 @@ def opened(output: Path, *, overwrite: bool) -> Iterator[Path]:
     _refuse(output, overwrite)
     with machine_errors(output / RESULTS):
         output.mkdir(parents=True, exist_ok=True)
-        _remove_stale(output)
+        lock = claim(output / _WORK)
+    if lock is None:
+        raise UsageError(
+            f"another comparison writes to {output}",
+            hint="wait for it, or choose another folder with -o",
+        )
+    try:
         if overwrite:
             _forget(output)
-        work = output / f"{_WORK}{os.getpid()}"
-        work.mkdir()
-    try:
-        yield work
+        with temporary_folder(output / _WORK) as work:
+            yield work
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        release(output / _WORK, lock)
 
 
 def _refuse(output: Path, overwrite: bool) -> None:
@@ -52,23 +57,12 @@ def _refuse(output: Path, overwrite: bool) -> None:
         raise UsageError(
             f"the output {output} exists and is not a folder", hint="choose another with -o"
         )
-    foreign = [one for one in output.iterdir() if not one.name.startswith(_WORK)]
+    foreign = [one for one in output.iterdir() if not one.name.startswith(".mpqc-")]
     if foreign and not overwrite and not (output / RESULTS).is_file():
         raise UsageError(
             f"the output folder {output} exists and holds no comparison",
             hint="choose another with -o, or add --overwrite",
         )
-
-
-def _remove_stale(output: Path) -> None:
-    for one in output.glob(f"{_WORK}*"):
-        pid = one.name.removeprefix(_WORK)
-        if pid.isdigit() and int(pid) != os.getpid() and is_alive(int(pid)):
-            raise UsageError(
-                f"another comparison (process {pid}) writes to {output}",
-                hint="wait for it, or choose another folder with -o",
-            )
-        shutil.rmtree(one, ignore_errors=True)
 
 
 def _forget(output: Path) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...ir import InfeasibleBudget, UsageError, staged_folder
+from ...ir import InfeasibleBudget, UsageError, staged_folder, temporary_folder
 from ..budget import Budget
 from ..compilation import Compilation
 from ..evaluate import HeldOut, evaluate_on
@@ -91,8 +90,7 @@ def _run(
     point: Point, job: Compilation, held_out: HeldOut, keep: Path | None
 ) -> dict[str, Any]:
     assert isinstance(point.settings, CompileSettings)
-    with TemporaryDirectory(dir=job.scratch, prefix="point-") as name:
-        scratch = Path(name)
+    with temporary_folder(job.scratch) as scratch:
         work = replace(job, settings=point.settings, scratch=scratch)
         folder = keep / point.name.replace(" ", "-") if keep else scratch / "compiled"
         with staged_folder(folder, overwrite=True) as stage:

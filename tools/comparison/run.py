@@ -138,7 +138,7 @@ def compare(
     source, shown = locate(Path(model)), progress or SilentProgress()
     folder = Path(output) if output is not None else named_after(model, "compared")
     refuse_overlap(folder, _read_by(source, [*calibration, *texts]))
-    kept_stats = Path(cache) if cache is not None else stats_folder()
+    kept_stats = stats_folder(cache, shown.say)
     with opened(folder, overwrite=overwrite) as work:
         job = prepare(source, settings, work, kept_stats, shown, Watch())
         held_out = HeldOut.of(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ....ir import Annotation, ArrayStore, Calibration, Capabilities, Feeds
+from ....ir import Annotation, ArrayStore, CachedFile, Calibration, Capabilities, Feeds
 from ....ir.text_form import print_record
 from .forecast import Forecast
 
@@ -97,6 +97,10 @@ class PassContext:
     progress: Progress = field(default_factory=SilentProgress)
     original: Path | None = None
     report: dict[str, Any] = field(default_factory=dict)
+
+    def cached_file(self, *inputs: object) -> CachedFile:
+        """Returns the file for a result that depends on ``inputs``, by their text."""
+        return CachedFile.of(self.cache or self.scratch, *inputs)
 
 
 @dataclass(frozen=True)

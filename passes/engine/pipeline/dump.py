@@ -7,22 +7,27 @@ dumps share, the stats files by content, and ``run.json``. Nothing in it names a
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from safetensors import SafetensorError, safe_open
 
-from ....ir import ArrayStore, InputError, UsageError, machine_errors, read_model, write_model
-from ....ir.writer import replacing
+from ....ir import (
+    ArrayStore,
+    InputError,
+    UsageError,
+    machine_errors,
+    read_model,
+    temporary_folder,
+    write_model,
+)
+from ....ir.atomic_file import put_in_place, replacing
+from ....ir.sealed_file import read_seal
 from .base import Pass, PassContext
 from .spec import parse_passes, print_passes
 
@@ -122,37 +127,25 @@ def _write_arrays(arrays: ArrayStore, path: Path) -> str | None:
     if not arrays.in_memory():
         path.unlink(missing_ok=True)
         return None
-    staged = path.with_suffix(".tmp")
-    arrays.save(staged)
-    os.replace(staged, path)
+    arrays.save(path, path.stem)
     return path.name
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(path: Path, size: int, changed: int) -> str:
-    """Returns the content hash of a file; size and time only tell a changed file apart."""
-    del size, changed
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
 def _content_name(path: Path) -> str:
-    seen = path.stat()
-    return f"stats-{_digest(path, seen.st_size, seen.st_mtime_ns)}.safetensors"
+    seal = read_seal(path)
+    return f"stats-{seal.key}-{seal.checksum}.safetensors"
 
 
 def _keep(path: Path, folder: Path) -> str:
     """Puts a stats file into the folder, named by its content; returns that name."""
     name = _content_name(path)
-    kept = folder / name
-    if not kept.exists():
-        staged = folder / f"{name}.tmp"
-        staged.unlink(missing_ok=True)
-        try:
-            os.link(path, staged)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(path, staged)
-        os.replace(staged, kept)
+    if not (folder / name).exists():
+        with temporary_folder(folder) as stage:
+            try:
+                os.link(path, stage / name)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(path, stage / name)
+            put_in_place(stage / name, folder / name)
     return name
 
 
@@ -240,23 +233,13 @@ def _read_arrays(entry: Mapping[str, Any], folder: Path) -> ArrayStore:
         file = _file_in(folder, name)
         if _content_name(file) != file.name:
             raise InputError(f"{file} is damaged: its content does not match its name")
-        with _reading(file):
-            arrays.mount(file)
+        arrays.mount(file)
     if entry["arrays"] is not None:
         file = _file_in(folder, entry["arrays"])
-        with _reading(file), safe_open(file, framework="numpy") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                arrays.put(name, opened.get_tensor(name))
+        if read_seal(file).key != file.stem:
+            raise InputError(f"{file} belongs to another dump")
+        arrays.load(file)
     return arrays
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Turns the errors of the safetensors reader into InputErrors."""
-    try:
-        yield
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"cannot read {file}: {error}", hint=_HINT) from error
 
 
 def _file_in(folder: Path, name: Any) -> Path:

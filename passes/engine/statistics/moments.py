@@ -21,15 +21,14 @@ For a convolution, whose positions share their gradient, it is the diagonal Fish
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from ....ir import Unit
-from ....ir.array_file import ArrayFile
+from ....ir.sealed_file import ArrayFile, Layout
 from .token_file import TokenFile
 
 WEIGHT_RANGE = (0.05, 4.0)
@@ -68,19 +67,24 @@ class UnitMoments:
         return f"{self.unit.name}/{use}/{what}"
 
 
+def moment_layout(units: Iterable[Unit], *, coupled: bool) -> Layout:
+    """Returns shape and type of every array that a ``MomentFile`` of ``units`` fills."""
+    shapes = dict(one for unit in units for one in UnitMoments(unit).arrays(coupled))
+    return {name: (shape, np.float32) for name, shape in shapes.items()}
+
+
 class MomentFile:
     """Accumulators of all units, laid out in their final file from the start.
 
     The arrays of the block at work stay in memory until ``flush``.
     """
 
-    def __init__(self, path: Path, units: list[Unit], *, coupled: bool = False) -> None:
-        shapes = dict(one for unit in units for one in UnitMoments(unit).arrays(coupled))
-        self._file = ArrayFile.create(path, shapes, np.float32)
-        self._names = frozenset(shapes)
+    def __init__(self, file: ArrayFile) -> None:
+        self._file = file
+        self._names = file.names
         self._counts: dict[str, int] = defaultdict(int)
         self._open: dict[str, torch.Tensor] = {}
-        self._tokens = TokenFile(path.parent)
+        self._tokens = TokenFile(file.folder)
         self._extremes: dict[str, torch.Tensor] = {}
         self._ranged: set[str] = set()
 
@@ -92,11 +96,6 @@ class MomentFile:
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
-
-    @property
-    def is_weighted(self) -> bool:
-        """Whether weights of tokens were kept."""
-        return self._tokens.filled
 
     @property
     def held_bytes(self) -> int:
@@ -155,25 +154,18 @@ class MomentFile:
         )
         return sorted({name.rsplit("/", 2)[0] for name in broken})
 
-    def finish(self, positions: float, metadata: Mapping[str, str], tokens: Path) -> None:
-        """Turns sums into expectations and closes the file.
+    def finish(self, positions: float) -> None:
+        """Turns sums into expectations, and adds ``<unit>/<t>/tokens``, the ``c_t``, float16.
 
         Args:
             positions: At how many places the loss was taken: what plain sums are divided by.
-            metadata: Text to keep in the file's header.
-            tokens: Where to write the weights of single tokens, if they were kept.
         """
         self.flush()
-        self._tokens.save(tokens)
         for name in sorted(self._names - self._ranged):
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
-        self._file.close(metadata)
-
-
-def tokens_file(stats: Path) -> Path:
-    """Returns where the ``c_t`` of a stats file are: ``<unit>/<t>/tokens``, float16."""
-    return stats.with_suffix(".tokens")
+        for name, weights in self._tokens.take():
+            self._file.append(name, weights)
 
 
 def unseen_share(counts: torch.Tensor) -> float:

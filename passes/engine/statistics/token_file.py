@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
-from safetensors.numpy import save_file
 
 _TYPE = np.dtype(np.float16)
 
@@ -20,20 +20,15 @@ class TokenFile:
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115, as long as the object
         self._pieces: dict[str, list[tuple[int, int]]] = defaultdict(list)
 
-    @property
-    def filled(self) -> bool:
-        """Whether anything was appended."""
-        return bool(self._pieces)
-
     def append(self, name: str, values: np.ndarray) -> None:
         """Appends float16 ``values`` under ``name``."""
         self._pieces[name].append((self._file.tell(), values.size))
         self._file.write(values.astype(_TYPE, copy=False).tobytes())
 
-    def save(self, path: Path) -> None:
-        """Writes the arrays to a safetensors file, if there are any, and forgets them."""
-        if self.filled:
-            save_file({name: self._read(name) for name in self._pieces}, path)
+    def take(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields every array with its name, and forgets them."""
+        for name in self._pieces:
+            yield name, self._read(name)
         self._file.close()
 
     def _read(self, name: str) -> np.ndarray:
