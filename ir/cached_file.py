@@ -53,7 +53,7 @@ class CachedFile:
         Args:
             say: Told when a file is removed.
         """
-        if not self.path.exists():
+        if not self.path.is_file():
             return None
         try:
             seal = read_seal(self.path)

@@ -7,8 +7,10 @@ change that it makes to the file system, which is when being killed matters most
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "shutil.rmtree")
 
@@ -59,7 +61,7 @@ class Running:
         status = int(self._server.ask({"wait": self.pid}))
         seconds = time.monotonic() - self._begun
         facts, errors = self._place / "facts", self._place / "errors"
-        found: Any = json.loads(facts.read_text()) if facts.exists() else [0, []]
+        found = json.loads(facts.read_text()) if facts.exists() else [0, []]
         text = errors.read_text() if errors.exists() else ""
         code = os.waitstatus_to_exitcode(status)
         return Ended(code, seconds, found[0], text, tuple(found[1]))
@@ -195,7 +197,14 @@ def _lift_limits() -> None:
 def _serve() -> None:
     # What a compile imports; nothing of it may start threads before the fork.
     import torch
+    import torch._dynamo
 
+    import mpqc.passes
+    import mpqc.tools.api
+    import mpqc.tools.cli_commands
+
+    for module in pkgutil.walk_packages(mpqc.passes.__path__, "mpqc.passes."):
+        importlib.import_module(module.name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         request = json.loads(line)
