@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "shutil.rmtree")
 
@@ -61,7 +61,7 @@ class Running:
         status = int(self._server.ask({"wait": self.pid}))
         seconds = time.monotonic() - self._begun
         facts, errors = self._place / "facts", self._place / "errors"
-        found = json.loads(facts.read_text()) if facts.exists() else [0, []]
+        found: Any = json.loads(facts.read_text()) if facts.exists() else [0, []]
         text = errors.read_text() if errors.exists() else ""
         code = os.waitstatus_to_exitcode(status)
         return Ended(code, seconds, found[0], text, tuple(found[1]))
