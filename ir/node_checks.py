@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import cast
 
 import onnx
 import onnx_ir as ir
@@ -113,7 +114,7 @@ def _signature(domain: str, operator: str, opset: int) -> _Signature | None:
         inputs=(schema.min_input, schema.max_input),
         needed=tuple(at for at, one in enumerate(schema.inputs) if one.option == single),
         outputs=(schema.min_output, schema.max_output),
-        types={name: int(one.type.value) for name, one in schema.attributes.items()},
+        types={name: cast("int", one.type) for name, one in schema.attributes.items()},
         required=tuple(name for name, one in schema.attributes.items() if one.required),
     )
 

@@ -185,6 +185,7 @@ def prepare(
         random=settings.random_calibration,
         seed=settings.seed,
     )
+    _check_that_it_runs(source.onnx, settings.target, calibration)
     return Compilation(
         settings=settings,
         source=source,
@@ -195,6 +196,16 @@ def prepare(
         progress=progress,
         watch=watch,
     )
+
+
+def _check_that_it_runs(path: Path, target: str, calibration: Calibration) -> None:
+    """Runs the first sample, so that a model that cannot run is refused before the work.
+
+    Raises:
+        InputError: The runtime cannot load the model, or it fails on the sample.
+    """
+    with open_session(path, load(target).provider) as session:
+        session.run(calibration.feeds[0])
 
 
 def exported(source: Source, scratch: Path, progress: Progress) -> Source:

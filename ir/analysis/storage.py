@@ -214,10 +214,11 @@ class _Accounts:
 
     def _enter_columns(self, node: ir.Node, name: str) -> None:
         """Enters columns in float that belong to a weight whose others are codes."""
-        value = node.inputs[1]
-        assert value is not None
-        columns, rows = self._static.dims(value)
-        (stored_as,) = self._static.sources(value)
+        value, sources = node.inputs[1], self._static.sources(node.inputs[1])
+        dims = self._static.dims(value) if value is not None and sources else None
+        if dims is None or len(dims) != 2 or len(sources) != 1:
+            return  # a note that somebody else wrote
+        (columns, rows), (stored_as,) = dims, sources
         bits = self._static.constants[stored_as].dtype.bitwidth
         self._accounts[name].parts[frozenset({stored_as})] = Part(rows, columns, bits, True)
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import onnx
-from google.protobuf.message import Message
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 NUMBERS = (
     0,

@@ -91,7 +91,7 @@ _ARRAYS: dict[str, np.ndarray] = {
     "again": _random(1, 192, 64),
     "heads": _whole(1, -1, 4, 16),
     "flat": _whole(1, -1, 64),
-    "scale": np.float32(0.25),
+    "scale": np.array(0.25, np.float32),
     "codes": _bytes(np.uint8, 64, 2, 16),
     "scales": _random(128),
     "rows": _bytes(np.uint8, 128, 32),

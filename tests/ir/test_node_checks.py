@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ def base() -> Model:
     return proto(BASE, {"w": ramp(64, 64)})
 
 
-def add(op: str, inputs: list[str], domain: str = "", **attributes: object) -> Model:
+def add(op: str, inputs: list[str], domain: str = "", **attributes: Any) -> Model:
     """Returns a model with one more node, whose output nothing reads."""
     model = base()
     model.graph.node.append(helper.make_node(op, inputs, ["z"], domain=domain, **attributes))
@@ -35,9 +36,9 @@ def changed(change: Callable[[Model], object]) -> Model:
     return model
 
 
-def n_bits(**given: int) -> Model:
-    attributes = {"K": 64, "N": 64, "block_size": 32, "bits": 4, **given}
-    attributes = {name: value for name, value in attributes.items() if value is not None}
+def n_bits(**given: int | None) -> Model:
+    all_given = {"K": 64, "N": 64, "block_size": 32, "bits": 4, **given}
+    attributes = {name: value for name, value in all_given.items() if value is not None}
     return add("MatMulNBits", ["x", "w", "w"], "com.microsoft", **attributes)
 
 
@@ -169,5 +170,7 @@ def test_what_is_legal_is_read(case: str, tmp_path: Path) -> None:
     path.write_bytes(LEGAL[case]().SerializeToString())
     model = read_model(path)
     assert all(
-        not isinstance(dim, int) or dim >= 0 for one in model.graph.inputs for dim in one.shape
+        not isinstance(dim, int) or dim >= 0
+        for one in model.graph.inputs
+        for dim in one.shape or ()
     )
