@@ -9,7 +9,7 @@ import pytest
 from . import campaign, worker
 
 FOUND = sorted(path for path in Path(__file__).parent.glob("cases/*/*") if path.is_file())
-_CASES = 200
+_CASES = 40
 
 
 @pytest.mark.ort
