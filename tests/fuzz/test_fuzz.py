@@ -19,7 +19,7 @@ def test_nothing_but_our_own_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.ort
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_was_found_stays_mended(path: Path) -> None:
     assert "fault" not in worker.drive(path.parent.name, path.read_bytes())
