@@ -44,6 +44,7 @@ from ..engine.pipeline.base import Pass, PassContext
 from ..engine.pipeline.forecast import Forecast, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import observe, quantize
+from .overflow import make_room
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
@@ -67,10 +68,12 @@ class InsertQdq(Pass):
     samples, so that runtimes can multiply integers. Products of INT4 rows have no such kernel
     anywhere; their activations stay as they are. ``int8`` is symmetric, as TensorRT wants it;
     ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation with rare
-    large values: the costliest stay in float too, see ``tolerance``.
+    large values: the costliest stay in float too, see ``tolerance``. Processors without VNNI
+    clip sums of two products in these kernels, so INT8 rows whose neighbouring codes could be
+    clipped get a larger scale: every processor computes the same then.
 
     The graph has no zero points but those of ``uint8`` activations, and computes exactly what
-    the simulated one computed, rounded activations apart.
+    the simulated one computed, rounded activations and these rows apart.
 
     Attributes:
         activations: ``none``, ``int8`` or ``uint8``.
@@ -136,6 +139,12 @@ class InsertQdq(Pass):
             else:
                 work.specs[unit.name] = (unit, spec)
         facts = self._quantize_activations(work) if self.activations != "none" else {}
+        if work.quantized:
+            facts["rounded_anew"] = {
+                unit.name: make_room(unit, spec, context.arrays)
+                for unit, spec in work.specs.values()
+                if any(use.node in work.quantized for use in unit.uses)
+            }
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         lowered = {"lowered": len(work.specs), "skipped": work.skipped}
