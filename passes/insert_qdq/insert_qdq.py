@@ -44,6 +44,7 @@ from ..engine.pipeline.base import Pass, PassContext
 from ..engine.pipeline.forecast import Forecast, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import histograms, quantize
+from .overflow import make_room
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
@@ -69,8 +70,11 @@ class InsertQdq(Pass):
     requires; ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation
     with rare large values: the most expensive ones stay in float too, see ``tolerance``.
 
-    The only zero points are those of ``uint8`` activations. Apart from rounded activations,
-    the graph computes exactly the same as the simulated one.
+    Processors without VNNI clip sums of two products in these kernels, so INT8 rows whose
+    neighbouring codes could be clipped get a larger scale: every processor computes the same.
+
+    The only zero points are those of ``uint8`` activations. Apart from rounded activations
+    and these rows, the graph computes exactly the same as the simulated one.
 
     Attributes:
         activations: ``none``, ``int8`` or ``uint8``.
@@ -136,6 +140,12 @@ class InsertQdq(Pass):
             else:
                 work.specs[unit.name] = (unit, spec)
         facts = self._quantize_activations(work) if self.activations != "none" else {}
+        if work.quantized:
+            facts["rounded_anew"] = {
+                unit.name: make_room(unit, spec, context.arrays)
+                for unit, spec in work.specs.values()
+                if any(use.node in work.quantized for use in unit.uses)
+            }
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         lowered = {"lowered": len(work.specs), "skipped": work.skipped}

@@ -4,7 +4,7 @@
 
 Activations are stored as uint8 around 128: with unsigned activations and signed weights, x86
 processors have instructions for the product, and ONNX Runtime uses them. Signed ones are many
-times slower there.
+times slower there. Older processors clip sums of two such products, so weights leave room.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..engine.execution.parallel import for_each
 from ..engine.numerics.activations import largest_code
 from ..engine.numerics.gptq import Rounded, round_rows
 from ..engine.numerics.packing import code_of_zero, pack
+from ..engine.numerics.pair_sums import without_overflow
 from ..engine.pipeline.base import PassContext
 from ..engine.statistics.quadratic import Quadratic
 
@@ -54,13 +55,22 @@ def lower_all(model: ir.Model, bits: int, context: PassContext) -> bool:
     def work(unit: Unit) -> Rounded:
         factor = Quadratic.of(unit, context.arrays).factor()
         weight = torch.from_numpy(unit.matrix())
-        return round_rows(weight, bits, unit.shape[1], factor, refinements=_REFINEMENTS)
+        rounded = round_rows(weight, bits, unit.shape[1], factor, refinements=_REFINEMENTS)
+        return _without_overflow(weight, rounded)
 
     stored = for_each(work, units, context.progress, "rounding")
     _Products(model, bits).replace(units, stored)
     report = context.report["rewrite-crossquant"]
     report |= {"int8": [unit.name for unit in units], "float": left}
     return bool(units or left)
+
+
+def _without_overflow(weight: torch.Tensor, rounded: Rounded) -> Rounded:
+    """Rounds anew what processors without VNNI would clip; codes of 4 bits never are."""
+    codes, scales = without_overflow(
+        weight.numpy(), rounded.codes.numpy(), rounded.scales.numpy()[:, 0]
+    )
+    return Rounded(torch.from_numpy(codes), torch.from_numpy(scales)[:, None])
 
 
 def _why_not(unit: Unit) -> str:

@@ -62,7 +62,8 @@ def test_strings_have_a_size() -> None:
     proto = onnx.parser.parse_model(
         HEADER + "g (float[64, 64] x) => (string[1] y) { y = Gather (labels, zero) }"
     )
-    strings = onnx.helper.make_tensor("labels", onnx.TensorProto.STRING, [3], ["ab"] * 3)
+    strings = onnx.TensorProto(name="labels", dims=[3], data_type=onnx.TensorProto.STRING)
+    strings.string_data.extend([b"ab"] * 3)
     proto.graph.initializer.append(strings)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(whole(0), "zero"))
     assert stored(ir.from_proto(proto)).rest >= 6

@@ -18,6 +18,7 @@ from mpqc.backend.openvino import open_openvino
 from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, UsageError, quantizable
 from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.forecast import Forecast
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
@@ -182,6 +183,50 @@ def test_activations_are_rounded_once_and_as_the_standard_says(
         zeros = [v for k, v in copy.graph.initializers.items() if "zero_point" in k]
         assert zeros
         assert all(one.const_value.numpy() == 0 for one in zeros)  # type: ignore[union-attr]
+
+
+CONVOLUTION = """<ir_version: 10, opset_import: ["" : 21]>
+    g (float[N, 18, 8, 8] A) => (float[N, 32, 6, 6] Y) { Y = Conv(A, W) }"""
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("model", "feeds"),
+    [
+        (lambda: parse(MLP, {"W": noise(COLUMNS, 96), "V": noise(96, 64)}), (2, 5, COLUMNS)),
+        (lambda: parse(CONVOLUTION, {"W": noise(32, 18, 3, 3)}), (2, 18, 8, 8)),
+    ],
+    ids=["products", "convolution"],
+)
+def test_codes_leave_room_for_processors_that_clip_sums(
+    model: Callable[[], ir.Model], feeds: tuple[int, ...], kind: str, tmp_path: Path
+) -> None:
+    samples = [{"A": noise(*feeds, seed=seed)} for seed in range(4)]
+    made, context = model(), work(tmp_path, samples)
+    for unit in quantizable(made):
+        round_unit(unit, (f"8g{unit.shape[1]}",), context.arrays)
+    InsertQdq(activations=kind).run(made, context)
+    changed = context.report["insert-qdq"]["rounded_anew"]
+    assert all(changed.values())
+    stored = [v.const_value for k, v in made.graph.initializers.items() if "/codes" in k]
+    assert len(stored) == len(changed)
+    for codes in stored:
+        assert codes is not None
+        array = codes.numpy()
+        # Columns x rows for products; kernels of convolutions take a tap's channels together.
+        rows = (
+            array.T if array.ndim == 2 else np.moveaxis(array, 1, -1).reshape(len(array), -1)
+        )
+        assert not overflowing_rows(rows).any()
+
+
+def test_without_integer_products_codes_stay(tmp_path: Path) -> None:
+    model = product()
+    lowered, context = lower(model, (f"8g{COLUMNS}",), tmp_path)
+    codes = next(v for k, v in lowered.graph.initializers.items() if "/codes" in k)
+    assert codes.const_value is not None
+    assert overflowing_rows(codes.const_value.numpy().T).any()
+    assert "rounded_anew" not in context.report["insert-qdq"]
 
 
 def test_products_of_four_bits_keep_their_activations(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mpqc.ir import ColumnScales, InputError, UsageError, listing, note_of, quan
 from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.numerics.activations import block_steps, cross_steps, rounded
 from mpqc.passes.engine.numerics.divergence import kl_divergence
+from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.moved import move, read_moved, replace_moved
@@ -252,6 +253,7 @@ def test_int8_products_compute_what_rounding_says(bits: int, tmp_path: Path) -> 
     flat = torch.from_numpy(x.reshape(-1, 65))
     tokens = rounded(flat, block_steps(flat, 0))
     codes = _stored_codes(model, bits)
+    assert not overflowing_rows(codes.T.astype(np.int8)).any()
     scales = next(v for n, v in model.graph.initializers.items() if n.endswith("scales"))
     assert scales.const_value is not None
     matrix = codes * scales.const_value.numpy().astype(np.float32)
