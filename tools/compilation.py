@@ -187,7 +187,7 @@ def prepare(
         random=options.random_calibration,
         seed=options.seed,
     )
-    _check_that_it_runs(source.onnx, settings.target, calibration)
+    _check_that_it_runs(source.onnx, options.target, calibration)
     return Compilation(
         settings=settings,
         source=source,
