@@ -1,0 +1,96 @@
+"""The executor: blocks of any graph, with any weights, in memory or on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from mpqc.ir import InternalError, find_units
+from mpqc.ir.analysis.blocks import blocks_of
+from mpqc.passes.engine.execution.executor import BlockRunner, weight_of
+from mpqc.passes.engine.execution.samples import Samples, Values
+from mpqc.passes.engine.pipeline.base import PassContext
+
+from .swept import context, language, run, sentences
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> PassContext:
+    return context(tmp_path, sentences(count=2, length=8))
+
+
+def in_blocks(work: PassContext) -> ir.Model:
+    return run("normalize,partition-blocks", language(), work)
+
+
+def feeds(work: PassContext) -> list[dict[str, np.ndarray]]:
+    assert work.calibration is not None
+    return [dict(feed) for feed in work.calibration.feeds]
+
+
+def logits(model: ir.Model, samples: Samples, work: PassContext) -> list[Values]:
+    runner = BlockRunner(work.runner, blocks_of(model))
+    found: list[Values] = []
+    for block in runner.blocks:
+        wanted = model.graph.outputs if block is runner.blocks[-1] else ()
+        found = list(runner.forward(samples, block, wanted))
+    return found
+
+
+def test_boundaries_on_disk_change_nothing_and_none_is_left(
+    work: PassContext, tmp_path: Path
+) -> None:
+    model = in_blocks(work)
+    for one, other in zip(
+        logits(model, Samples(feeds(work)), work),
+        logits(model, Samples(feeds(work), folder=tmp_path / "disk"), work),
+        strict=True,
+    ):
+        assert torch.equal(one["logits"], other["logits"])
+    assert [path for path in (tmp_path / "disk").rglob("*") if path.is_file()] == []
+
+
+def test_a_block_of_two_graphs_runs_on_the_same_inputs(work: PassContext) -> None:
+    """How the graphs before and after a pass are compared."""
+    before, after = in_blocks(work), in_blocks(work)
+    unit = next(one for one in find_units(after) if one.name == "up2")
+    unit.replace(unit.matrix() * 2)
+    samples, differing = Samples(feeds(work)), []
+    runners = [BlockRunner(work.runner, blocks_of(model)) for model in (before, after)]
+    for one, other in zip(runners[0].blocks, runners[1].blocks, strict=True):
+        changed = list(runners[1].forward(samples, other, other.outputs, go_on=False))
+        exact = list(runners[0].forward(samples, one, one.outputs))
+        names = [str(value.name) for value in one.outputs]
+        if not all(
+            torch.equal(x[name], y[name])
+            for x, y in zip(exact, changed, strict=True)
+            for name in names
+        ):
+            differing.append(one.index)
+    (place,) = {b.index for b in blocks_of(after) for u in unit.uses if u.node in b.nodes}
+    assert differing == [place]
+
+
+def test_weights_from_outside_are_those_of_a_changed_graph(work: PassContext) -> None:
+    model = in_blocks(work)
+    runner = BlockRunner(work.runner, blocks_of(model), model.graph.outputs)
+    for unit in find_units(model):
+        (sample,) = Samples(feeds(work)[:1])
+        runner.run(sample, {unit.weight: weight_of(unit, unit.matrix() * 0.5)})
+        changed = in_blocks(work)
+        other = next(one for one in find_units(changed) if one.name == unit.name)
+        other.replace(other.matrix() * 0.5)
+        (wanted,) = logits(changed, Samples(feeds(work)[:1]), work)
+        assert torch.equal(sample["logits"], wanted["logits"]), unit.name
+
+
+def test_a_block_before_its_inputs_is_our_bug(work: PassContext) -> None:
+    runner = BlockRunner(work.runner, blocks_of(in_blocks(work)))
+    with pytest.raises(InternalError, match="before any has made it"):
+        list(runner.forward(Samples(feeds(work)), runner.blocks[1]))
