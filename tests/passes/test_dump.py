@@ -152,6 +152,16 @@ def truncate(pattern: str) -> Callable[[Path], Any]:
     return damage
 
 
+def flip(pattern: str) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        for path in folder.glob(pattern):
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    return damage
+
+
 DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / RUN).unlink(), "no run.json"),
     (lambda folder: (folder / RUN).write_text("{"), "is not JSON"),
@@ -176,6 +186,9 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (truncate("000_normalize.safetensors"), "is damaged"),
     (truncate("000_normalize.onnx"), "."),
     (truncate("data/*"), "."),
+    (flip("data/*"), "does not match its name"),
+    (flip("000_normalize.safetensors"), "checksum"),
+    (flip("stats-*"), "checksum"),
 ]
 
 

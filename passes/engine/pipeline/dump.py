@@ -7,8 +7,10 @@ dumps share, the stats files by content, and ``run.json``. Nothing in it names a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +36,7 @@ from .spec import parse_passes, print_passes
 FORMAT = 1
 RUN = "run.json"
 _SHARED = "data"
+_TENSOR = re.compile(rb"data/([0-9a-f]{64})\.bin")
 _LARGEST_RUN = 64 << 20  # bytes of run.json; ours are a few kilobytes
 _HINT = "mpqc opt reads what --dump-after-each writes"
 
@@ -216,6 +219,7 @@ def read_dump(path: Path) -> Dump:
     _check_position(parse_passes(run["pipeline"]), entry["position"], path)
     arrays = _read_arrays(entry, path.parent)
     model = read_model(path)
+    _check_tensors(path)
     return Dump(
         model, arrays, run["pipeline"], entry["position"], run["settings"], entry["report"]
     )
@@ -225,6 +229,15 @@ def _check_position(passes: tuple[Pass, ...], position: int, path: Path) -> None
     inside = 0 < position <= len(passes)
     if not inside or path.stem != dump_name(position - 1, passes[position - 1].name):
         raise InputError(f"{path.parent / RUN} and the name {path.name} disagree", hint=_HINT)
+
+
+def _check_tensors(path: Path) -> None:
+    """Refuses a dump if a tensor file that it names is not the one that was written."""
+    for digest in sorted(set(_TENSOR.findall(path.read_bytes()))):
+        tensor = path.parent / _SHARED / f"{digest.decode()}.bin"
+        with tensor.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest.decode():
+                raise InputError(f"{tensor} is damaged: its content does not match its name")
 
 
 def _read_arrays(entry: Mapping[str, Any], folder: Path) -> ArrayStore:
