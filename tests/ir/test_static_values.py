@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -62,7 +64,8 @@ def test_strings_have_a_size() -> None:
     proto = onnx.parser.parse_model(
         HEADER + "g (float[64, 64] x) => (string[1] y) { y = Gather (labels, zero) }"
     )
-    strings = onnx.helper.make_tensor("labels", onnx.TensorProto.STRING, [3], ["ab"] * 3)
+    words: Any = [b"ab"] * 3
+    strings = onnx.helper.make_tensor("labels", onnx.TensorProto.STRING, [3], words)
     proto.graph.initializer.append(strings)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(whole(0), "zero"))
     assert stored(ir.from_proto(proto)).rest >= 6
