@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..ir import InputError, MachineError
+from ..ir.undoing import undone
 from .model_source import COMPANIONS, architectures, is_inside, read_settings
 from .text import has_tokenizer
 
@@ -159,21 +160,7 @@ def _build(folder: Path, stage: Path) -> bool:
     ]
     command += ["--extra_options", "hf_token=false", "hf_remote=false"]
     try:
-        done = subprocess.run(
-            command,
-            env=dict(_environment(cache)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd=cache,
-            timeout=_EXPORT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(
-            f"the model builder ran for more than {error.timeout:.0f} s"
-        ) from error
+        done = _run(command, cache)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     if done.returncode == 0 and (stage / "model.onnx").is_file():
@@ -183,6 +170,28 @@ def _build(folder: Path, stage: Path) -> bool:
         _refuse(done)
     _keep_only(stage, set())
     return False
+
+
+def _run(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command in ``home``; it does not outlive this process."""
+    child = subprocess.Popen(
+        command,
+        env=dict(_environment(home)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd=home,
+    )
+    with child, undone(child.kill):
+        try:
+            said = child.communicate(timeout=_EXPORT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(
+                f"the model builder ran for more than {error.timeout:.0f} s"
+            ) from error
+    return subprocess.CompletedProcess(command, child.returncode, *said)
 
 
 def _keep_only(stage: Path, names: set[str]) -> None:

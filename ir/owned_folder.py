@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import MachineError
+from .undoing import undone
 
 _LOCK = ".lock"
 _PREFIX = ".mpqc-"
@@ -74,10 +75,8 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
         lock = claim(folder)
         if lock is not None:
             break
-    try:
+    with undone(functools.partial(release, folder, lock)):
         yield folder
-    finally:
-        release(folder, lock)
 
 
 def _make(folder: Path) -> bool:

@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from .atomic_file import sync
 from .errors import UsageError
 from .machine_errors import machine_errors
 from .owned_folder import claim, release
+from .undoing import undone
 
 
 def refuse_overlap(output: Path, inputs: Iterable[Path]) -> None:
@@ -103,13 +105,15 @@ def staged_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 def _parents_of(output: Path) -> Iterator[None]:
     """Makes the folders above ``output``; those that stay empty are removed again."""
     missing = [folder for folder in output.parents if not folder.exists()]
-    try:
+    with undone(partial(_remove_empty, missing)):
         output.parent.mkdir(parents=True, exist_ok=True)
         yield
-    finally:
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -122,11 +126,15 @@ def _stage_of(output: Path) -> Iterator[Path]:
             f"another process is writing the output {output}",
             hint="wait for it, or choose another output with -o",
         )
-    try:
+    with undone(partial(_leave, stage, output, lock)):
         _clear(stage, output)
         yield stage
-    finally:
-        if os.path.lexists(output) or not (stage / "old").exists():
-            release(stage, lock)
-        else:
-            os.close(lock)
+
+
+def _leave(stage: Path, output: Path, lock: int) -> None:
+    """Removes the stage, unless it holds the only copy of what was there before."""
+    _put_back(stage, output)
+    if os.path.lexists(output) or not (stage / "old").exists():
+        release(stage, lock)
+    else:
+        os.close(lock)

@@ -38,6 +38,7 @@ class VerifyNumerics(Pass):
     """
 
     name: ClassVar[str] = "verify-numerics"
+    measures: ClassVar[bool] = True
 
     samples: int = 2
 

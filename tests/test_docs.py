@@ -15,8 +15,9 @@ from mpqc.ir import Annotation
 from mpqc.ir.text_form import print_value
 from mpqc.passes.engine.pipeline.base import Pass
 from mpqc.passes.engine.pipeline.registry import all_passes
+from mpqc.passes.engine.pipeline.spec import print_passes
 from mpqc.tools.benchmarks import __main__ as benchmarks
-from mpqc.tools.cli_parser import _parsers
+from mpqc.tools.cli_parser import parsers
 from mpqc.tools.pipelines import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def section(cls: type[Pass]) -> str:
 
 def written() -> str:
     """Returns docs/passes.md as it should be."""
-    steps = re.sub(r",(?![^{]*\})", ",\n", PRESETS["default"](3.5))
+    steps = re.sub(r",(?![^{]*\})", ",\n", print_passes(PRESETS["default"].passes(3.5)))
     head = (
         "# The passes\n\n"
         "Made from the docstrings by `pytest tests/test_docs.py --update-golden`.\n"
@@ -79,7 +80,7 @@ def test_passes_are_described_as_they_are(request: pytest.FixtureRequest) -> Non
 
 
 def known_options() -> set[str]:
-    commands = [*_parsers()[1].values(), *benchmarks.parsers()[1].values()]
+    commands = [*parsers()[1].values(), *benchmarks.parsers()[1].values()]
     return {name for one in commands for name in one._option_string_actions}
 
 

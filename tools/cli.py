@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import TextIO, cast
 
 from .cli_parser import Misused, parse
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv``; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        _settle_process()
+        _prepare_process()
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -68,19 +69,28 @@ def _fail(words: list[str], code: str, message: str, hint: str, exit_code: int) 
     return exit_code
 
 
-def _settle_process() -> None:
-    """Makes output survive poor encodings, and termination clean up."""
+def _prepare_process() -> None:
+    """Makes output survive poor encodings and hostile names, and termination clean up."""
+    from .progress import EscapedStream
+
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+    sys.stderr = cast("TextIO", EscapedStream(sys.stderr))
     with contextlib.suppress(ValueError, AttributeError):
         signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    sys.exit(_TERMINATED)
+    """Ends the process at once: an exception could be lost in whatever runs just now."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)
+    undoing = sys.modules.get(f"{__package__.rpartition('.')[0]}.ir.undoing")
+    if undoing is not None:
+        undoing.undo_all()
+    os.write(2, b"mpqc: terminated; what was not finished has been removed\n")
+    os._exit(_TERMINATED)
 
 
 def _close_stdout() -> None:

@@ -7,9 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .manifest import plain_json
+from .option_fields import options_in, resolved, utf8_path
+from .options import CompareOptions, CompileOptions, EvalOptions, ExportOptions, OptOptions
 from .progress import choose_progress, plain
 
 if TYPE_CHECKING:
@@ -26,29 +30,8 @@ def run(chosen: argparse.Namespace) -> int:
 def _compile(chosen: argparse.Namespace) -> int:
     from .api import compile
 
-    result = compile(
-        chosen.model,
-        budget=chosen.budget,
-        file_budget=chosen.file_budget,
-        output=chosen.output,
-        target=chosen.target,
-        calibration=chosen.calibration,
-        samples=chosen.samples,
-        sequence_length=chosen.sequence_length,
-        recipe=chosen.recipe,
-        preset=chosen.preset,
-        passes=chosen.passes,
-        overwrite=chosen.overwrite,
-        random_calibration=chosen.random_calibration,
-        objective=chosen.objective,
-        activations=chosen.activations,
-        seed=chosen.seed,
-        dump_after_each=chosen.dump_after_each,
-        stop_after=chosen.stop_after,
-        print_after=chosen.print_after,
-        time_passes=chosen.time_passes,
-        progress=choose_progress(),
-    )
+    given = options_in(chosen, CompileOptions)
+    result = compile(chosen.model, **given, progress=choose_progress())
     if chosen.json:
         facts = dataclasses.asdict(result)
         _print_json({**facts, "report": str(result.output / "mpqc.json")})
@@ -85,7 +68,9 @@ def _export(chosen: argparse.Namespace) -> int:
 
     progress = choose_progress()
     progress.say(f"exporting {chosen.folder}")
-    result = export_folder(chosen.folder, chosen.output, overwrite=chosen.overwrite)
+    options = resolved(ExportOptions(**options_in(chosen, ExportOptions)))
+    folder = utf8_path(chosen.folder)
+    result = export_folder(folder, options.output, overwrite=options.overwrite)
     if chosen.json:
         _print_json(dataclasses.asdict(result))
         return 0
@@ -102,19 +87,17 @@ def _export(chosen: argparse.Namespace) -> int:
 
 def _opt(chosen: argparse.Namespace) -> int:
     from .resume import opt
-    from .watch import Watch
 
+    options = resolved(OptOptions(**options_in(chosen, OptOptions)))
     result = opt(
-        chosen.dump,
-        chosen.passes,
-        output=chosen.output,
-        overwrite=chosen.overwrite,
-        watch=Watch(
-            chosen.dump_after_each, chosen.stop_after, chosen.print_after, chosen.time_passes
-        ),
+        utf8_path(chosen.dump),
+        options.passes,
+        output=options.output,
+        overwrite=options.overwrite,
+        watch=options,
         progress=choose_progress(),
     )
-    shown = result.listing() if chosen.print or chosen.output is None else None
+    shown = result.listing() if options.print or options.output is None else None
     if chosen.json:
         _print_json(
             {
@@ -134,7 +117,7 @@ def _opt(chosen: argparse.Namespace) -> int:
 def _inspect(chosen: argparse.Namespace) -> int:
     from .inspection import inspect_file
 
-    found = inspect_file(chosen.model)
+    found = inspect_file(utf8_path(chosen.model))
     if chosen.json:
         _print_json(found.facts())
         return 0
@@ -198,13 +181,14 @@ def _eval(chosen: argparse.Namespace) -> int:
     from .evaluate import evaluate
     from .runtimes import Runtime
 
+    options = resolved(EvalOptions(**options_in(chosen, EvalOptions)))
     found = evaluate(
-        chosen.original,
-        chosen.result,
-        chosen.text,
-        samples=chosen.samples,
-        sequence_length=chosen.sequence_length,
-        runtime=Runtime(chosen.runtime, chosen.target, chosen.exact),
+        utf8_path(chosen.original),
+        utf8_path(chosen.result),
+        options.text,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+        runtime=Runtime(options.runtime, options.target, options.exact),
         progress=choose_progress(),
     )
     if chosen.json:
@@ -217,27 +201,10 @@ def _eval(chosen: argparse.Namespace) -> int:
 
 
 def _compare(chosen: argparse.Namespace) -> int:
-    from .comparison import compare, split_list
+    from .comparison import compare
 
-    found = compare(
-        chosen.model,
-        chosen.text,
-        output=chosen.output,
-        methods=chosen.methods,
-        budgets=split_list(chosen.budgets),
-        file_budgets=split_list(chosen.file_budgets),
-        eval_samples=chosen.eval_samples,
-        calibration=chosen.calibration,
-        random_calibration=chosen.random_calibration,
-        samples=chosen.samples,
-        sequence_length=chosen.sequence_length,
-        target=chosen.target,
-        objective=chosen.objective,
-        seed=chosen.seed,
-        overwrite=chosen.overwrite,
-        keep=chosen.keep,
-        progress=choose_progress(),
-    )
+    given = options_in(chosen, CompareOptions)
+    found = compare(chosen.model, **given, progress=choose_progress())
     problem = found.problem()
     if chosen.json:
         facts = {"output": found.output, "given": found.given, "points": found.points}
@@ -294,11 +261,21 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _doctor(chosen: argparse.Namespace) -> int:
-    from ..backend.onnxruntime.capabilities import targets
+    import onnx_ir as ir
+
+    from ..backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
+    from ..backend.onnxruntime.runner import open_session
+    from ..backend.openvino import installation_problem, open_openvino
     from .manifest import versions
 
-    problems = {target: _problem(target) for target in targets()}
-    runtimes = {"openvino": _openvino_problem()}
+    tiny, standard = ir.from_onnx_text(_TINY), ir.from_onnx_text(_TINY_STANDARD)
+    problems = {
+        name: _problem(
+            installed_runtime_problem(name), partial(open_session, tiny, load(name).provider)
+        )
+        for name in targets()
+    }
+    runtimes = {"openvino": _problem(installation_problem(), partial(open_openvino, standard))}
     if chosen.json:
         _print_json({"targets": problems, "runtimes": runtimes, "versions": versions()})
     else:
@@ -309,36 +286,16 @@ def _doctor(chosen: argparse.Namespace) -> int:
     return 0 if None in problems.values() else _MACHINE
 
 
-def _problem(target: str) -> str | None:
-    """Returns why this machine cannot run ``target``; a tiny model proves that it can."""
-    import onnx_ir as ir
-
-    from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
-    from ..backend.onnxruntime.runner import open_session
+def _problem(
+    installed: str | None, loaded: Callable[[], AbstractContextManager[object]]
+) -> str | None:
+    """Returns what is missing, or why a tiny model cannot be loaded; None if it can be."""
     from ..ir import MpqcError
 
-    problem = installed_runtime_problem(target)
-    if problem is not None:
-        return problem
+    if installed is not None:
+        return installed
     try:
-        with open_session(ir.from_onnx_text(_TINY), load(target).provider):
-            return None
-    except MpqcError as error:
-        return error.message
-
-
-def _openvino_problem() -> str | None:
-    """Returns why this machine cannot run a model in OpenVINO."""
-    import onnx_ir as ir
-
-    from ..backend.openvino import installation_problem, open_openvino
-    from ..ir import MpqcError
-
-    problem = installation_problem()
-    if problem is not None:
-        return problem
-    try:
-        with open_openvino(ir.from_onnx_text(_TINY_STANDARD)):
+        with loaded():
             return None
     except MpqcError as error:
         return error.message

@@ -35,6 +35,7 @@ from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
 from .manifest import input_facts, manifest, write_manifest
+from .pass_options import is_lowering
 from .settings import CompileSettings
 from .watch import Watch
 
@@ -44,7 +45,6 @@ _ROW_BYTES = 1500  # ... and its rows in mpqc.json and report.html
 _REPORT_BYTES = 8_000
 _SPARE_BYTES = 128
 _ROUNDING = 1e-6
-_LOWERING = {"lower-matmul-nbits", "lower-channels", "insert-qdq"}
 _SLACK = 0.005  # share of the size that may stay unused without another attempt
 
 
@@ -93,14 +93,14 @@ class Compilation:
 
     def context(self) -> PassContext:
         """Returns what passes are given."""
-        table = load(self.settings.target)
+        table = load(self.settings.options.target)
         return PassContext(
             runner=Runner.of(table),
             capabilities=table,
             scratch=self.scratch,
             calibration=self.calibration,
             cache=self.cache,
-            seed=self.settings.seed,
+            seed=self.settings.options.seed,
             progress=self.progress,
             original=self.original,
         )
@@ -113,16 +113,17 @@ class Compilation:
 
     def run_bits(self, bits: float, stage: Path) -> Outcome:
         """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
-        pipeline = Pipeline.parse(self.settings.pipeline(bits))
+        pipeline = Pipeline(self.settings.pipeline(bits))
         model, context, timer = read_model(self.original), self.context(), TimePasses()
         kept = {**self.settings.plain(), "input": self.input}
-        instruments = self.watch.instruments(timer, str(pipeline), kept)
+        instruments = self.watch.instruments(timer, pipeline, kept)
         if self.watch.dump_after_each is not None:
-            prepare_dumps(self.watch.dump_after_each, model, self.source, self.calibration)
-        pipeline.run(model, context, instruments)
+            folder = Path(self.watch.dump_after_each)
+            prepare_dumps(folder, model, self.source, self.calibration)
+        ran = pipeline.run(model, context, instruments)
         if self.watch.time_passes:
             self.progress.say(timer.table())
-        return finish(stage, model, self.source, context, str(pipeline), kept, timer)
+        return finish(stage, model, self.source, context, pipeline, ran, kept, timer)
 
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
@@ -168,7 +169,8 @@ def prepare(
         InputError: The model is broken, quantized already, or does not fit the samples.
         MachineError: This machine cannot run the target.
     """
-    problem = installed_runtime_problem(settings.target)
+    options = settings.options
+    problem = installed_runtime_problem(options.target)
     if problem is not None:
         raise MachineError(
             problem, hint="the result is proven by running it; run: mpqc doctor"
@@ -180,12 +182,12 @@ def prepare(
     check_finite(model)
     calibration = SampleMaker.of(model, source, progress.say).calibration(
         settings.calibration,
-        samples=settings.samples,
-        sequence_length=settings.sequence_length,
-        random=settings.random_calibration,
-        seed=settings.seed,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+        random=options.random_calibration,
+        seed=options.seed,
     )
-    _check_that_it_runs(source.onnx, settings.target, calibration)
+    _check_that_it_runs(source.onnx, options.target, calibration)
     return Compilation(
         settings=settings,
         source=source,
@@ -235,17 +237,32 @@ def finish(
     model: ir.Model,
     source: Source,
     context: PassContext,
-    pipeline: str,
+    pipeline: Pipeline,
+    ran: int,
     kept: dict[str, Any],
     timer: TimePasses,
 ) -> Outcome:
-    """Writes the result's files into ``stage`` and proves that the runtime loads the model."""
+    """Writes the result's files into ``stage`` and proves that the runtime loads the model.
+
+    Args:
+        stage: The folder to fill.
+        model: The graph.
+        source: The original.
+        context: What the passes were given; its report goes into ``mpqc.json``.
+        pipeline: The whole pipeline.
+        ran: How many of its passes have run.
+        kept: The settings.
+        timer: What the passes cost.
+
+    Raises:
+        InfeasibleBudget: The result takes more bits than were asked for.
+    """
     write_model(model, stage / "model.onnx")
     carry_companions(source, stage, context.capabilities)
     with open_session(stage / "model.onnx", context.capabilities.provider):
         pass
     facts = manifest(stage, model, context, pipeline, kept, timer)
-    if _LOWERING & facts["passes"].keys():  # a run may stop before, with floats
+    if any(map(is_lowering, pipeline.passes[:ran])):  # a run may stop before, with floats
         _check_bits(facts)
     with machine_errors(stage):
         write_manifest(stage, facts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..ir import MpqcError
+from .failures import tell
 from .smollm2 import prepare
 
 if TYPE_CHECKING:
@@ -76,10 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(chosen.output, FULL if chosen.full else LIGHT)
     except MpqcError as error:
-        print(f"mpqc: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"      {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

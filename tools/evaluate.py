@@ -14,7 +14,7 @@ from ..frontend.model_source import Source, locate
 from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
 from ..passes.engine.execution.padding import Padding
-from ..passes.engine.numerics.divergence import cosine, relative_error
+from ..passes.engine.numerics.divergence import cosine, kl_of_logs, log_softmax, relative_error
 from ..passes.engine.pipeline.base import Progress, SilentProgress
 from .inspection import bits_per_weight, model_bytes
 from .runtimes import LoadedModel, Runtime
@@ -252,16 +252,12 @@ class _Tally:
 
     def _add_rows(self, wanted: np.ndarray, got: np.ndarray, labels: np.ndarray) -> None:
         """Adds a few positions; every figure comes from the same two log-softmaxes."""
-        before, after = _log_softmax(wanted), _log_softmax(got)
+        before, after = log_softmax(wanted), log_softmax(got)
         at = np.arange(len(labels)), labels
         self.losses[0].append(-before[at])
         self.losses[1].append(-after[at])
         self.top1.append(wanted.argmax(-1) == got.argmax(-1))
-        ruled_out = np.isneginf(before)  # such entries weigh nothing, whatever `after` says
-        np.subtract(after, before, out=after, where=~ruled_out)
-        after[ruled_out] = 0.0
-        np.exp(before, out=before)
-        self.kl.append(-np.einsum("tv,tv->t", before, after))
+        self.kl.append(kl_of_logs(before, after))
 
     def add_output(self, wanted: np.ndarray, got: np.ndarray, padding: Padding) -> None:
         self.errors.append(relative_error(padding.tokens(wanted), padding.tokens(got)))
@@ -281,13 +277,6 @@ class _Tally:
             if self.cosines
             else None,
         }
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
 
 
 def _mean(parts: list[np.ndarray]) -> float | None:

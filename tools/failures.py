@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
+
+from .progress import plain
 
 # How libraries say it that raise no MemoryError: torch, the system's loader, threads.
 _OUT_OF_MEMORY = (
@@ -15,6 +18,15 @@ _OUT_OF_MEMORY = (
     "can't start new thread",
     "failed to map segment",
 )
+
+
+def tell(error: Exception) -> int:
+    """Prints a failure to stderr; returns the exit code."""
+    _, message, hint, exit_code = account(error)
+    print(f"mpqc: {plain(message)}", file=sys.stderr)
+    if hint:
+        print(f"      {plain(hint)}", file=sys.stderr)
+    return exit_code
 
 
 def account(error: Exception) -> tuple[str, str, str, int]:

@@ -19,14 +19,16 @@ from ..ir import Budgeted, model_key, note_of
 from ..ir.analysis.storage import Storage, stored
 from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
+from ..passes.engine.pipeline.pipeline import Pipeline
 from .inspection import unit_facts
+from .option_fields import option_words
+from .options import CompileOptions
 from .report import render_report
 from .unit_facts import UNITS
 
 SCHEMA = "mpqc.result/1"
 MANIFEST = "mpqc.json"
 REPORT = "report.html"
-VERIFIED = "verify-numerics"
 _PASSING = ("reused", "seconds")
 # What passes have decided about a unit: options by rows, or levels by channels.
 _DECIDED = (
@@ -49,15 +51,6 @@ _PACKAGES = (
     "openvino",
     "scipy",
     "torch",
-)
-_OPTIONS = (
-    "preset",
-    "target",
-    "samples",
-    "sequence_length",
-    "objective",
-    "activations",
-    "seed",
 )
 
 
@@ -86,7 +79,7 @@ def manifest(
     stage: Path,
     model: ir.Model,
     context: PassContext,
-    pipeline: str,
+    pipeline: Pipeline,
     kept: dict[str, Any],
     timer: TimePasses,
 ) -> dict[str, Any]:
@@ -100,12 +93,12 @@ def manifest(
         "asked": given.pop("budget", {}),
         "got": _got(after, entry, budget),
         "predicted": budget.loss if budget is not None else None,
-        "measured": context.report.get(VERIFIED),
+        "measured": _measured(pipeline, context),
         "random_calibration": given.pop("random_calibration", False),
         "input": entry,
         "settings": given,
-        "pipeline": pipeline,
-        "command": _command(entry, kept, pipeline),
+        "pipeline": str(pipeline),
+        "command": _command(entry, kept, str(pipeline)),
         "units": _units(after, context.report.get(UNITS, [])),
         "passes": passes,
         "versions": versions(),
@@ -119,6 +112,12 @@ def manifest(
         },
         "timings": {**_timings(timer), **_passing(context.report)},
     }
+
+
+def _measured(pipeline: Pipeline, context: PassContext) -> dict[str, Any] | None:
+    """Returns the report of the pass that compared the result with the original, if any."""
+    reports = (context.report.get(one.name) for one in pipeline.passes if one.measures)
+    return next((one for one in reports if one is not None), None)
 
 
 def _lasting(facts: Any) -> Any:
@@ -173,18 +172,12 @@ def _command(entry: dict[str, Any], kept: dict[str, Any], pipeline: str) -> str:
     """Returns the command that makes this result again, with file names only."""
     budget = kept.get("budget", {})
     asked = budget.get("bits") if budget.get("bits") is not None else f"{budget.get('bytes')}B"
-    flag = "--file-budget" if budget.get("file") else "--budget"
-    words = ["mpqc", "compile", str(entry.get("name", "MODEL")), flag, str(asked)]
-    for key in _OPTIONS:
-        if kept.get(key) is not None:
-            words += [f"--{key.replace('_', '-')}", str(kept[key])]
-    if kept.get("calibration"):
-        words += ["--calibration", *map(str, kept["calibration"])]
-    if kept.get("random_calibration"):
-        words.append("--random-calibration")
+    bound = {"budget": None, "file_budget" if budget.get("file") else "budget": asked}
+    values = {**kept, **bound}
     if kept.get("preset") is None:
-        words += ["--passes", pipeline]
-    return shlex.join(words)
+        values["passes"] = pipeline
+    words = option_words(CompileOptions, values)
+    return shlex.join(["mpqc", "compile", str(entry.get("name", "MODEL")), *words])
 
 
 def versions() -> dict[str, str]:

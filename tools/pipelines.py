@@ -1,84 +1,127 @@
-"""The pipelines that have names: a preset is a pipeline for any budget."""
+"""The pipelines that have names, and the only place in ``tools/`` that names passes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-from ..ir import UsageError
-from ..ir.text_form import did_you_mean, print_value
+from ..backend.onnxruntime.capabilities import load
+from ..ir import Capabilities, UsageError
+from ..ir.text_form import build_record, did_you_mean, parse_records
+from ..passes.engine.pipeline.base import Pass
+from ..passes.engine.pipeline.registry import pass_class
+from .option_fields import specs
+from .options import CalibrationOptions
 
-OBJECTIVES = ("auto", "logits", "regression")
+DEFAULT_PRESET = "default"
 _BYTE_WIDE = 6.0  # bits per weight from which most rows are stored in 8 bits
+_TARGET = specs(CalibrationOptions)["target"].default
+_LOWERING = "@lowering"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A pipeline with a place for the budget.
+    """A pipeline for any budget and target.
 
     Attributes:
         summary: What it does, in one line.
-        passes: The passes as text. ``{budget}`` stands for the bits per weight, ``{width}``
-            for the width that most rows will have: 4 or 8.
+        steps: The passes as users type them. Words that begin with @ stand for what is asked:
+            ``@budget`` (bits per weight), ``@width`` (that most rows will have: 4 or 8),
+            ``@objective``, ``@activations`` (what the search for column scales assumes),
+            ``@lowering`` and ``@opset`` (the passes that the target wants there).
         file_only: Whether weights take more room in memory than in the file, so that only the
             file can have a budget.
     """
 
     summary: str
-    passes: tuple[str, ...]
+    steps: tuple[str, ...]
     file_only: bool = False
 
-    def __call__(self, bits: float, objective: str = "auto") -> str:
-        """Returns the pipeline as text.
+    def passes(
+        self,
+        bits: float,
+        *,
+        target: str = _TARGET,
+        objective: str = "auto",
+        activations: str = "none",
+    ) -> tuple[Pass, ...]:
+        """Returns the passes.
 
         Args:
             bits: Stored bits per weight.
-            objective: What the sweeps differentiate (see ``calibrate``).
+            target: What the result shall run on.
+            objective: What the sweeps differentiate.
+            activations: What products of INT8 weights read, if the target's lowering can tell
+                them to.
         """
-        text = ",".join(self.passes)
-        if objective != "auto":
-            text = _with_objective(text, objective)
-        width = "4" if bits < _BYTE_WIDE else "8"
-        return text.replace("{budget}", print_value(bits)).replace("{width}", width)
+        table = load(target)
+        opset = pass_class(table.lowering).opset
+        rounded = {} if activations == "none" else {"activations": activations}
+        places: dict[str, list[tuple[str, dict[str, Any]]]] = {
+            _LOWERING: [(table.lowering, rounded)],
+            "@opset": [("raise-opset", {"version": opset})] if opset else [],
+        }
+        words = {
+            "@budget": bits,
+            "@width": 4 if bits < _BYTE_WIDE else 8,
+            "@objective": objective,
+            # The search assumes what the lowering will do: one scale for a whole activation.
+            "@activations": "tensor" if rounded else "auto",
+        }
+        return _build(",".join(self.steps), places, words, table)
+
+    def fits(self, target: str) -> bool:
+        """Returns whether the target runs what the preset makes."""
+        return _LOWERING in self.steps or load(target).lowering == Capabilities.lowering
 
 
-def _with_objective(text: str, objective: str) -> str:
-    """Adds the option to the first pass that calibrates."""
-    options = f"objective={objective}"
-    if f"{_CALIBRATE}{{" in text:
-        return text.replace(f"{_CALIBRATE}{{", f"{_CALIBRATE}{{{options}, ", 1)
-    return text.replace(_CALIBRATE, f"{_CALIBRATE}{{{options}}}", 1)
+def _build(
+    text: str,
+    places: Mapping[str, list[tuple[str, dict[str, Any]]]],
+    words: Mapping[str, Any],
+    table: Capabilities,
+) -> tuple[Pass, ...]:
+    """Builds passes from text, with ``places`` instead of passes and ``words`` of values."""
+    passes = []
+    for record in parse_records(text):
+        for name, options in places.get(record[0], [record]):
+            given = {key: words.get(value, value) for key, value in options.items()}
+            if not table.keeps_columns:
+                given.pop("keep", None)
+            passes.append(build_record(pass_class(name), name, given))
+    return tuple(passes)
 
 
-_CALIBRATE = "calibrate"
-_IN_FORM = ("normalize", "partition-blocks")
-_PREPARED = (*_IN_FORM, _CALIBRATE)
-_COUPLED = (*_IN_FORM, f"{_CALIBRATE}{{coupled=true}}")
-_LOWERED = ("lower-matmul-nbits", "verify-numerics")
+_IN_FORM = ("normalize", "@opset", "partition-blocks")
+_PREPARED = (*_IN_FORM, "calibrate{objective=@objective}")
+_COUPLED = (*_IN_FORM, "calibrate{objective=@objective, coupled=true}")
+_LOWERED = (_LOWERING, "verify-numerics")
 _ONE_GROUP = "annotate-sensitivity{metric=fisher}"
 _GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"
 _BY_ROW = (
-    "allocate-bits{budget={budget}, granularity=row, fold=true}",
+    "allocate-bits{budget=@budget, granularity=row, fold=true}",
     "fold-permutations",
 )
 _ROUNDED = "quantize-weights{rounding=gptq}"
 _ROUNDED_COUPLED = "quantize-weights{rounding=gptq, coupled=true}"
 _UNIFORM = (
     _ONE_GROUP,
-    "allocate-bits{budget={budget}, method=uniform}",
+    "allocate-bits{budget=@budget, method=uniform}",
     "quantize-weights{rounding=gptq}",
 )
 _APTQ = (
     "attention-hessians{samples=16}",
     "annotate-sensitivity{metric=trace}",
-    "allocate-bits{budget={budget}, method=ratio, bits=[4, 2]}",
+    "allocate-bits{budget=@budget, method=ratio, bits=[4, 2]}",
     "quantize-weights{rounding=gptq, sequential=layer, samples=16}",
 )
-_FOLDED = "rewrite-crossquant{alpha=search, beta=search, bits={width}}"
-_FOLDED_IF_CLEAR = (
-    "rewrite-crossquant{alpha=search, beta=search, bits={width}, least=0.05, optional=true}"
+_SEARCHED = (
+    "rewrite-crossquant{alpha=search, beta=search, bits=@width, activations=@activations"
 )
+_FOLDED = f"{_SEARCHED}}}"
+_FOLDED_IF_CLEAR = f"{_SEARCHED}, least=0.05, optional=true}}"
 
 
 def _by_block(metric: str) -> tuple[str, ...]:
@@ -86,7 +129,7 @@ def _by_block(metric: str) -> tuple[str, ...]:
     return (
         *_PREPARED,
         f"annotate-sensitivity{{metric={metric}}}",
-        "allocate-bits{budget={budget}, granularity=unit}",
+        "allocate-bits{budget=@budget, granularity=unit}",
         "quantize-weights{rounding=gptq}",
         *_LOWERED,
     )
@@ -97,7 +140,7 @@ def _by_cluster(metric: str) -> tuple[str, ...]:
     return (
         *_PREPARED,
         f"annotate-sensitivity{{metric={metric}, bits=[4, 8, 16]}}",
-        "allocate-bits{budget={budget}, method=clusters, bits=[16, 8, 4]}",
+        "allocate-bits{budget=@budget, method=clusters, bits=[16, 8, 4]}",
         "quantize-weights{rounding=nearest}",
         *_LOWERED,
     )
@@ -108,10 +151,10 @@ def _by_channel(levels: str) -> tuple[str, ...]:
     return (
         "normalize",
         "raise-opset{version=16}",  # single outliers are added by its ScatterElements
-        *_PREPARED[1:],
+        *_PREPARED[2:],
         "split-outliers{by=activation, share=0.0045}",
         "split-outliers{by=quantization, share=0.0005}",
-        f"allocate-channels{{budget={{budget}}, levels={levels}}}",
+        f"allocate-channels{{budget=@budget, levels={levels}}}",
         "quantize-channels",
         "lower-channels",
         "verify-numerics",
@@ -199,3 +242,18 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}", hint=did_you_mean(name, PRESETS))
     return PRESETS[name]
+
+
+# What benchmarks run by hand, and what messages show.
+CALIBRATED = "normalize,partition-blocks,calibrate"
+PLAIN_GPTQ = "quantize-weights{refinements=0}"
+PREDICTED = f"{CALIBRATED},annotate-sensitivity{{metric=fisher}}"
+MEASURED_APART = (
+    f"{CALIBRATED},annotate-sensitivity{{metric=kl, units=@units, samples=@samples}}"
+)
+CHANGED_PRESET = "fast + quantize-weights{rounding=nearest}"
+
+
+def passes_of(text: str, **words: Any) -> tuple[Pass, ...]:
+    """Returns the passes of a text in which ``@key`` stands for each of ``words``."""
+    return _build(text, {}, {f"@{key}": value for key, value in words.items()}, load(_TARGET))

@@ -11,12 +11,41 @@ from typing import Any, TextIO
 _QUIET_SECONDS = 20.0  # between two plain lines about the same work
 
 
+_MOVING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
 def plain(text: str) -> str:
-    """Returns ``text`` without anything that moves a cursor or turns the line around."""
+    """Returns ``text`` with whatever moves a cursor or turns the line around as an escape."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
-        one if unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else "?"
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in _MOVING else one
         for one in text
     )
+
+
+class EscapedStream:
+    """A text stream that shows only lines of plain text: libraries log names as they are.
+
+    Attributes:
+        terminal: The stream below, for what draws bars.
+    """
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+
+    def write(self, text: str) -> int:
+        """Writes ``text``, line by line."""
+        self.terminal.write("\n".join(map(plain, text.split("\n"))))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes ``lines``."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
 
 
 class PlainProgress:
@@ -54,7 +83,8 @@ class BarProgress:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._console = Console(stderr=True, highlight=False)
+        terminal = getattr(sys.stderr, "terminal", sys.stderr)
+        self._console = Console(file=terminal, highlight=False)
 
     def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
         """Yields ``items`` and shows a bar called ``what``."""

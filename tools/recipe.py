@@ -1,6 +1,6 @@
 """Recipes: a small TOML file with a pipeline or a preset, and defaults for options.
 
-pipeline = "normalize,partition-blocks,calibrate,...,allocate-bits{budget=3.5},..."
+preset = "fast"
 samples = 48
 sequence-length = 1024
 """
@@ -8,39 +8,15 @@ sequence-length = 1024
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..ir import InputError, UsageError
 from ..ir.text_form import did_you_mean
+from .option_fields import specs
+from .options import CompileOptions
 
 _LARGEST = 1 << 20
-_KINDS: dict[str, type] = {
-    "pipeline": str,
-    "preset": str,
-    "target": str,
-    "objective": str,
-    "activations": str,
-    "samples": int,
-    "sequence-length": int,
-    "seed": int,
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a recipe says.
-
-    Attributes:
-        pipeline: Passes as text, if it gives them.
-        preset: Name of a pipeline, if it gives one.
-        defaults: Values for options that the caller does not give.
-    """
-
-    pipeline: str | None
-    preset: str | None
-    defaults: dict[str, Any]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -48,31 +24,43 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: The file cannot be read or is no TOML.
+        UsageError: It holds a number with more digits than a number can have.
     """
     try:
-        if path.stat().st_size > _LARGEST:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise InputError(f"{path} is no ordinary file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
             raise InputError(f"{path} is too large for a recipe")
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no TOML: {error}") from error
+    except ValueError as error:  # of int()
+        raise UsageError(f"{path} holds a number with too many digits") from error
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe. It can name passes and numbers, never files or code.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Reads a recipe: values by the names of options. It can name no files and no code.
 
     Raises:
         InputError: The file cannot be read or is no TOML.
         UsageError: It has a key that no recipe has, or a value of the wrong kind.
     """
-    content = read_toml(path)
-    for key, value in content.items():
-        kind = _KINDS.get(key)
-        if kind is None:
-            raise UsageError(f"{path}: unknown key {key!r}", hint=did_you_mean(key, _KINDS))
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{path}: {key} wants {kind.__name__}, not {value!r}")
-    pipeline, preset = content.pop("pipeline", None), content.pop("preset", None)
-    defaults = {key.replace("-", "_"): value for key, value in content.items()}
-    return Recipe(pipeline, preset, defaults)
+    keys = {
+        one.recipe if isinstance(one.recipe, str) else name.replace("_", "-"): (name, one)
+        for name, one in specs(CompileOptions).items()
+        if one.recipe
+    }
+    found = {}
+    for key, value in read_toml(path).items():
+        if key not in keys:
+            raise UsageError(f"{path}: unknown key {key!r}", hint=did_you_mean(key, keys))
+        name, spec = keys[key]
+        if not isinstance(value, spec.kind) or isinstance(value, bool):
+            wanted, given = spec.kind.__name__, type(value).__name__
+            raise UsageError(f"{path}: {key} wants {wanted}, not {given}")
+        found[name] = value
+    return found

@@ -67,7 +67,7 @@ def render_report(facts: dict[str, Any]) -> str:
         comparison=_comparison(facts),
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
-        unbound=facts.get("passes", {}).get("attention-hessians", {}).get("refused", {}),
+        unbound=_of_any_pass(facts, "refused").get("refused", {}),
         left=[unit for unit in facts["units"] if unit.get("reason")],
         units=units,
         number=_number,
@@ -146,6 +146,11 @@ def _need_bar(unit: dict[str, Any]) -> Bar:
     return Bar(title, ((_density(unit, cost), _COLORS[8]),))
 
 
+def _of_any_pass(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    """Returns the report of the pass that reported something as ``key``; empty if none did."""
+    return next((one for one in facts.get("passes", {}).values() if key in one), {})
+
+
 def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:
     before, after = facts["input"], facts["got"]
     if "weight_bytes" not in before:
@@ -161,7 +166,7 @@ def _kernels(facts: dict[str, Any]) -> list[dict[str, Any]]:
 
     The note is the share of the token in the step that was chosen, or why there is none.
     """
-    report = facts["passes"].get("rewrite-crossquant", {})
+    report = _of_any_pass(facts, "kernels")
     kernels = report.get("kernels", {})
     notes = {name: _number(one["alpha"]) for name, one in report.get("scaled", {}).items()}
     notes |= dict.fromkeys(report.get("better_plain", ()), "better without")

@@ -27,11 +27,15 @@ from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
 from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
+from ..passes.engine.pipeline.registry import pass_names
 from .compilation import finish
 from .dump_folder import calibration_in, original_in, prepare_dumps
-from .settings import DEFAULTS
+from .option_fields import specs
+from .options import CompileOptions
 from .stats_cache import stats_folder
 from .watch import Watch
+
+_OPTIONS = specs(CompileOptions)
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,13 @@ def opt(
     path = Path(path)
     folder = path.absolute().parent
     dump = read_dump(path) if (folder / RUN).is_file() else _plain(path)
-    to_the_end = passes is None
-    if to_the_end and not dump.pipeline:
+    if passes is None and not dump.pipeline:
         raise UsageError(
             f"{path} is no dump, so there are no passes left to run",
-            hint="give some: -p normalize",
+            hint=f"give some: -p {pass_names()[0]}",
         )
-    pipeline = Pipeline.parse(dump.pipeline if to_the_end else str(passes))
-    first = dump.position if to_the_end else 0
+    pipeline = Pipeline.parse(dump.pipeline if passes is None else passes)
+    first = dump.position if passes is None else 0
     if output is not None:
         refuse_overlap(Path(output), [path, folder])
     job = _Job(dump, pipeline, first, folder, watch or Watch(), progress or SilentProgress())
@@ -127,37 +130,46 @@ class _Job:
         context, timer = self._context(scratch), TimePasses()
         settings = dict(self.dump.settings)
         self._prepare_dumps(context)
-        instruments = self.watch.instruments(timer, str(self.pipeline), settings)
-        self.pipeline.run(self.dump.model, context, instruments, self.first)
+        instruments = self.watch.instruments(timer, self.pipeline, settings)
+        ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
         if self.watch.time_passes:
             self.progress.say(timer.table())
         if stage is not None:
-            self._write(stage, context, settings, timer)
+            self._write(stage, context, settings, ran, timer)
         return context.report
 
     def _prepare_dumps(self, context: PassContext) -> None:
         """Hands on what the dumps of this run need so that a run can go on from them too."""
-        target, original = self.watch.dump_after_each, original_in(self.folder)
-        if target is None or original is None or target.absolute() == self.folder:
+        chosen, original = self.watch.dump_after_each, original_in(self.folder)
+        if chosen is None or original is None:
+            return
+        target = Path(chosen)
+        if target.absolute() == self.folder:
             return
         assert original.onnx is not None, "a folder of dumps has its original as ONNX"
         prepare_dumps(target, read_model(original.onnx), original, context.calibration)
 
     def _write(
-        self, stage: Path, context: PassContext, settings: dict[str, Any], timer: TimePasses
+        self,
+        stage: Path,
+        context: PassContext,
+        settings: dict[str, Any],
+        ran: int,
+        timer: TimePasses,
     ) -> None:
         original = original_in(self.folder)
         if self.first and original is not None:
-            text = str(self.pipeline)
-            finish(stage, self.dump.model, original, context, text, settings, timer)
+            model, pipeline = self.dump.model, self.pipeline
+            finish(stage, model, original, context, pipeline, ran, settings, timer)
             return
         write_model(self.dump.model, stage / "model.onnx")
         if context.arrays.in_memory():
             context.arrays.save(stage / "model.safetensors")
 
     def _context(self, scratch: Path) -> PassContext:
-        table = load(str(self.dump.settings.get("target", DEFAULTS["target"])))
+        table = load(str(self.dump.settings.get("target", _OPTIONS["target"].default)))
         original: Source | None = original_in(self.folder)
+        seed = self.dump.settings.get("seed")
         return PassContext(
             runner=Runner.of(table),
             capabilities=table,
@@ -165,12 +177,8 @@ class _Job:
             arrays=self.dump.arrays,
             calibration=calibration_in(self.folder),
             cache=stats_folder(None, self.progress.say),
-            seed=_whole(self.dump.settings.get("seed")),
+            seed=seed if isinstance(seed, int) else _OPTIONS["seed"].default,
             progress=self.progress,
             original=original.onnx if original is not None else None,
             report=dict(self.dump.report),
         )
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else int(DEFAULTS["seed"])

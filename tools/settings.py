@@ -2,286 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..backend.onnxruntime.capabilities import load, targets
 from ..ir import UsageError
-from ..ir.text_form import did_you_mean, parse_records, print_records
+from ..passes.engine.pipeline.base import Pass
+from ..passes.engine.pipeline.registry import pass_class
 from .budget import Budget
-from .pipelines import OBJECTIVES, find_preset
-from .recipe import Recipe, read_recipe
+from .option_fields import resolved, specs, utf8_path
+from .options import CompileOptions
+from .pass_options import has_option, passes_with, read_passes, with_option
+from .pipelines import DEFAULT_PRESET, Preset, find_preset
+from .recipe import read_recipe
 
-DEFAULTS: dict[str, Any] = {
-    "target": "ort-cpu",
-    "samples": 64,
-    "sequence_length": 512,
-    "objective": "auto",
-    "activations": "none",
-    "seed": 0,
-}
-DEFAULT_PRESET = "default"
-ACTIVATIONS = ("none", "int8", "uint8")
-STANDARD_LOWERING = "insert-qdq"
-_PACKED_LOWERING = "lower-matmul-nbits"
-# Passes with a budget, and those that say whether weights may grow in memory.
-_ALLOCATING = ("allocate-bits", "allocate-channels")
-_OFFERING = ("annotate-sensitivity", "allocate-channels")
-_MOST = {"samples": 100_000, "sequence_length": 1 << 20, "seed": 1 << 62}
+_ANY_BITS = 4.0  # what a pipeline is checked with where the bits are not known yet
 
 
 @dataclass(frozen=True)
 class CompileSettings:
-    """What decides the result, and nothing else.
+    """What decides the result.
 
     Attributes:
-        budget: What was asked for.
-        target: What the result shall run on.
-        samples: Calibration samples.
-        sequence_length: Tokens in a sample.
-        objective: What the sweeps differentiate: ``auto``, ``logits`` or ``regression``.
-        activations: What products of INT8 weights read: ``none`` (floats), ``int8`` or
-            ``uint8``.
-        seed: Seed of every random choice.
-        random_calibration: Whether noise may stand in for samples.
-        calibration: Text or array files, or folders of them.
-        preset: Name of the pipeline; None when ``passes`` gives it.
-        passes: The pipeline as text; None when ``preset`` names it.
+        options: What was asked for, without gaps.
+        budget: The budget that was asked for.
+        passes: The pipeline; None when the preset of the options gives it.
     """
 
+    options: CompileOptions
     budget: Budget
-    target: str
-    samples: int
-    sequence_length: int
-    objective: str
-    activations: str
-    seed: int
-    random_calibration: bool
-    calibration: tuple[Path, ...]
-    preset: str | None
-    passes: str | None
+    passes: tuple[Pass, ...] | None = None
 
-    def pipeline(self, bits: float) -> str:
-        """Returns the pipeline that meets ``bits`` stored bits per weight, as text."""
-        if self.passes is not None:
-            text = with_option(self.passes, _ALLOCATING, "budget", bits)
-        else:
-            assert self.preset is not None
-            text = self._for_target(find_preset(self.preset)(bits, self.objective))
-        if not self.budget.expand:
-            return text
-        return with_option(text, _OFFERING, "expand", True)
+    @property
+    def calibration(self) -> tuple[Path, ...]:
+        """Text or array files, or folders of them."""
+        return cast("tuple[Path, ...]", self.options.calibration)
 
-    def _for_target(self, passes: str) -> str:
-        """Returns a preset's pipeline with the lowering of the target."""
-        from ..backend.onnxruntime.capabilities import load
+    def pipeline(self, bits: float) -> tuple[Pass, ...]:
+        """Returns the passes that meet ``bits`` stored bits per weight."""
+        passes = self.passes if self.passes is not None else self._preset_passes(bits)
+        passes = with_option(passes, "budget", bits, "a budget")
+        if self.budget.expand:
+            passes = with_option(passes, "expand", True, "a file budget")
+        return passes
 
-        table = load(self.target)
-        lowering = table.lowering
-        if self.budget.expand and not table.expanding:
-            raise UsageError(
-                f"{self.target} has no widths that expand at load, so files have none to gain",
-                hint="give --budget instead of --file-budget",
-            )
-        if self.activations != "none" and lowering != STANDARD_LOWERING:
-            raise UsageError(
-                f"{self.target} takes no quantized activations",
-                hint="compile with --target qdq",
-            )
-        if lowering != _PACKED_LOWERING and _PACKED_LOWERING not in passes:
-            raise UsageError(
-                f"preset {self.preset} has no form for target {self.target}",
-                hint="compile it with --target ort-cpu, or choose another preset",
-            )
-        return with_lowering(passes, lowering, self.activations)
+    def _preset_passes(self, bits: float) -> tuple[Pass, ...]:
+        preset = find_preset(str(self.options.preset))
+        _check_target(preset, self.options, self.budget)
+        return preset_passes(preset, bits, self.options)
 
     def lines(self) -> list[str]:
         """Returns the effective settings in words, for the user to see before the start."""
-        calibration = ", ".join(str(path) for path in self.calibration)
+        chosen = self.options
+        calibration = ", ".join(self._calibration_files())
         if not calibration:
-            calibration = "random noise" if self.random_calibration else "default"
+            calibration = "random noise" if chosen.random_calibration else "default"
         return [
-            f"budget {self.budget}, target {self.target}, seed {self.seed}",
-            f"calibration: {calibration}; {self.samples} samples of {self.sequence_length}",
+            f"budget {self.budget}, target {chosen.target}, seed {chosen.seed}",
+            f"calibration: {calibration};"
+            f" {chosen.samples} samples of {chosen.sequence_length}",
         ]
 
     def plain(self) -> dict[str, Any]:
         """Returns the settings as JSON, without paths of this machine."""
-        return {
-            "budget": {
-                "bits": self.budget.bits,
-                "bytes": self.budget.size,
-                "file": self.budget.expand,
-            },
-            "target": self.target,
-            "samples": self.samples,
-            "sequence_length": self.sequence_length,
-            "objective": self.objective,
-            "activations": self.activations,
-            "preset": self.preset,
-            "seed": self.seed,
-            "random_calibration": self.random_calibration,
-            "calibration": [path.name for path in self.calibration],
+        budget = self.budget
+        asked = {"bits": budget.bits, "bytes": budget.size, "file": budget.expand}
+        recorded = {
+            name: getattr(self.options, name)
+            for name, spec in specs(CompileOptions).items()
+            if spec.recorded
         }
+        return {"budget": asked, **recorded, "calibration": self._calibration_files("name")}
+
+    def _calibration_files(self, part: str = "") -> list[str]:
+        return [getattr(one, part) if part else str(one) for one in self.calibration]
+
+
+def preset_passes(preset: Preset, bits: float, options: CompileOptions) -> tuple[Pass, ...]:
+    """Returns a preset's passes for what the options say about them."""
+    return preset.passes(
+        bits,
+        target=options.target,
+        objective=options.objective,
+        activations=options.activations,
+    )
 
 
 def make_settings(
-    budget: float | str | None,
-    file_budget: float | str | None = None,
-    *,
-    recipe: Path | None = None,
-    preset: str | None = None,
-    passes: str | None = None,
-    calibration: Sequence[Path | str] = (),
-    random_calibration: bool = False,
-    **given: Any,
+    given: CompileOptions, passes: tuple[Pass, ...] | None = None
 ) -> CompileSettings:
-    """Merges what the caller gave (None: nothing) with a recipe and the defaults.
+    """Merges what the caller gave with a recipe and the defaults.
 
     The pipeline comes from one place: the caller's preset or passes, or the recipe's.
+
+    Args:
+        given: What the caller gave.
+        passes: The pipeline, if it is not to be read from the options.
 
     Raises:
         InputError: The recipe cannot be read.
         UsageError: A value is impossible, or there are two pipelines.
     """
-    parsed = Budget.of(budget, file_budget)
-    found = read_recipe(recipe) if recipe is not None else Recipe(None, None, {})
-    named, pipeline = _only_pipeline(preset, passes, found)
-    chosen = {
-        **DEFAULTS,
-        **found.defaults,
-        **{k: v for k, v in given.items() if v is not None},
-    }
-    unknown = sorted(chosen.keys() - DEFAULTS.keys())
-    if unknown:
-        raise UsageError(
-            f"unknown option {unknown[0]!r}", hint=did_you_mean(unknown[0], DEFAULTS)
-        )
-    _check_values(chosen)
-    if pipeline is not None and chosen["objective"] != "auto":
-        raise UsageError(
-            "the objective is an option of calibrate when the pipeline is given",
-            hint=f"write calibrate{{objective={chosen['objective']}}}",
-        )
-    if pipeline is not None and chosen["activations"] != "none":
-        raise UsageError(
-            "quantized activations are an option of insert-qdq when the pipeline is given",
-            hint=f"write insert-qdq{{activations={chosen['activations']}}}",
-        )
-    settings = CompileSettings(
-        budget=parsed,
-        calibration=tuple(Path(one) for one in calibration),
-        random_calibration=random_calibration,
-        preset=named,
-        passes=pipeline,
-        **chosen,
-    )
-    _check_pipeline(settings)
-    return settings
-
-
-def _only_pipeline(
-    preset: str | None, passes: str | None, recipe: Recipe
-) -> tuple[str | None, str | None]:
-    """Returns the name of the pipeline or its text, whichever was given.
-
-    Raises:
-        UsageError: It was given twice.
-    """
-    given = {
-        "a preset": preset,
-        "passes": passes,
-        "the recipe's preset": recipe.preset,
-        "the recipe's pipeline": recipe.pipeline,
-    }
-    found = [name for name, value in given.items() if value is not None]
-    if len(found) > 1:
-        raise UsageError(
-            f"{found[0]} and {found[1]} both say what to run", hint="leave out one of the two"
-        )
-    text = passes if passes is not None else recipe.pipeline
-    if text is not None:
-        return None, text
-    name = preset if preset is not None else recipe.preset
-    return (name if name is not None else DEFAULT_PRESET), None
-
-
-def _check_values(chosen: dict[str, Any]) -> None:
-    for name, most in _MOST.items():
-        value, least = chosen[name], 0 if name == "seed" else 1
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            shown = name.replace("_", "-")
-            raise UsageError(
-                f"{shown} must be a whole number from {least} to {most}, not {value}"
-            )
-    for name, known in (("objective", OBJECTIVES), ("activations", ACTIVATIONS)):
-        if chosen[name] not in known:
-            raise UsageError(
-                f"unknown {name} {chosen[name]!r}",
-                hint=did_you_mean(str(chosen[name]), known),
-            )
-
-
-def _check_pipeline(settings: CompileSettings) -> None:
-    """Refuses unknown targets, passes and options now, not after an hour."""
-    from ..backend.onnxruntime.capabilities import load
-    from ..passes.engine.pipeline.pipeline import Pipeline
-
-    load(settings.target)
-    text = settings.pipeline(settings.budget.bits or 4.0)
-    Pipeline.parse(text)
-    expands = any(options.get("expand") is True for _, options in parse_records(text))
-    if expands and not settings.budget.expand:
+    budget = Budget.of(given.budget, given.file_budget)
+    recipe = {} if given.recipe is None else read_recipe(utf8_path(given.recipe))
+    _refuse_two_pipelines(given, recipe)
+    options = resolved(given, recipe)
+    if passes is None and options.passes is not None:
+        _refuse_pass_options(options)
+        passes = read_passes(options.passes, budget=budget.bits or _ANY_BITS)
+    elif passes is None and options.preset is None:
+        options = replace(options, preset=DEFAULT_PRESET)
+    settings = CompileSettings(options, budget, passes)
+    load(options.target)
+    made = settings.pipeline(budget.bits or _ANY_BITS)
+    if not budget.expand and any(getattr(one, "expand", False) for one in made):
         raise UsageError(
             "a budget also bounds what stays in memory, but expand=true makes that larger",
             hint="give the budget as a file budget, or leave out expand=true",
         )
+    return settings
 
 
-def with_option(passes: str, changed: tuple[str, ...], key: str, value: float | bool) -> str:
-    """Returns a pipeline in which an option of the passes ``changed`` has a value.
-
-    Raises:
-        UsageError: The text is no pipeline, or has no such pass.
-    """
-    records = parse_records(passes)
-    if not any(name in changed for name, _ in records):
-        what = "a file budget" if key == "expand" else "a budget"
+def _refuse_two_pipelines(given: CompileOptions, recipe: dict[str, Any]) -> None:
+    said = {
+        "a preset": given.preset,
+        "passes": given.passes,
+        "the recipe's preset": recipe.get("preset"),
+        "the recipe's pipeline": recipe.get("passes"),
+    }
+    both = [name for name, value in said.items() if value is not None]
+    if len(both) > 1:
         raise UsageError(
-            f"the pipeline has no {changed[0]}, so {what} means nothing to it",
-            hint=f"add {' or '.join(changed)}; run: mpqc passes",
+            f"{both[0]} and {both[1]} both say what to run", hint="leave out one of the two"
         )
-    return print_records(
-        [
-            (name, {**options, key: value} if name in changed else options)
-            for name, options in records
-        ]
-    )
 
 
-def with_lowering(passes: str, lowering: str, activations: str) -> str:
-    """Returns a preset's pipeline for a target that wants another pass for its graphs.
+def _refuse_pass_options(options: CompileOptions) -> None:
+    """Refuses options that a preset would hand on to its passes beside a pipeline."""
+    for name, lowering in (("objective", False), ("activations", True)):
+        value = getattr(options, name)
+        if value != specs(CompileOptions)[name].default:
+            owner = passes_with(name, lowering=lowering)[0]
+            raise UsageError(
+                f"{name} is an option of {owner} when the pipeline is given",
+                hint=f"write {owner}{{{name}={value}}}",
+            )
 
-    Args:
-        passes: A pipeline that ends in ``lower-matmul-nbits``.
-        lowering: The pass that shall stand there.
-        activations: What ``insert-qdq`` does with activations.
-    """
-    if lowering == _PACKED_LOWERING:
-        return passes
-    changed: list[tuple[str, dict[str, Any]]] = []
-    for name, options in parse_records(passes):
-        if name == _PACKED_LOWERING:
-            chosen = {} if activations == "none" else {"activations": activations}
-            changed.append((lowering, chosen))
-        elif name == "annotate-sensitivity":  # these graphs keep no channels apart
-            changed.append((name, {k: v for k, v in options.items() if k != "keep"}))
-        elif name == "rewrite-crossquant" and activations != "none":
-            # The search assumes what insert-qdq will do: one scale for a whole activation.
-            changed.append((name, {**options, "activations": "tensor"}))
-        else:
-            changed.append((name, options))
-        if name == "normalize":
-            changed.append(("raise-opset", {}))
-    return print_records(changed)
+
+def _check_target(preset: Preset, options: CompileOptions, budget: Budget) -> None:
+    """Refuses what the target cannot do with a preset."""
+    target = options.target
+    if budget.expand and not load(target).expanding:
+        raise UsageError(
+            f"{target} has no widths that expand at load, so files have none to gain",
+            hint="give --budget instead of --file-budget",
+        )
+    if options.activations != "none" and not _rounds_activations(target):
+        able = " or ".join(one for one in targets() if _rounds_activations(one))
+        raise UsageError(
+            f"{target} takes no quantized activations", hint=f"compile with --target {able}"
+        )
+    if not preset.fits(target):
+        able = " or ".join(one for one in targets() if preset.fits(one))
+        raise UsageError(
+            f"preset {options.preset} has no form for target {target}",
+            hint=f"compile it with --target {able}, or choose another preset",
+        )
+
+
+def _rounds_activations(target: str) -> bool:
+    return has_option(pass_class(load(target).lowering), "activations")

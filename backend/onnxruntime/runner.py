@@ -124,7 +124,9 @@ def _settings(threads: int | None) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = (
+        4  # what it logs as errors is also raised, and made printable
+    )
     settings.use_deterministic_compute = True
     # The arena grows to the largest request and never shrinks; a sweep feeds large ones.
     settings.enable_cpu_mem_arena = False

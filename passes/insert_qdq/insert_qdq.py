@@ -81,6 +81,7 @@ class InsertQdq(Pass):
     """
 
     name: ClassVar[str] = "insert-qdq"
+    opset: ClassVar[int] = _OPSET
     reads = (QuantSpec,)
     writes = (StoredPart,)
     drops = (QuantSpec,)

@@ -26,8 +26,10 @@ from mpqc.ir import note_of, read_model
 from mpqc.ir.annotation import ANNOTATIONS
 from mpqc.ir.errors import InternalError, MachineError, MpqcError
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.spec import print_passes
 from mpqc.tools.api import compile
 from mpqc.tools.inspection import inspect_file
+from mpqc.tools.options import CompileOptions
 from mpqc.tools.pipelines import PRESETS
 from mpqc.tools.resume import opt
 from mpqc.tools.settings import make_settings
@@ -115,7 +117,7 @@ def _compile(data: bytes, folder: Path) -> None:
 
 @cache
 def _pipelines() -> tuple[str, ...]:
-    return (_NEAREST, *(preset(3.5) for preset in PRESETS.values()))
+    return (_NEAREST, *(print_passes(preset.passes(3.5)) for preset in PRESETS.values()))
 
 
 def _make_passes(source: Random) -> bytes:
@@ -178,7 +180,7 @@ def _make_recipe(source: Random) -> bytes:
 def _read_recipe(data: bytes, folder: Path) -> None:
     path = folder / "recipe.toml"
     path.write_bytes(data)
-    make_settings(3.5, recipe=path)
+    make_settings(CompileOptions(budget=3.5, recipe=path))
 
 
 # Arrays

@@ -266,7 +266,7 @@ def test_names_cannot_move_the_cursor(model: Path, capsys: Capture) -> None:
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "\u202e" not in shown
-    assert "first?[red]" in shown
+    assert r"\x1b[2Jfirst\u202e[red]" in shown
 
 
 def test_help_and_version(capsys: Capture) -> None:

@@ -23,6 +23,7 @@ from mpqc.tools.comparison.folder import opened
 from mpqc.tools.comparison.kept import Kept
 from mpqc.tools.comparison.methods import read_methods
 from mpqc.tools.comparison.picture import draw
+from mpqc.tools.pipelines import Preset
 
 from .tiny_models import WIDTH, language_folder, vector_model
 
@@ -257,7 +258,7 @@ def test_models_without_tokens_have_other_figures(
     assert not (tmp_path / "out2" / "compare.svg").exists()
 
     # A preset that knows no file budget is a row, and the others go on.
-    presets = {**pipelines.PRESETS, "bare": lambda bits, objective: "normalize,allocate-bits"}
+    presets = {**pipelines.PRESETS, "bare": Preset("", ("normalize", "allocate-bits"))}
     monkeypatch.setattr(pipelines, "PRESETS", presets)
     asked = ["--methods", "bare,uniform", "--file-budgets", "5"]
     assert main([*words, "-o", output, *asked]) == 0
@@ -277,7 +278,7 @@ def test_models_without_tokens_have_other_figures(
         (["--budgets", "77"], 2, "not between"),
         (["--methods", "no-such-file.toml"], 3, "no-such-file.toml"),
         (["--objective", "nonsense"], 2, "unknown objective"),
-        (["--eval-samples", "0"], 2, "at least 1"),
+        (["--eval-samples", "0"], 2, "a whole number from 1"),
         (["--keeep"], 2, "did you mean '--keep'?"),
         (["--target", "ort-cpo"], 2, "ort-cpu"),
     ],

@@ -11,8 +11,9 @@ import pytest
 
 import mpqc
 from mpqc.ir import UsageError
-from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.pipeline.spec import parse_passes, print_passes
 from mpqc.tools.cli import main
+from mpqc.tools.options import CompileOptions
 from mpqc.tools.pipelines import PRESETS
 from mpqc.tools.settings import make_settings
 
@@ -24,15 +25,17 @@ NOISE: dict[str, Any] = {"random_calibration": True, "samples": 4}
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("objective", ["auto", "regression"])
 def test_every_preset_is_a_pipeline_for_the_budget(name: str, objective: str) -> None:
-    text = PRESETS[name](3.25, objective)
-    assert str(Pipeline.parse(text))
+    passes = PRESETS[name].passes(3.25, objective=objective)
+    text = print_passes(passes)
+    assert parse_passes(text) == passes
     assert "budget=3.25" in text
     assert ("objective=regression" in text) == (objective == "regression")
     assert PRESETS[name].summary
 
 
 def test_the_default_is_a_preset() -> None:
-    assert make_settings(4).pipeline(4.0) == make_settings(4, preset="default").pipeline(4.0)
+    plain, named = CompileOptions(budget=4), CompileOptions(budget=4, preset="default")
+    assert make_settings(plain).pipeline(4.0) == make_settings(named).pipeline(4.0)
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,15 +75,15 @@ def test_two_pipelines_are_refused(
         path = tmp_path / "recipe.toml"
         path.write_text(recipe)
     with pytest.raises(UsageError) as caught:
-        make_settings(4, recipe=path, **given)
+        make_settings(CompileOptions(budget=4, recipe=path, **given))
     assert all(one in caught.value.message for one in named)
 
 
 def test_a_recipe_may_name_a_preset_and_an_objective(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('preset = "uniform"\nobjective = "regression"\n')
-    settings = make_settings(4, recipe=recipe)
-    assert settings.pipeline(4.0) == PRESETS["uniform"](4.0, "regression")
+    settings = make_settings(CompileOptions(budget=4, recipe=recipe))
+    assert settings.pipeline(4.0) == PRESETS["uniform"].passes(4.0, objective="regression")
 
 
 @pytest.mark.ort
@@ -91,7 +94,7 @@ def test_the_result_says_which_preset_made_it(
     model = vector_model(tmp_path / "in" / "vector.onnx")
     result = mpqc.compile(model, budget=5, output=tmp_path / "a", preset="uniform", **NOISE)
     assert result.report["settings"]["preset"] == "uniform"
-    assert result.report["pipeline"] == str(Pipeline.parse(PRESETS["uniform"](5.0, "auto")))
+    assert result.report["pipeline"] == print_passes(PRESETS["uniform"].passes(5.0))
     words = shlex.split(result.report["command"])
     assert words[words.index("--preset") + 1] == "uniform"
     assert {row["name"]: list(row["options"]) for row in result.report["units"]} == {

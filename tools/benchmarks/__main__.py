@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ...ir import MpqcError
+from ..failures import tell
 from . import codebooks, compile_cost, methods, prediction, speed
 from .field import contest
 
@@ -27,10 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _ALL[chosen.name][0].run(chosen)
     except MpqcError as error:
-        print(f"mpqc: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"      {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
     return 0
 
 

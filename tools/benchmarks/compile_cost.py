@@ -25,36 +25,38 @@ from ...passes.engine.pipeline.pipeline import Pipeline
 from ..comparison.kept import Kept
 from ..comparison.markdown import markdown
 from ..compilation import Compilation
-from .job import CALIBRATE, job
+from ..option_fields import add_options as add_shared
+from ..option_fields import option_words, options_in
+from ..options import CompileOptions
+from ..pass_options import calibrating
+from ..pipelines import CALIBRATED, PLAIN_GPTQ, passes_of
+from .job import job
 from .results import show
 
 _PLAIN_BITS = 4
+_SHARED = (
+    "budget",
+    "file_budget",
+    "preset",
+    "output",
+    "calibration",
+    "samples",
+    "sequence_length",
+    "target",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what the benchmark needs to know."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="exported folder or file")
-    parser.add_argument("--budget", default="3.5", help="stored bits per weight (3.5)")
-    parser.add_argument("--preset", default="default", help="which method (default)")
-    parser.add_argument("--calibration", metavar="PATH", type=Path, nargs="+", default=[])
-    parser.add_argument("--samples", metavar="N", type=int, default=64)
-    parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
-    parser.add_argument("--target", metavar="NAME", default="ort-cpu")
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path)
+    add_shared(parser, CompileOptions, _SHARED)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Compiles in a process of its own, then does the plain work in this one."""
     with temporary_folder() as folder:
         found = compile_apart(chosen, folder)
-        with job(
-            chosen.model,
-            chosen.calibration,
-            folder / "stats",
-            samples=chosen.samples,
-            sequence_length=chosen.sequence_length,
-            target=chosen.target,
-        ) as work:
+        with job(chosen, folder / "stats") as work:
             found["plain"] = plain_work(work)
     if chosen.output is not None:
         Kept(chosen.output / "compile-cost.json").put("cost", found)
@@ -63,13 +65,9 @@ def run(chosen: argparse.Namespace) -> None:
 
 def compile_apart(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs ``mpqc compile`` with nothing in its cache; returns seconds and bytes."""
+    given = {**options_in(chosen, CompileOptions), "output": folder / "compiled"}
     words = [sys.executable, "-m", "mpqc.tools.cli", "compile", str(chosen.model), "--json"]
-    words += ["--budget", chosen.budget, "--target", chosen.target]
-    words += ["--preset", chosen.preset]
-    words += ["--samples", str(chosen.samples)]
-    words += ["--sequence-length", str(chosen.sequence_length), "-o", str(folder / "compiled")]
-    if chosen.calibration:
-        words += ["--calibration", *map(str, chosen.calibration)]
+    words += option_words(CompileOptions, given)
     begun = time.perf_counter()
     # Stats go to `folder/stats`, which this process reads later.
     child = subprocess.Popen(
@@ -92,13 +90,14 @@ def compile_apart(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def plain_work(work: Compilation) -> dict[str, float]:
     """Returns the seconds of forward plus backward, and of one plain GPTQ pass."""
     context, model = work.context(), read_model(work.original)
-    Pipeline.parse(CALIBRATE).run(model, context)
-    if not context.report["calibrate"]["reused"]:
+    passes = passes_of(CALIBRATED)
+    Pipeline(passes).run(model, context)
+    if not context.report[str(calibrating(passes))]["reused"]:
         raise MachineError("the stats of the compilation were not found again")
     _allocate_plainly(model)
     sweep = _forward_backward(read_model(work.original), work)
     begun = time.perf_counter()
-    Pipeline.parse("quantize-weights{refinements=0}").run(model, context)
+    Pipeline(passes_of(PLAIN_GPTQ)).run(model, context)
     return {"forward and backward": sweep, "gptq": time.perf_counter() - begun}
 
 

@@ -64,7 +64,7 @@ def run(chosen: argparse.Namespace) -> None:
         progress.say(f"model {name}")
         found[name] = compare(
             exported(name, chosen.output / "models", calibration),
-            texts,
+            text=texts,
             output=chosen.output / name,
             methods=chosen.methods,
             budgets=split_list(chosen.budgets),

@@ -9,24 +9,29 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir import Option, Sensitivity, note_of, quantizable, read_model
+from ...passes.engine.pipeline.base import Pass
 from ...passes.engine.pipeline.pipeline import Pipeline
 from ..comparison.chart import Chart
+from ..comparison.files import write_whole
 from ..comparison.folder import RESULTS
 from ..comparison.kept import Kept
 from ..comparison.markdown import markdown
 from ..comparison.point import MEASURED
 from ..compilation import Compilation
+from ..option_fields import add_options as add_shared
+from ..options import CalibrationOptions
+from ..pipelines import MEASURED_APART, PREDICTED, passes_of
 from ..stats_cache import stats_folder
-from .job import CALIBRATE, job
+from .job import job
 from .results import given_in, show
 
 _WIDTHS = (2, 4)
+_SHARED = ("calibration", "samples", "sequence_length", "target")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declares what the benchmark needs to know."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="exported folder or file")
-    parser.add_argument("--calibration", metavar="PATH", type=Path, nargs="+", default=[])
     parser.add_argument(
         "-o",
         "--output",
@@ -37,25 +42,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--units", metavar="N", type=int, default=60, help="to measure (60)")
     parser.add_argument("--kl-samples", metavar="N", type=int, default=2)
-    parser.add_argument("--samples", metavar="N", type=int, help="to calibrate on (64)")
-    parser.add_argument("--sequence-length", metavar="L", type=int, default=512)
-    parser.add_argument("--target", metavar="NAME", default="ort-cpu")
+    add_shared(parser, CalibrationOptions, _SHARED)
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Compares; what has been measured before is not measured again."""
-    common = given_in(chosen, ("model", "calibration", "samples", "sequence_length", "target"))
+    common = given_in(chosen, ("model", *_SHARED))
     kept = Kept(chosen.output / "prediction.json", common)
     name = f"{chosen.units} units, {chosen.kl_samples} samples"
     if name not in kept.facts:
-        with job(
-            chosen.model,
-            chosen.calibration,
-            stats_folder(None, print) or chosen.output / "stats",
-            samples=chosen.samples,
-            sequence_length=chosen.sequence_length,
-            target=chosen.target,
-        ) as work:
+        with job(chosen, stats_folder(None, print) or chosen.output / "stats") as work:
             kept.put(name, {"pairs": pairs(work, chosen.units, chosen.kl_samples)})
     found = kept.facts[name]["pairs"]
     _draw(found, chosen.output / "prediction.svg")
@@ -65,9 +61,8 @@ def run(chosen: argparse.Namespace) -> None:
 
 def pairs(work: Compilation, units: int, samples: int) -> list[dict[str, Any]]:
     """Returns predicted and measured divergence of single units at every width."""
-    predicted = _totals(work, "annotate-sensitivity{metric=fisher}")
-    passes = f"annotate-sensitivity{{metric=kl, units={units}, samples={samples}}}"
-    measured = _totals(work, passes)
+    predicted = _totals(work, passes_of(PREDICTED))
+    measured = _totals(work, passes_of(MEASURED_APART, units=units, samples=samples))
     return [
         {"unit": unit, "option": option, "predicted": value, "measured": other}
         for (unit, option), value in predicted.items()
@@ -76,9 +71,9 @@ def pairs(work: Compilation, units: int, samples: int) -> list[dict[str, Any]]:
     ]
 
 
-def _totals(work: Compilation, passes: str) -> dict[tuple[str, str], float]:
+def _totals(work: Compilation, passes: tuple[Pass, ...]) -> dict[tuple[str, str], float]:
     model = read_model(work.original)
-    Pipeline.parse(f"{CALIBRATE},{passes}").run(model, work.context())
+    Pipeline(passes).run(model, work.context())
     return {
         (note.unit, option): total
         for note in _notes(model)
@@ -143,4 +138,4 @@ def _draw(found: list[dict[str, Any]], path: Path) -> None:
         points = series.setdefault(f"{_bits(pair)} bits", [])
         points.append((pair["measured"], pair["predicted"]))
     chart = Chart("measured, nats per token", "predicted", log_x=True, diagonal=True)
-    path.write_text(chart.draw(series), encoding="utf-8")
+    write_whole(path, chart.draw(series))

@@ -17,4 +17,4 @@ def write_whole(path: Path, text: str) -> None:
     with machine_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", errors="backslashreplace"))

@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ...ir import UsageError, machine_errors, temporary_folder
 from ...ir.owned_folder import claim, release
+from ...ir.undoing import undone
 
 RESULTS = "compare.json"
 TABLE = "compare.md"
@@ -41,13 +43,11 @@ def opened(output: Path, *, overwrite: bool) -> Iterator[Path]:
             f"another comparison writes to {output}",
             hint="wait for it, or choose another folder with -o",
         )
-    try:
+    with undone(partial(release, output / _WORK, lock)):
         if overwrite:
             _forget(output)
         with temporary_folder(output / _WORK) as work:
             yield work
-    finally:
-        release(output / _WORK, lock)
 
 
 def _refuse(output: Path, overwrite: bool) -> None:

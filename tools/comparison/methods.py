@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import UsageError
-from ...ir.text_form import did_you_mean, parse_records, print_records, print_value
+from ...ir.text_form import did_you_mean, parse_records, print_value
+from ...passes.engine.pipeline.base import Pass
 from ..budget import Budget
-from ..pipelines import PRESETS, find_preset
+from ..option_fields import specs
+from ..options import CalibrationOptions, CompileOptions
+from ..pass_options import changed
+from ..pipelines import CHANGED_PRESET, PRESETS, find_preset
 from ..recipe import read_toml
 from ..settings import CompileSettings, make_settings
 
 _BUDGET = "{budget}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+=()-]{0,39}")  # of a folder too
 _CHANGED = re.compile(r"\s*([\w-]+)\s*\+\s*(.*)", re.DOTALL)
-_EXAMPLE = '[methods]\nname = "fast + quantize-weights{rounding=nearest}"'
+_EXAMPLE = f'[methods]\nname = "{CHANGED_PRESET}"'
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,21 @@ class Method:
     Attributes:
         name: What it is called in tables and files.
         text: A pipeline in which ``{budget}`` stands for stored bits per weight, or a preset
-            and options to change in it (``fast + quantize-weights{rounding=nearest}``);
-            None for the preset called ``name``.
+            and options to change in it, as in ``CHANGED_PRESET``; None for the preset called
+            ``name``.
     """
 
     name: str
     text: str | None = None
 
-    def settings(self, budget: Budget, given: dict[str, Any]) -> CompileSettings | UsageError:
+    def settings(
+        self, budget: Budget, given: CalibrationOptions
+    ) -> CompileSettings | UsageError:
         """Returns what decides the compilation, or why a preset knows no such budget.
 
         Args:
             budget: Stored bits per weight.
-            given: The other arguments of ``make_settings``.
+            given: What all methods have in common.
 
         Raises:
             UsageError: The text is no pipeline that could run.
@@ -59,45 +65,47 @@ class Method:
 
     def bound(self, budget: Budget) -> Budget:
         """Returns ``budget``, for the file alone where the method can bound nothing else."""
-        changed = _CHANGED.fullmatch(self.text) if self.text is not None else None
-        base = self.name if self.text is None else changed[1] if changed is not None else ""
+        found = _CHANGED.fullmatch(self.text) if self.text is not None else None
+        base = self.name if self.text is None else found[1] if found is not None else ""
         preset = PRESETS.get(base)
         return replace(budget, expand=True) if preset and preset.file_only else budget
 
-    def _of_text(self, text: str, budget: Budget, given: dict[str, Any]) -> CompileSettings:
+    def _of_text(
+        self, text: str, budget: Budget, given: CalibrationOptions
+    ) -> CompileSettings:
         found = _CHANGED.fullmatch(text)
         if found is None:
             return settings_for(budget, given, passes=text)
-        objective = given.get("objective") or "auto"
+        base = settings_for(budget, given, preset=found[1])
         assert budget.bits is not None
-        changed = _changed(find_preset(found[1])(budget.bits, objective), found[2])
-        return settings_for(budget, {**given, "objective": None}, passes=changed)
+        passes = _changed(base.pipeline(budget.bits), found[2])
+        # The passes say all that a preset would be told.
+        return make_settings(replace(base.options, preset=None, objective="auto"), passes)
 
 
-def settings_for(
-    budget: Budget,
-    given: dict[str, Any],
-    *,
-    preset: str | None = None,
-    passes: str | None = None,
-) -> CompileSettings:
-    """Returns settings of one of two kinds of budget; the rest is as for ``make_settings``."""
-    bounds = (None, budget.bits) if budget.expand else (budget.bits, None)
-    return make_settings(*bounds, preset=preset, passes=passes, **given)
+def settings_for(budget: Budget, given: CalibrationOptions, **method: Any) -> CompileSettings:
+    """Returns settings for a budget and options that all methods have in common.
+
+    Args:
+        budget: Stored bits per weight.
+        given: What all methods have in common.
+        method: A ``preset`` or ``passes``; by default the default preset.
+    """
+    common = {name: getattr(given, name) for name in specs(CalibrationOptions)}
+    bound: dict[str, Any] = {"file_budget" if budget.expand else "budget": budget.bits}
+    return make_settings(CompileOptions(**common, **bound, **method))
 
 
-def _changed(pipeline: str, changes: str) -> str:
-    """Returns a pipeline with some options of its passes replaced."""
-    records, names = parse_records(pipeline), [name for name, _ in parse_records(pipeline)]
+def _changed(passes: tuple[Pass, ...], changes: str) -> tuple[Pass, ...]:
+    """Returns passes with some of their options replaced."""
+    names = [one.name for one in passes]
     for name, options in parse_records(changes):
         if name not in names:
             raise UsageError(
                 f"its preset has no pass {name!r} to change", hint=did_you_mean(name, names)
             )
-        records = [
-            (one, {**before, **options} if one == name else before) for one, before in records
-        ]
-    return print_records(records)
+        passes = tuple(changed(one, options) if one.name == name else one for one in passes)
+    return passes
 
 
 def read_methods(words: Sequence[str]) -> list[Method]:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ...ir import InfeasibleBudget, UsageError, staged_folder, temporary_folder
+from ...passes.engine.pipeline.base import Pass
+from ...passes.engine.pipeline.spec import print_passes
 from ..budget import Budget
 from ..compilation import Compilation
 from ..evaluate import HeldOut, evaluate_on
 from ..failures import account
+from ..pass_options import calibrating
 from ..runtimes import Runtime
 from ..settings import CompileSettings
 
 MEASURED = "measured"
 INFEASIBLE = "infeasible"
 FAILED = "failed"
-SWEEP = "calibrate"
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ class Point:
 
     def facts(self) -> dict[str, Any]:
         """Returns what identifies the point."""
-        bits, settings = self.budget.bits, self.settings
-        assert bits is not None
+        passes = self.passes()
         return {
             "method": self.method,
-            "budget": bits,
+            "budget": self.budget.bits,
             "file": self.budget.expand,
-            "pipeline": None if isinstance(settings, UsageError) else settings.pipeline(bits),
+            "pipeline": print_passes(passes) if passes else None,
         }
+
+    def passes(self) -> tuple[Pass, ...]:
+        """Returns the passes; none where the method knows no such budget."""
+        assert self.budget.bits is not None
+        if isinstance(self.settings, UsageError):
+            return ()
+        return self.settings.pipeline(self.budget.bits)
 
 
 def asked(facts: dict[str, Any]) -> str:
@@ -95,22 +103,22 @@ def _run(
         folder = keep / point.name.replace(" ", "-") if keep else scratch / "compiled"
         with staged_folder(folder, overwrite=True) as stage:
             outcome = work.run(stage)
-        model, runtime = folder / "model.onnx", Runtime(target=point.settings.target)
+        model, runtime = folder / "model.onnx", Runtime(target=point.settings.options.target)
         found = evaluate_on(work.original, model, held_out, runtime, job.progress)
     return {
         **found.facts(),
         "files_bytes": outcome.size,
         "predicted": outcome.facts["predicted"],
-        **_timings(outcome.facts["timings"]),
+        **_timings(outcome.facts["timings"], str(calibrating(point.passes()))),
     }
 
 
-def _timings(found: dict[str, Any]) -> dict[str, Any]:
+def _timings(found: dict[str, Any], sweep: str) -> dict[str, Any]:
     """Returns the seconds of the sweep apart: whoever came first had to run it for all."""
     passes = dict(found["passes"])
-    passes.pop(SWEEP, None)
+    passes.pop(sweep, None)
     return {
         "seconds": sum(passes.values()),
-        "sweep_seconds": found.get(f"{SWEEP} seconds"),
+        "sweep_seconds": found.get(f"{sweep} seconds"),
         "pass_seconds": passes,
     }

@@ -10,12 +10,14 @@ from typing import Any
 from ...frontend.model_source import Source, locate
 from ...frontend.samples import feeds_key
 from ...ir import UsageError, refuse_overlap
-from ...passes.engine.pipeline.base import Progress, SilentProgress
+from ...passes.engine.pipeline.base import SilentProgress
 from ..api import named_after
 from ..budget import Budget
 from ..compilation import Compilation, prepare
 from ..evaluate import HeldOut
 from ..manifest import versions
+from ..option_fields import resolved, takes, utf8_path
+from ..options import CalibrationOptions, CompareOptions
 from ..stats_cache import stats_folder
 from ..watch import Watch
 from .files import write_whole
@@ -71,27 +73,8 @@ class Compared:
         return report(self.points, self.given)
 
 
-def compare(
-    model: Path | str,
-    texts: Sequence[Path | str],
-    *,
-    output: Path | str | None = None,
-    methods: Sequence[str] = (),
-    budgets: Sequence[float | str] = (),
-    file_budgets: Sequence[float | str] = (),
-    eval_samples: int = 8,
-    calibration: Sequence[Path | str] = (),
-    random_calibration: bool = False,
-    samples: int | None = None,
-    sequence_length: int | None = None,
-    target: str | None = None,
-    objective: str | None = None,
-    seed: int | None = None,
-    overwrite: bool = False,
-    keep: bool = False,
-    cache: Path | str | None = None,
-    progress: Progress | None = None,
-) -> Compared:
+@takes(CompareOptions)
+def compare(model: Any, given: CompareOptions) -> Compared:
     """Compiles a model by several methods to several budgets and measures every result.
 
     What an earlier, perhaps interrupted, run into the same folder measured is not measured
@@ -99,58 +82,35 @@ def compare(
 
     Args:
         model: An .onnx file, a folder with one, or a Hugging Face folder.
-        texts: What to measure on: text or array files, as for ``evaluate``.
-        output: The folder for table, picture and JSON; by default ``<model>-compared`` in the
-            current folder.
-        methods: Names of presets, or ``.toml`` files of pipelines; nothing means all presets.
-        budgets: Stored bits per weight; without any of either kind, ``BUDGETS``.
-        file_budgets: Stored bits per weight of the file alone (see ``compile``).
-        eval_samples: Samples to measure on.
-        calibration: Text files, ``.npz``/``.safetensors`` files, or folders of them.
-        random_calibration: Calibrate on noise.
-        samples: Calibration samples (64).
-        sequence_length: Tokens in a sample (512), of calibration and measurement.
-        target: ``ort-cpu`` (default) or ``ort-cuda``.
-        objective: ``auto`` (default), ``logits`` or ``regression``.
-        seed: Seed of every random choice (0).
-        overwrite: Whether to forget what an earlier run measured.
-        keep: Whether to keep the compiled models, in ``output/compiled``.
-        cache: Folder for stats; the user's cache folder by default.
-        progress: Where to show progress.
+        given: What it can be told.
 
     Raises:
         UsageError: An option is impossible, or the folder holds something else.
         InputError: The model, the samples or a file of methods are broken or unsafe.
         MachineError: The machine lacks something that all methods need.
     """
-    given: dict[str, Any] = {
-        "calibration": calibration,
-        "random_calibration": random_calibration,
-        "samples": samples,
-        "sequence_length": sequence_length,
-        "target": target,
-        "objective": objective,
-        "seed": seed,
-    }
-    bounds = read_budgets(budgets, file_budgets)
-    settings = settings_for(bounds[0], given)
-    points = list(points_of(read_methods(methods), bounds, given))
-    source, shown = locate(Path(model)), progress or SilentProgress()
-    folder = Path(output) if output is not None else named_after(model, "compared")
-    refuse_overlap(folder, _read_by(source, [*calibration, *texts]))
-    kept_stats = stats_folder(cache, shown.say)
-    with opened(folder, overwrite=overwrite) as work:
-        job = prepare(source, settings, work, kept_stats, shown, Watch())
+    options = resolved(given)
+    texts: Any = options.text
+    bounds = read_budgets(options.budgets, options.file_budgets)
+    settings = settings_for(bounds[0], options)
+    points = list(points_of(read_methods(options.methods), bounds, options))
+    source, shown = locate(utf8_path(model)), options.progress or SilentProgress()
+    folder = utf8_path(options.output or named_after(model, "compared"))
+    refuse_overlap(folder, _read_by(source, [*settings.calibration, *texts]))
+    stats = stats_folder(options.cache, shown.say)
+    with opened(folder, overwrite=options.overwrite) as work:
+        job = prepare(source, settings, work, stats, shown, Watch())
         held_out = HeldOut.of(
             job.source,
             texts,
-            samples=eval_samples,
-            sequence_length=settings.sequence_length,
+            samples=options.eval_samples,
+            sequence_length=options.sequence_length,
             progress=shown,
         )
         kept = Kept(folder / RESULTS, _common(job, held_out, texts))
         try:
-            _measure_all(points, kept, job, held_out, folder / COMPILED if keep else None)
+            kept_models = folder / COMPILED if options.keep else None
+            _measure_all(points, kept, job, held_out, kept_models)
         except KeyboardInterrupt as stop:
             what = f"what was measured is in {folder}; the same command goes on from there"
             raise KeyboardInterrupt(what) from stop
@@ -177,7 +137,7 @@ def read_budgets(
 
 
 def points_of(
-    methods: Sequence[Method], budgets: Sequence[Budget], given: dict[str, Any]
+    methods: Sequence[Method], budgets: Sequence[Budget], given: CalibrationOptions
 ) -> Iterator[Point]:
     """Yields every method at every budget; by budget, so that rows can soon be compared.
 
@@ -204,7 +164,7 @@ def _common(
     job: Compilation, held_out: HeldOut, texts: Sequence[Path | str]
 ) -> dict[str, Any]:
     """Returns everything but method and budget that decides a measurement."""
-    settings = job.settings
+    options = job.settings.options
     return {
         "schema": SCHEMA,
         "model": {key: job.input[key] for key in ("name", "content", "weights")},
@@ -214,10 +174,10 @@ def _common(
             "samples": len(held_out.feeds),
             "key": feeds_key(held_out.feeds),
         },
-        "sequence_length": settings.sequence_length,
-        "target": settings.target,
-        "objective": settings.objective,
-        "seed": settings.seed,
+        "sequence_length": options.sequence_length,
+        "target": options.target,
+        "objective": options.objective,
+        "seed": options.seed,
         "versions": {key: one for key, one in versions().items() if key != _UNUSED},
     }
 

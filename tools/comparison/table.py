@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..progress import plain
 from .markdown import markdown, number
-from .point import MEASURED, SWEEP, asked
+from .point import MEASURED, asked
 
 Facts = dict[str, Any]
 _COLUMNS = (
@@ -39,7 +40,8 @@ def report(points: Sequence[Facts], given: Facts) -> str:
         _reasons(points),
         _time(points),
     ]
-    return "\n".join(part for part in parts if part)
+    lines = "\n".join(part for part in parts if part).split("\n")
+    return "\n".join(map(plain, lines))
 
 
 def overview(points: Sequence[Facts]) -> str:
@@ -130,7 +132,7 @@ def _time(points: Sequence[Facts]) -> str:
         for name in passes
     ]
     sweep = [_mean([p["sweep_seconds"] for p in by_method[m]]) for m in methods]
-    rows.append([f"{SWEEP}, once for all budgets", *sweep])
+    rows.append(["calibration, once for all budgets", *sweep])
     return markdown(["seconds", *methods], rows) if measured else ""
 
 

@@ -23,9 +23,24 @@ def _chunks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
         yield tuple(part[at : at + step].astype(np.float64) for part in rows)
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the logarithms of the softmax over the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def kl_of_logs(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Returns KL(p || q) of every row in nats.
+
+    Args:
+        log_p: Logarithms of the reference, tokens x vocabulary.
+        log_q: Those to compare, of the same shape.
+    """
+    ruled_out = np.isneginf(log_p)  # such an entry weighs nothing, whatever q says
+    gap = np.subtract(log_p, log_q, where=~ruled_out, out=np.zeros_like(log_p))
+    return np.asarray(np.einsum("tv,tv->t", np.exp(log_p), gap))
 
 
 def kl_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
@@ -35,12 +50,8 @@ def kl_divergence(p_logits: np.ndarray, q_logits: np.ndarray) -> np.ndarray:
         p_logits: Logits of the reference, tokens x vocabulary (leading axes are flattened).
         q_logits: Logits to compare, of the same shape.
     """
-    parts = []
-    for p, q in _chunks(p_logits, q_logits):
-        log_p, log_q = _log_softmax(p), _log_softmax(q)
-        ruled_out = np.isneginf(log_p)  # such an entry weighs nothing, whatever q says
-        gap = np.subtract(log_p, log_q, where=~ruled_out, out=np.zeros_like(log_p))
-        parts.append((np.exp(log_p) * gap).sum(-1))
+    chunks = _chunks(p_logits, q_logits)
+    parts = [kl_of_logs(log_softmax(p), log_softmax(q)) for p, q in chunks]
     return np.concatenate(parts) if parts else np.empty(0)
 
 
@@ -61,7 +72,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarra
     at = 0
     for (part,) in _chunks(logits):
         chosen = flat[at : at + len(part), None]
-        parts.append(-np.take_along_axis(_log_softmax(part), chosen, axis=-1)[:, 0])
+        parts.append(-np.take_along_axis(log_softmax(part), chosen, axis=-1)[:, 0])
         at += len(part)
     return np.concatenate(parts) if parts else np.empty(0)
 

@@ -115,6 +115,9 @@ class Pass(ABC):
         writes: Annotations that later passes may read.
         drops: Annotations that no longer hold afterwards.
         expensive: Whether it takes so long that later passes should look at the graph first.
+        measures: Whether its report says how far the result is from the original.
+        opset: Of a pass that lowers: the version of the standard operators that it writes;
+            0 for any.
     """
 
     name: ClassVar[str]
@@ -122,6 +125,8 @@ class Pass(ABC):
     writes: ClassVar[tuple[type[Annotation], ...]] = ()
     drops: ClassVar[tuple[type[Annotation], ...]] = ()
     expensive: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+    opset: ClassVar[int] = 0
 
     @abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> bool:

@@ -13,7 +13,7 @@ from ...comparison.chart import Chart, Point
 from ...comparison.files import write_whole
 from ...comparison.markdown import markdown, number
 from ...comparison.point import MEASURED
-from ...settings import DEFAULT_PRESET
+from ...pipelines import DEFAULT_PRESET
 
 _OURS = "mpqc"
 _HEADER = (

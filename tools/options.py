@@ -1,0 +1,190 @@
+"""What the commands can be told, each option once.
+
+The parser, the recipe keys, the signature of ``mpqc.compile``, the command in ``mpqc.json``
+and docs/options.md are made from these fields: a new option is one field here. A value of None
+says nothing, so that a recipe or the default decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .option_fields import option, setting
+from .watch import Watch
+
+OBJECTIVES = ("auto", "logits", "regression")
+_SEVERAL_PATHS = Sequence[Path | str] | Path | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What a model is compiled to, and how."""
+
+    budget: float | str | None = option(
+        "stored bits per weight, like 3.5, or the size of all files, like 60MB; weights take"
+        " no more room in memory than in the file",
+        metavar="BUDGET",
+        exclusive="budget",
+    )
+    file_budget: float | str | None = option(
+        "the same for the file alone: weights may take more room in memory",
+        metavar="BUDGET",
+        exclusive="budget",
+    )
+    output: Path | str | None = option(
+        "the folder to make; default: MODEL-BUDGET in the current folder",
+        Path,
+        metavar="DIR",
+        short="-o",
+    )
+    overwrite: bool = option("replace an existing output", bool)
+    activations: str = setting(
+        "for target qdq, the inputs of products of INT8 weights: none (floats), int8 or uint8",
+        default="none",
+        known=("none", "int8", "uint8"),
+    )
+    recipe: Path | str | None = option(
+        "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"
+    )
+    preset: str | None = setting(
+        "a pipeline by its name, as mpqc presets lists them; without passes, default"
+    )
+    passes: str | None = option(
+        "a pipeline as text, instead of a preset", short="-p", recipe="pipeline"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What a model is calibrated for, and on what."""
+
+    target: str = setting(
+        "what the result shall run on: ort-cpu, ort-cuda or qdq (standard ONNX)",
+        default="ort-cpu",
+    )
+    calibration: _SEVERAL_PATHS = option(
+        "text files, .npz or .safetensors files, or folders of them",
+        Path,
+        many=True,
+        recorded=True,
+    )
+    random_calibration: bool = option(
+        "calibrate on noise; the result is marked", bool, recorded=True
+    )
+    samples: int = setting("calibration samples", int, default=64, least=1, most=100_000)
+    sequence_length: int = setting(
+        "tokens in a sample", int, default=512, least=1, most=1 << 20
+    )
+    objective: str = setting(
+        "what the sweeps differentiate: auto, logits or regression",
+        default="auto",
+        known=OBJECTIVES,
+    )
+    seed: int = setting("seed of every random choice", int, default=0, most=1 << 62)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(Watch, CalibrationOptions, MethodOptions):
+    """Everything that ``mpqc compile`` can be told besides the model."""
+
+    example_inputs: Sequence[Any] | None = option(
+        "for a torch module: one set of positional inputs", python_only=True
+    )
+    dynamic_shapes: Any = option(
+        "for a torch module: as torch.export.export takes it", python_only=True
+    )
+    cache: Path | str | None = option(
+        "folder for stats that outlive the run; default: the user's cache folder",
+        Path,
+        python_only=True,
+    )
+    progress: Any = option("where to show progress", python_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What ``mpqc export`` can be told besides the folder."""
+
+    output: Path | None = option(
+        "default: DIR-onnx in the current folder", Path, metavar="DIR", short="-o"
+    )
+    overwrite: bool = option("replace an existing output", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptOptions(Watch):
+    """What ``mpqc opt`` can be told besides the dump."""
+
+    passes: str | None = option(
+        "passes to run; default: those that the dump's run had still to do", short="-p"
+    )
+    output: Path | None = option(
+        "folder for the result; without it, the graph is printed",
+        Path,
+        metavar="DIR",
+        short="-o",
+    )
+    overwrite: bool = option("replace an existing output", bool)
+    print: bool = option("print the graph", bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What ``mpqc eval`` can be told besides the two models."""
+
+    text: Sequence[Path] = option(
+        "text files, or .npz/.safetensors files with arrays named like the inputs",
+        Path,
+        many=True,
+        required=True,
+    )
+    samples: int = option("samples to measure on", int, default=8, least=1, most=100_000)
+    sequence_length: int = option(
+        "tokens in a sample", int, default=512, least=2, most=1 << 20
+    )
+    target: str = option("what to run both on", default="ort-cpu")
+    runtime: str = option(
+        "onnxruntime, openvino, or torch for what the standard says", default="onnxruntime"
+    )
+    exact: bool = option(
+        "forbid the runtime to round activations where the graph does not", bool
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(CalibrationOptions):
+    """What ``mpqc compare`` can be told besides the model."""
+
+    text: _SEVERAL_PATHS = option(
+        "what to measure on: text or array files, as for mpqc eval",
+        Path,
+        many=True,
+        required=True,
+    )
+    methods: Sequence[str] = option(
+        "names of presets, or .toml files of pipelines (see docs/compare.md); default: all"
+        " presets",
+        many=True,
+    )
+    budgets: Sequence[float | str] = option(
+        "stored bits per weight; default: 2.5,3,3.5,4,4.5", many=True
+    )
+    file_budgets: Sequence[float | str] = option(
+        "the same for the file alone, as compile --file-budget", many=True
+    )
+    eval_samples: int = option("samples to measure on", int, default=8, least=1, most=100_000)
+    output: Path | str | None = option(
+        "default: MODEL-compared; what has been measured there is not measured again",
+        Path,
+        metavar="DIR",
+        short="-o",
+    )
+    overwrite: bool = option("measure everything again", bool)
+    keep: bool = option("keep the compiled models, in DIR/compiled", bool)
+    cache: Path | str | None = option(
+        "folder for stats; default: the user's cache folder", Path, python_only=True
+    )
+    progress: Any = option("where to show progress", python_only=True)
