@@ -40,6 +40,7 @@ input %x : f32[N,64]
 %w/dequantized = DequantizeLinear(@w/codes, @w/scales) {{axis=1}} : f32[64,64] {PART}
 %y = MatMul(%x, %w/dequantized) : f32[N,64]
 return %y
+drops #quant from product
 """
 STEPS = (
     "normalize,partition-blocks,calibrate,annotate-sensitivity,allocate-bits,quantize-weights,"

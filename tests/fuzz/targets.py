@@ -117,7 +117,7 @@ def _compile(data: bytes, folder: Path) -> None:
 
 @cache
 def _pipelines() -> tuple[str, ...]:
-    return (_NEAREST, *(print_passes(one.passes(3.5)) for one in PRESETS.values()))
+    return (_NEAREST, *(print_passes(preset.passes(3.5)) for preset in PRESETS.values()))
 
 
 def _make_passes(source: Random) -> bytes:
