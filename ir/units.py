@@ -197,7 +197,7 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
         seen, axes = todo.pop(0)
         for usage in seen.uses():
             node = usage.node
-            if node.op_type in _VIEWS and node.domain in ("", "ai.onnx"):
+            if _is_view(node):
                 views.append(node)
                 moved = axes
                 if node.op_type == "Transpose":
@@ -206,6 +206,13 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
                 todo.append((node.outputs[0], moved))
             else:
                 yield _reader(node, usage.idx, axes)
+
+
+def _is_view(node: ir.Node) -> bool:
+    """Tells whether a node passes on the same numbers; a Cast to integers cuts them off."""
+    if node.op_type not in _VIEWS or node.domain not in ("", "ai.onnx"):
+        return False
+    return node.op_type != "Cast" or node.attributes.get_int("to", 0) in FLOAT_TYPES
 
 
 def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
@@ -218,14 +225,20 @@ def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
     label = f"{node.op_type} {node.name!r}"
     if node.op_type in ("MatMul", "Gemm") and index == 0:
         return _Reader(node, None, f"it is the left operand of {label}", multiplies)
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return _Reader(node, None, f"{label} with transA has no quantized kernel", multiplies)
+    if multiplies and _meets_weight(node):
+        return _Reader(node, None, f"{label} multiplies it by another weight", multiplies)
     refusal = f"{label} reads it, and that has no quantized kernel"
     return _Reader(node, None, refusal, multiplies)
 
 
 def _use(node: ir.Node, index: int, axes: tuple[int, ...]) -> Use | None:
+    if _meets_weight(node):
+        return None
     if node.op_type == "MatMul" and index == 1 and len(axes) == 2:
         return Use(node, 1, "product", axes[1])
-    if node.op_type == "Gemm" and index == 1:
+    if node.op_type == "Gemm" and index == 1 and not node.attributes.get_int("transA", 0):
         row = axes[0] if node.attributes.get_int("transB", 0) else axes[1]
         return Use(node, 1, "product", row)
     if node.op_type == "Gather" and len(axes) == 2:
@@ -236,14 +249,17 @@ def _use(node: ir.Node, index: int, axes: tuple[int, ...]) -> Use | None:
     return None
 
 
+def _meets_weight(node: ir.Node) -> bool:
+    """Tells whether a product's left operand is a weight too, so that it has two anchored."""
+    left = node.inputs[0]
+    return node.op_type in ("MatMul", "Gemm") and left is not None and _is_large(left)
+
+
 def _reason(uses: list[Use], refusals: list[str]) -> str:
     if refusals:
         return refusals[0]
     if len({use.row_axis for use in uses}) > 1:
         return "its consumers read it along different axes"
-    gemm = next((u.node for u in uses if u.node.op_type == "Gemm"), None)
-    if gemm is not None and gemm.attributes.get_int("transA", 0) != 0:
-        return "Gemm with transA has no quantized kernel"
     return ""
 
 
