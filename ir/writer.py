@@ -16,6 +16,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
+from .exporter_traces import forget_traces
 from .operands import all_graphs
 from .staging import machine_errors
 from .tensor_files import byte_size, stored_bytes
@@ -155,6 +156,7 @@ def _placed(model: ir.Model, place: Place) -> Iterator[None]:
 
 def _serialize(model: ir.Model) -> bytes:
     proto: onnx.ModelProto = ir.serde.serialize_model(model)
+    forget_traces(proto)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 
