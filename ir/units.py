@@ -189,7 +189,9 @@ class _Reader:
     multiplies: bool
 
 
-def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Reader]:
+def _readers(
+    value: ir.Value, rank: int, views: list[ir.Node], noted: bool
+) -> Iterator[_Reader]:
     """Follows ``value`` through views, which it collects, to the nodes that read it."""
     # The axes map those of the value at hand to those of the stored tensor.
     todo = [(value, tuple(range(rank)))]
@@ -205,7 +207,7 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
                     moved = tuple(axes[p] for p in perm)
                 todo.append((node.outputs[0], moved))
             else:
-                yield _reader(node, usage.idx, axes)
+                yield _reader(node, usage.idx, axes, noted)
 
 
 def _is_view(node: ir.Node) -> bool:
@@ -215,10 +217,11 @@ def _is_view(node: ir.Node) -> bool:
     return node.op_type != "Cast" or node.attributes.get_int("to", 0) in FLOAT_TYPES
 
 
-def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
+def _reader(node: ir.Node, index: int, axes: tuple[int, ...], noted: bool) -> _Reader:
     domain = "" if node.domain == "ai.onnx" else node.domain
     multiplies = index in _WEIGHT_INPUTS.get((domain, node.op_type), ())
-    multiplies = multiplies and note_of(node, StoredPart) is None  # part of a stored unit
+    if noted and note_of(node, StoredPart) is not None:
+        multiplies = False  # it reads a part of a unit that is stored in codes
     use = _use(node, index, axes) if multiplies and not domain else None
     if use is not None:
         return _Reader(node, use, "", True)
@@ -269,9 +272,11 @@ class _Search:
     Attributes:
         order: Execution order of the main graph's nodes.
         around: For every nested graph, the node that holds it.
+        noted: Whether notes may say that a node reads a part of a stored unit.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, noted: bool) -> None:
+        self.noted = noted
         self.order = {node: at for at, node in enumerate(model.graph)}
         self.graphs = list(all_graphs(model.graph))
         self.around = {
@@ -307,7 +312,8 @@ class _Search:
         tensor = stored_tensor(weight)
         assert tensor is not None
         views: list[ir.Node] = []
-        readers = [self._placed(one) for one in _readers(weight, len(tensor.shape), views)]
+        found = _readers(weight, len(tensor.shape), views, self.noted)
+        readers = [self._placed(one) for one in found]
         if not any(reader.multiplies for reader in readers):
             return None
         readers.sort(key=lambda reader: self.order.get(reader.node, -1))
@@ -339,12 +345,17 @@ def _is_large(value: ir.Value) -> bool:
     return len(tensor.shape) >= 2 and tensor.size >= SMALLEST_UNIT
 
 
-def find_units(model: ir.Model) -> list[Unit]:
+def find_units(model: ir.Model, *, noted: bool = True) -> list[Unit]:
     """Returns the units of ``model`` in execution order of their anchors.
 
     Only float weights of rank 2 or more with at least ``SMALLEST_UNIT`` entries count.
+
+    Args:
+        model: The graph.
+        noted: Whether its notes are our own. In a file from outside, a note must not hide a
+            weight.
     """
-    search = _Search(model)
+    search = _Search(model, noted)
     found = (search.unit(weight) for weight in search.weights())
     units = [unit for unit in found if unit is not None]
     return sorted(units, key=lambda unit: (search.order.get(unit.anchor, -1), unit.name))

@@ -24,6 +24,7 @@ _COLORS = {
 }
 _OTHER = "#66a182"
 _MOST_BARS = 600
+_MOST_LOOSE = 20  # float constants outside units that have a line of their own
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def render_report(facts: dict[str, Any]) -> str:
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
         unbound=facts.get("passes", {}).get("attention-hessians", {}).get("refused", {}),
-        left=[unit for unit in facts["units"] if unit.get("reason")],
+        left=_left(facts),
         units=units,
         number=_number,
         loss_of=lambda unit: unit.get("loss"),
@@ -144,6 +145,16 @@ def _need_bar(unit: dict[str, Any]) -> Bar:
     cost = totals[option] if option is not None else 0.0
     title = f"{unit['name']} at {option}: {_number(cost)}"
     return Bar(title, ((_density(unit, cost), _COLORS[8]),))
+
+
+def _left(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns units that stay in float, then the floats outside units, the largest alone."""
+    units = [{"bytes": None, **unit} for unit in facts["units"] if unit.get("reason")]
+    loose = facts.get("left_in_float", [])
+    shown, rest = loose[:_MOST_LOOSE], loose[_MOST_LOOSE:]
+    size = sum(one["bytes"] for one in rest)
+    more = [{"name": f"{len(rest)} more", "bytes": size, "reason": "smaller than these"}]
+    return [*units, *shown, *(more if rest else [])]
 
 
 def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:
