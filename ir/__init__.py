@@ -2,7 +2,15 @@
 
 from .analysis.blocks import Block, blocks_of, partition
 from .analysis.shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
-from .annotation import Annotation, annotate, drop_note, need_note, note_of, notes_of
+from .annotation import (
+    Annotation,
+    annotate,
+    drop_note,
+    forget_notes,
+    need_note,
+    note_of,
+    notes_of,
+)
 from .arrays import ArrayStore
 from .cached_file import CachedFile
 from .capabilities import Capabilities, Kernel
@@ -105,6 +113,7 @@ __all__ = [
     "drop_note",
     "find_shared_orders",
     "find_units",
+    "forget_notes",
     "inline_functions",
     "listing",
     "machine_errors",

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Protocol, TypeVar, cast
 
+import onnx_ir as ir
+
 from .errors import InternalError
+from .operands import all_graphs
 from .text_form import build_record, parse_record, print_record
 
 PREFIX = "mpqc."
@@ -80,6 +83,15 @@ def need_note(target: Annotated, cls: type[N]) -> N:
 def drop_note(target: Annotated, cls: type[Annotation]) -> None:
     """Removes the note of class ``cls`` if there is one."""
     target.metadata_props.pop(PREFIX + cls.key, None)
+
+
+def forget_notes(model: ir.Model) -> None:
+    """Removes every note of a model from outside: what it claims, nobody has checked."""
+    bodies = [model.graph, *(function.graph for function in model.functions.values())]
+    for graph in (one for body in bodies for one in all_graphs(body)):
+        for target in (model, graph, *graph):
+            for key in [key for key in target.metadata_props if key.startswith(PREFIX)]:
+                del target.metadata_props[key]
 
 
 def notes_of(target: Annotated) -> list[Annotation]:

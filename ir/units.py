@@ -189,7 +189,9 @@ class _Reader:
     multiplies: bool
 
 
-def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Reader]:
+def _readers(
+    value: ir.Value, rank: int, views: list[ir.Node], noted: bool
+) -> Iterator[_Reader]:
     """Follows ``value`` through views, which it collects, to the nodes that read it."""
     # The axes map those of the value at hand to those of the stored tensor.
     todo = [(value, tuple(range(rank)))]
@@ -197,7 +199,7 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
         seen, axes = todo.pop(0)
         for usage in seen.uses():
             node = usage.node
-            if node.op_type in VIEWS and node.domain in ("", "ai.onnx"):
+            if _is_view(node):
                 views.append(node)
                 moved = axes
                 if node.op_type == "Transpose":
@@ -205,27 +207,41 @@ def _readers(value: ir.Value, rank: int, views: list[ir.Node]) -> Iterator[_Read
                     moved = tuple(axes[p] for p in perm)
                 todo.append((node.outputs[0], moved))
             else:
-                yield _reader(node, usage.idx, axes)
+                yield _reader(node, usage.idx, axes, noted)
 
 
-def _reader(node: ir.Node, index: int, axes: tuple[int, ...]) -> _Reader:
+def _is_view(node: ir.Node) -> bool:
+    """Tells whether a node passes on the same numbers; a Cast to integers cuts them off."""
+    if node.op_type not in VIEWS or node.domain not in ("", "ai.onnx"):
+        return False
+    return node.op_type != "Cast" or node.attributes.get_int("to", 0) in FLOAT_TYPES
+
+
+def _reader(node: ir.Node, index: int, axes: tuple[int, ...], noted: bool) -> _Reader:
     domain = "" if node.domain == "ai.onnx" else node.domain
     multiplies = index in _WEIGHT_INPUTS.get((domain, node.op_type), ())
-    multiplies = multiplies and note_of(node, StoredPart) is None  # part of a stored unit
+    if noted and note_of(node, StoredPart) is not None:
+        multiplies = False  # it reads a part of a unit that is stored in codes
     use = _use(node, index, axes) if multiplies and not domain else None
     if use is not None:
         return _Reader(node, use, "", True)
     label = f"{node.op_type} {node.name!r}"
     if node.op_type in ("MatMul", "Gemm") and index == 0:
         return _Reader(node, None, f"it is the left operand of {label}", multiplies)
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0:
+        return _Reader(node, None, f"{label} with transA has no quantized kernel", multiplies)
+    if multiplies and _meets_weight(node):
+        return _Reader(node, None, f"{label} multiplies it by another weight", multiplies)
     refusal = f"{label} reads it, and that has no quantized kernel"
     return _Reader(node, None, refusal, multiplies)
 
 
 def _use(node: ir.Node, index: int, axes: tuple[int, ...]) -> Use | None:
+    if _meets_weight(node):
+        return None
     if node.op_type == "MatMul" and index == 1 and len(axes) == 2:
         return Use(node, 1, "product", axes[1])
-    if node.op_type == "Gemm" and index == 1:
+    if node.op_type == "Gemm" and index == 1 and not node.attributes.get_int("transA", 0):
         row = axes[0] if node.attributes.get_int("transB", 0) else axes[1]
         return Use(node, 1, "product", row)
     if node.op_type == "Gather" and len(axes) == 2:
@@ -236,14 +252,17 @@ def _use(node: ir.Node, index: int, axes: tuple[int, ...]) -> Use | None:
     return None
 
 
+def _meets_weight(node: ir.Node) -> bool:
+    """Tells whether a product's left operand is a weight too, so that it has two anchored."""
+    left = node.inputs[0]
+    return node.op_type in ("MatMul", "Gemm") and left is not None and _is_large(left)
+
+
 def _reason(uses: list[Use], refusals: list[str]) -> str:
     if refusals:
         return refusals[0]
     if len({use.row_axis for use in uses}) > 1:
         return "its consumers read it along different axes"
-    gemm = next((u.node for u in uses if u.node.op_type == "Gemm"), None)
-    if gemm is not None and gemm.attributes.get_int("transA", 0) != 0:
-        return "Gemm with transA has no quantized kernel"
     return ""
 
 
@@ -253,9 +272,11 @@ class _Search:
     Attributes:
         order: Execution order of the main graph's nodes.
         around: For every nested graph, the node that holds it.
+        noted: Whether notes may say that a node reads a part of a stored unit.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, noted: bool) -> None:
+        self.noted = noted
         self.order = {node: at for at, node in enumerate(model.graph)}
         self.graphs = list(all_graphs(model.graph))
         self.around = {
@@ -291,7 +312,8 @@ class _Search:
         tensor = stored_tensor(weight)
         assert tensor is not None
         views: list[ir.Node] = []
-        readers = [self._placed(one) for one in _readers(weight, len(tensor.shape), views)]
+        found = _readers(weight, len(tensor.shape), views, self.noted)
+        readers = [self._placed(one) for one in found]
         if not any(reader.multiplies for reader in readers):
             return None
         readers.sort(key=lambda reader: self.order.get(reader.node, -1))
@@ -323,12 +345,17 @@ def _is_large(value: ir.Value) -> bool:
     return len(tensor.shape) >= 2 and tensor.size >= SMALLEST_UNIT
 
 
-def find_units(model: ir.Model) -> list[Unit]:
+def find_units(model: ir.Model, *, noted: bool = True) -> list[Unit]:
     """Returns the units of ``model`` in execution order of their anchors.
 
     Only float weights of rank 2 or more with at least ``SMALLEST_UNIT`` entries count.
+
+    Args:
+        model: The graph.
+        noted: Whether its notes are our own. In a file from outside, a note must not hide a
+            weight.
     """
-    search = _Search(model)
+    search = _Search(model, noted)
     found = (search.unit(weight) for weight in search.weights())
     units = [unit for unit in found if unit is not None]
     return sorted(units, key=lambda unit: (search.order.get(unit.anchor, -1), unit.name))

@@ -38,7 +38,7 @@ class TensorStats(Annotation):
     Attributes:
         unit: Name of the unit, the prefix of its arrays.
         terms: Number of quadratic terms.
-        tokens: Number of token positions seen.
+        tokens: Number of token positions seen: rows that the Hessians are sums over.
         by_row: Whether the row moments are sure enough to give rows different options.
     """
 

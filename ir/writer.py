@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from .atomic_file import replacing
+from .exporter_traces import forget_traces
 from .machine_errors import machine_errors
 from .operands import all_graphs
 from .tensor_files import byte_size, stored_bytes
@@ -142,6 +143,7 @@ def _placed(model: ir.Model, place: Place) -> Iterator[None]:
 
 def _serialize(model: ir.Model) -> bytes:
     proto: onnx.ModelProto = ir.serde.serialize_model(model)
+    forget_traces(proto)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
 

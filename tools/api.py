@@ -26,6 +26,8 @@ class CompileResult:
         model: The ONNX file in it.
         asked: Stored bits per weight asked for; of a size in bytes, those that it left.
         got: Stored bits per weight of the result, recomputed from its graph.
+        whole_file_bits: The same with every float constant of the file counted, biases and
+            weights that no kernel reads directly among them.
         resident_bits: Bits per weight in memory after loading (estimated).
         weights: Number of weights in all units.
         size: Bytes of all files.
@@ -39,6 +41,7 @@ class CompileResult:
     model: Path
     asked: float
     got: float
+    whole_file_bits: float
     resident_bits: float
     weights: int
     size: int
@@ -155,6 +158,7 @@ def _result(output: Path, outcome: Outcome) -> CompileResult:
         model=output / "model.onnx",
         asked=asked if asked is not None else got["allocated_bits"] or got["bits"],
         got=got["bits"],
+        whole_file_bits=got["whole_file_bits"],
         resident_bits=got["resident_bits"],
         weights=got["weights"],
         size=outcome.size,

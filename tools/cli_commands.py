@@ -18,8 +18,10 @@ from .progress import choose_progress, plain
 
 if TYPE_CHECKING:
     from ..ir.analysis.attention import Found
+    from ..ir.analysis.loose_floats import LooseFloat
 
 _MACHINE = 4
+_MOST_LOOSE = 20  # float constants outside units that have a line of their own
 
 
 def run(chosen: argparse.Namespace) -> int:
@@ -34,11 +36,14 @@ def _compile(chosen: argparse.Namespace) -> int:
     result = compile(chosen.model, **given, progress=choose_progress())
     if chosen.json:
         facts = dataclasses.asdict(result)
+        if "warning" in result.report:
+            facts["warning"] = result.report["warning"]
         _print_json({**facts, "report": str(result.output / "mpqc.json")})
         return 0
     lines = [
         ("asked", f"{result.asked:.3f} stored bits per weight"),
         ("got", f"{result.got:.3f} ({result.resident_bits:.3f} in memory)"),
+        ("whole file", f"{result.whole_file_bits:.3f} bits per weight, all floats counted"),
         ("weights", f"{result.weights:,}"),
         ("all files", f"{result.size / 1e6:.2f} MB"),
     ]
@@ -51,6 +56,8 @@ def _compile(chosen: argparse.Namespace) -> int:
     ]
     if result.report["random_calibration"]:
         lines.append(("warning", "calibrated on random noise"))
+    if "warning" in result.report:
+        lines.append(("warning", result.report["warning"]))
     _print_table([*lines, ("written to", str(result.output))])
     return 0
 
@@ -115,7 +122,7 @@ def _opt(chosen: argparse.Namespace) -> int:
 
 
 def _inspect(chosen: argparse.Namespace) -> int:
-    from .inspection import inspect_file
+    from .inspection import inspect_file, outside_warning
 
     found = inspect_file(utf8_path(chosen.model))
     if chosen.json:
@@ -146,15 +153,33 @@ def _inspect(chosen: argparse.Namespace) -> int:
     _print_table(
         [
             ("stored bits per weight", f"{storage.bits_per_weight:.4f}"),
+            ("with all floats of the file", f"{storage.whole_file_bits:.4f}"),
             ("in memory, bits per weight", f"{storage.resident_bits_per_weight:.4f}"),
             ("weights", f"{storage.weights:,}"),
             ("bytes of weights", f"{storage.bytes:,}"),
-            ("bytes of other constants", f"{storage.rest:,}"),
+            ("bytes of loose floats", f"{storage.loose_bytes:,}"),
+            ("bytes of other constants", f"{storage.rest - storage.loose_bytes:,}"),
             ("bytes of the file and its data", f"{found.file_bytes:,}"),
         ]
     )
+    _print_loose(storage.loose)
+    if warning := outside_warning(storage, found.file_bytes):
+        print(f"\nwarning: {plain(warning)}")
     _print_attention(found.attention)
     return 0
+
+
+def _print_loose(loose: Sequence[LooseFloat]) -> None:
+    """Prints the largest float constants outside all units, and the sum of the others."""
+    if not loose:
+        return
+    rest = loose[_MOST_LOOSE:]
+    rows = [("left in float, no unit", "bytes", "because")]
+    rows += [(one.name, f"{one.bytes:,}", one.why) for one in loose[:_MOST_LOOSE]]
+    if rest:
+        rows.append((f"{len(rest)} more", f"{sum(one.bytes for one in rest):,}", ""))
+    print()
+    _print_table(rows)
 
 
 def _print_attention(found: Found) -> None:

@@ -21,6 +21,7 @@ from ..ir import (
     MachineError,
     check_finite,
     find_units,
+    forget_notes,
     machine_errors,
     read_model,
     refuse_quantized,
@@ -114,7 +115,7 @@ class Compilation:
     def run_bits(self, bits: float, stage: Path) -> Outcome:
         """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
         pipeline = Pipeline(self.settings.pipeline(bits))
-        model, context, timer = read_model(self.original), self.context(), TimePasses()
+        model, context, timer = _foreign(self.original), self.context(), TimePasses()
         kept = {**self.settings.plain(), "input": self.input}
         instruments = self.watch.instruments(timer, pipeline, kept)
         if self.watch.dump_after_each is not None:
@@ -127,7 +128,7 @@ class Compilation:
 
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
-        weights, rest = _sizes(read_model(self.original), self.source)
+        weights, rest = _sizes(_foreign(self.original), self.source)
         bits = (size - rest) * 8 / max(weights, 1)
         for attempt in range(_MOST_ATTEMPTS):
             if bits <= 0:
@@ -177,7 +178,7 @@ def prepare(
         )
     source = exported(source, scratch, progress)
     assert source.onnx is not None
-    model = read_model(source.onnx)
+    model = _foreign(source.onnx)
     refuse_quantized(model)
     check_finite(model)
     calibration = SampleMaker.of(model, source, progress.say).calibration(
@@ -208,6 +209,13 @@ def _check_that_it_runs(path: Path, target: str, calibration: Calibration) -> No
     """
     with open_session(path, load(target).provider) as session:
         session.run(calibration.feeds[0])
+
+
+def _foreign(path: Path) -> ir.Model:
+    """Reads a model whose notes, if somebody wrote any, are claims that nobody has checked."""
+    model = read_model(path)
+    forget_notes(model)
+    return model
 
 
 def exported(source: Source, scratch: Path, progress: Progress) -> Source:

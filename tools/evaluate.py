@@ -37,6 +37,7 @@ class Evaluation:
         cosine: Mean cosine similarity of outputs; sequences are mean-pooled first.
         lowest_cosine: The lowest cosine similarity of a sample.
         bits: Stored bits per weight of the result, recomputed from its graph.
+        whole_file_bits: The same with every float constant of its file counted.
         resident_bits: Its bits per weight in memory after loading (estimated).
         original_bytes: Bytes of the original's model files.
         result_bytes: Bytes of the result's model files.
@@ -52,6 +53,7 @@ class Evaluation:
     cosine: float | None
     lowest_cosine: float | None
     bits: float
+    whole_file_bits: float
     resident_bits: float
     original_bytes: int
     result_bytes: int
@@ -157,11 +159,9 @@ def evaluate_on(
         _check_fit(first, second)
         tracked = progress.track(feeds, len(feeds), "evaluate")
         measured = _measure(first, second, tracked, held_out)
-    bits, resident_bits = bits_per_weight(before, after)
     return Evaluation(
         samples=len(feeds),
-        bits=bits,
-        resident_bits=resident_bits,
+        **vars(bits_per_weight(before, after)),
         original_bytes=model_bytes(before),
         result_bytes=model_bytes(after),
         **measured,

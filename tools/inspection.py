@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ..frontend.model_source import locate
-from ..ir import InputError, read_model
+from ..ir import InputError, inline_functions, read_model
 from ..ir.analysis.attention import Attention, Found, find_attention
 from ..ir.analysis.storage import Storage, StoredWeight, stored
+
+_NEGLIGIBLE = 0.01  # share of a file that may lie outside all units without a warning
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Inspection:
         return {
             "model": str(self.model),
             "bits_per_weight": self.storage.bits_per_weight,
+            "whole_file_bits": self.storage.whole_file_bits,
             "resident_bits_per_weight": self.storage.resident_bits_per_weight,
             "weights": self.storage.weights,
             "weight_bytes": self.storage.bytes,
             "other_bytes": self.storage.rest,
             "file_bytes": self.file_bytes,
             "units": [unit_facts(unit) for unit in self.storage.units],
+            **left_in_float(self.storage, self.file_bytes),
             "attention": [attention_facts(one) for one in self.attention.bound],
             "no_attention": [
                 {"node": str(one.node.name), "operator": one.node.op_type, "reason": one.why}
@@ -56,9 +62,41 @@ def inspect_file(named: Path | str) -> Inspection:
     source = locate(Path(named))
     if source.onnx is None:
         raise InputError(f"{named} holds no ONNX model", hint=f"run: mpqc export {named}")
-    model = read_model(source.onnx)
+    model = _inlined(source.onnx)
     found = find_attention(model)
     return Inspection(source.onnx, stored(model), model_bytes(source.onnx), found)
+
+
+def _inlined(path: Path) -> ir.Model:
+    """Reads a model; weights in bodies of functions count too, once for every call."""
+    model = read_model(path)
+    inline_functions(model)
+    return model
+
+
+def left_in_float(storage: Storage, file_bytes: int) -> dict[str, Any]:
+    """Returns the float constants outside all units as JSON, and a warning if they matter."""
+    facts: dict[str, Any] = {
+        "left_in_float": [
+            {"name": o.name, "entries": o.entries, "bytes": o.bytes, "reason": o.why}
+            for o in storage.loose
+        ]
+    }
+    warning = outside_warning(storage, file_bytes)
+    return {**facts, "warning": warning} if warning else facts
+
+
+def outside_warning(storage: Storage, file_bytes: int) -> str:
+    """Says how much of a file the figure over units leaves out; empty below 1 %."""
+    share = storage.rest / max(file_bytes, 1)
+    if share <= _NEGLIGIBLE:
+        return ""
+    largest = f", the largest of them {storage.loose[0].name!r}" if storage.loose else ""
+    return (
+        f"{share:.1%} of the file's bytes are constants outside all units{largest}: "
+        f"{storage.whole_file_bits:.3f} bits per weight with all floats counted, "
+        f"{storage.bits_per_weight:.3f} over units alone"
+    )
 
 
 def attention_facts(one: Attention) -> dict[str, Any]:
@@ -127,8 +165,23 @@ def _tensors(model: Any) -> list[Any]:
     return found
 
 
-def bits_per_weight(original: Path, result: Path) -> tuple[float, float]:
-    """Returns the stored and the resident bits per weight of ``result``.
+@dataclass(frozen=True)
+class Bits:
+    """Bits per weight of a result.
+
+    Attributes:
+        bits: Stored, over the weights of the original's units.
+        whole_file_bits: Stored, over all units and loose floats of the result.
+        resident_bits: In memory after loading (estimated).
+    """
+
+    bits: float
+    whole_file_bits: float
+    resident_bits: float
+
+
+def bits_per_weight(original: Path, result: Path) -> Bits:
+    """Returns the bits per weight of ``result``.
 
     Weights are counted in the original; what the original stores beside them is no weight in
     the result either.
@@ -136,8 +189,10 @@ def bits_per_weight(original: Path, result: Path) -> tuple[float, float]:
     Raises:
         InputError: A file is no readable ONNX model.
     """
-    before, after = stored(read_model(original)), stored(read_model(result))
-    if not before.weights:
-        return 0.0, 0.0
-    size = after.bytes + after.rest - before.rest
-    return size * 8 / before.weights, after.resident * 8 / before.weights
+    before, after = stored(_inlined(original)), stored(_inlined(result))
+    weights, size = before.weights, after.bytes + max(after.rest - before.rest, 0)
+    return Bits(
+        size * 8 / weights if weights else 0.0,
+        after.whole_file_bits,
+        after.resident * 8 / weights if weights else 0.0,
+    )

@@ -15,12 +15,12 @@ import onnx_ir as ir
 
 from .. import __version__
 from ..frontend.model_source import Source
-from ..ir import Budgeted, model_key, note_of
+from ..ir import Budgeted, inline_functions, model_key, note_of
 from ..ir.analysis.storage import Storage, stored
 from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
-from .inspection import unit_facts
+from .inspection import left_in_float, model_bytes, unit_facts
 from .option_fields import option_words
 from .options import CompileOptions
 from .report import render_report
@@ -55,14 +55,16 @@ _PACKAGES = (
 
 
 def input_facts(source: Source, model: ir.Model) -> dict[str, Any]:
-    """Returns what identifies the model that went in."""
+    """Returns what identifies the model that went in, whose functions are inlined."""
     assert source.onnx is not None
+    content = model_key(model)
+    inline_functions(model)
     before = stored(model)
     return {
         "name": source.named.name,
         "file": source.onnx.name,
         "sha256": file_hash(source.onnx),
-        "content": model_key(model),
+        "content": content,
         "weights": before.weights,
         "weight_bytes": before.bytes,
         "other_bytes": before.rest,
@@ -92,6 +94,7 @@ def manifest(
         "schema": SCHEMA,
         "asked": given.pop("budget", {}),
         "got": _got(after, entry, budget),
+        **left_in_float(after, model_bytes(stage / "model.onnx")),
         "predicted": budget.loss if budget is not None else None,
         "measured": _measured(pipeline, context),
         "random_calibration": given.pop("random_calibration", False),
@@ -139,16 +142,15 @@ def _passing(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _got(after: Storage, entry: dict[str, Any], budget: Budgeted | None) -> dict[str, Any]:
-    """Returns the result's sizes. Weights are those of the original, where they are known."""
-    weights = entry.get("weights") or after.weights
-    size = after.bytes
-    if "other_bytes" in entry:  # constants that the result has beyond the original's count too
-        size = after.bytes + after.rest - entry["other_bytes"]
+    """Returns the result's sizes; constants that the original lacked count too."""
+    added = max(after.rest - entry.get("other_bytes", after.rest), 0)
     return {
-        "bits": size * 8 / weights if weights else 0.0,
+        "bits": (after.bytes + added) * 8 / after.weights if after.weights else 0.0,
+        "whole_file_bits": after.whole_file_bits,
         "resident_bits": after.resident_bits_per_weight,
-        "weights": weights,
+        "weights": after.weights,
         "weight_bytes": after.bytes,
+        "loose_float_bytes": after.loose_bytes,
         "other_bytes": after.rest,
         "allocated_bits": budget.got if budget is not None else None,
     }

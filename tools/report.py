@@ -24,6 +24,7 @@ _COLORS = {
 }
 _OTHER = "#66a182"
 _MOST_BARS = 600
+_MOST_LOOSE = 20  # float constants outside units that have a line of their own
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def render_report(facts: dict[str, Any]) -> str:
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
         unbound=_of_any_pass(facts, "refused").get("refused", {}),
-        left=[unit for unit in facts["units"] if unit.get("reason")],
+        left=_left(facts),
         units=units,
         number=_number,
         loss_of=lambda unit: unit.get("loss"),
@@ -149,6 +150,16 @@ def _need_bar(unit: dict[str, Any]) -> Bar:
 def _of_any_pass(facts: dict[str, Any], key: str) -> dict[str, Any]:
     """Returns the report of the pass that reported something as ``key``; empty if none did."""
     return next((one for one in facts.get("passes", {}).values() if key in one), {})
+
+
+def _left(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns units that stay in float, then the floats outside units, the largest alone."""
+    units = [{"bytes": None, **unit} for unit in facts["units"] if unit.get("reason")]
+    loose = facts.get("left_in_float", [])
+    shown, rest = loose[:_MOST_LOOSE], loose[_MOST_LOOSE:]
+    size = sum(one["bytes"] for one in rest)
+    more = [{"name": f"{len(rest)} more", "bytes": size, "reason": "smaller than these"}]
+    return [*units, *shown, *(more if rest else [])]
 
 
 def _sizes(facts: dict[str, Any]) -> list[tuple[str, int, int]]:

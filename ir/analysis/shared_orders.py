@@ -284,9 +284,11 @@ def _check_producer(unit: Unit, channels: int) -> None:
 
 
 def _check_consumer(unit: Unit, inside: set[ir.Value]) -> None:
+    if unit.reason:
+        raise _FixedError(f"{unit.name!r} stays in float: {unit.reason}")
     uses = [use for use in unit.uses if use.kind == "product"]
     others = len(uses) < len(unit.uses) or any(use.activation not in inside for use in uses)
-    if unit.refused or others:
+    if others:
         raise _FixedError(f"{unit.name!r} multiplies other activations too")
     _check_initializer(unit.weight)
 

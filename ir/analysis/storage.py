@@ -3,7 +3,12 @@
 A weight is a float unit as ``find_units`` sees it, or codes that a product, a convolution or a
 lookup reads: those of MatMulNBits, of integer operators, or before a DequantizeLinear. Its
 bytes are all constants that it is made of: scales, zero points and row orders count, and a
-weight that serves several nodes counts once. Biases are not weights.
+weight that serves several nodes counts once. Biases are not weights. Only constants decide
+what counts; notes, which anybody can write, may name it.
+
+Every constant is accounted for: it belongs to a weight, or it is a *loose* float (a bias, a
+norm, a weight that no kernel reads directly), or it is neither (a shape, an index). The figure
+for the whole file counts weights and loose floats.
 
 *Stored* bytes are those in the file. *Resident* bytes are an estimate for after loading: what
 depends on constants only has been computed (half-precision scales before a Cast are float32 by
@@ -20,8 +25,9 @@ import onnx_ir as ir
 
 from ..annotation import note_of
 from ..operands import all_nodes
-from ..units import Unit, find_units
+from ..units import FLOAT_TYPES, SMALLEST_UNIT, Unit, find_units
 from ..vocabulary import LeftInFloat, StoredPart
+from .loose_floats import LooseFloat, loose_floats
 from .static_values import StaticValues
 from .storage_slots import Part, Slot, codes_of, distant_scales, part_of, slots_of
 
@@ -57,12 +63,12 @@ class StoredWeight:
     @property
     def bits(self) -> float:
         """Stored bits per weight."""
-        return self.bytes * 8 / self.weights
+        return self.bytes * 8 / max(self.weights, 1)
 
     @property
     def columns(self) -> int:
         """Input channels."""
-        return self.weights // self.rows
+        return self.weights // max(self.rows, 1)
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,13 @@ class Storage:
 
     Attributes:
         units: The weights in execution order.
-        rest: Bytes of constants that belong to no weight.
+        rest: Bytes of constants that belong to no weight, loose floats among them.
+        loose: Float constants that belong to no weight, largest first.
     """
 
     units: tuple[StoredWeight, ...]
     rest: int
+    loose: tuple[LooseFloat, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -96,6 +104,17 @@ class Storage:
     def bits_per_weight(self) -> float:
         """Stored bits per weight; 0 for a model without weights."""
         return self.bytes * 8 / self.weights if self.weights else 0.0
+
+    @property
+    def loose_bytes(self) -> int:
+        """Bytes of loose floats in the file."""
+        return sum(one.bytes for one in self.loose)
+
+    @property
+    def whole_file_bits(self) -> float:
+        """Stored bits per entry over all weights and all loose floats; 0 without any."""
+        entries = self.weights + sum(one.entries for one in self.loose)
+        return (self.bytes + self.loose_bytes) * 8 / entries if entries else 0.0
 
     @property
     def resident_bits_per_weight(self) -> float:
@@ -125,8 +144,10 @@ class _Account:
 class _Accounts:
     """Assigns every constant to the weight that it belongs to.
 
-    Quantized weights come first, because they say that a table of halves holds scales; then
-    the float ones, as ``find_units`` sees them; then row orders; then what only notes tell.
+    Quantized weights come first, because they say that a table of halves holds scales; among
+    them those that depend on constants only are last, because most are steps on the way to
+    others, taken when the runtime loads the model. Then come the float ones, as ``find_units``
+    sees them; then row orders; then what only notes tell.
     """
 
     def __init__(self, model: ir.Model) -> None:
@@ -134,25 +155,41 @@ class _Accounts:
         self._static = StaticValues(model)
         self._owner: dict[ir.Value, str] = {}
         self._accounts: dict[str, _Account] = defaultdict(_Account)
-        for kernels in (True, False):
-            for node in self._nodes:
-                for slot in slots_of(node):
-                    if slot.quantized == kernels:
-                        self._enter_codes(node, slot)
-        for unit in find_units(model):
+        self._enter_all_codes()
+        for unit in find_units(model, noted=False):
             self._enter_float(unit)
         for node in self._nodes:
             self._enter_row_order(node)
         for node in self._nodes:
             self._enter_noted(node)
 
+    def _enter_all_codes(self) -> None:
+        folded = [node for node in self._nodes if self._is_folded(node)]
+        running = dict.fromkeys(self._nodes).keys() - folded
+        for kernels in (True, False):
+            for node in (one for one in self._nodes if one in running):
+                for slot in slots_of(node):
+                    if slot.quantized == kernels:
+                        self._enter_codes(node, slot)
+        for node in reversed(folded):
+            for slot in slots_of(node):
+                self._enter_folded_codes(node, slot)
+
+    def _is_folded(self, node: ir.Node) -> bool:
+        """Tells whether the runtime computes all of ``node`` when it loads the model."""
+        return all(made in self._static for made in node.outputs)
+
+    def _enter_folded_codes(self, node: ir.Node, slot: Slot) -> None:
+        """Enters codes that are looked up by constants, unless they are a step on the way."""
+        codes = codes_of(node, slot, self._static)
+        if not any(one in self._owner for one in codes):
+            self._enter_codes(node, slot)
+
     def _enter_codes(self, node: ir.Node, slot: Slot) -> None:
         value = node.inputs[slot.weight] if slot.weight < len(node.inputs) else None
         codes = codes_of(node, slot, self._static)
         if value is None or not codes or self._is_satellite(codes):
             return
-        if all(made in self._static for made in node.outputs):
-            return  # a step on the way to a weight, taken when the runtime loads the model
         readers = (node, *codes[0].consumers())  # who reads codes that it expands says no more
         note = next((n for one in readers if (n := note_of(one, StoredPart))), None)
         known = self._owner.get(codes[0], str(codes[0].name))
@@ -165,8 +202,9 @@ class _Accounts:
                 self._owner.setdefault(one, name)
 
     def _enter_float(self, unit: Unit) -> None:
-        """Enters a float weight, unless it turned out to hold scales."""
-        if self._owner.setdefault(unit.weight, unit.name) != unit.name:
+        """Enters a float weight, unless it turned out to be a part of a quantized one."""
+        name = self._noted_whole(unit) or unit.name
+        if self._owner.setdefault(unit.weight, name) != unit.name:
             return
         account = self._accounts[unit.name]
         account.kinds.update(use.kind for use in unit.uses)
@@ -175,6 +213,19 @@ class _Accounts:
         note = note_of(unit.anchor, LeftInFloat)
         named = note.why if note is not None and note.unit == unit.name else ""
         account.why_float = named or unit.reason
+
+    def _noted_whole(self, unit: Unit) -> str:
+        """Returns the quantized weight of which a note makes a float table a part, if it may.
+
+        Tables of scales, and columns that stay in float, have its rows and fewer columns.
+        """
+        note = note_of(unit.anchor, StoredPart)
+        if note is None or note.unit not in self._accounts:
+            return ""
+        parts, (rows, columns) = self._accounts[note.unit].parts.values(), unit.shape
+        whole = sum(p.columns for p in parts if p.of_columns) or max(p.columns for p in parts)
+        is_part = rows <= sum(part.rows for part in parts) and columns < whole
+        return note.unit if is_part else ""
 
     def _is_satellite(self, codes: list[ir.Value]) -> bool:
         """Whether the constants belong to a weight already, but not as its codes."""
@@ -206,21 +257,31 @@ class _Accounts:
         note = note_of(node, StoredPart)
         if note is None or note.unit not in self._accounts:
             return
-        if note.role == "channels" and node.op_type == "MatMul":
+        if note.role == "channels" and node.op_type == "MatMul" and len(node.inputs) > 1:
             self._enter_columns(node, note.unit)
         for value in node.inputs:
-            if value is not None and value in self._static.constants:
+            if value in self._static.constants and not self._may_be_weight(value):
                 self._owner.setdefault(value, note.unit)
+
+    def _may_be_weight(self, value: ir.Value) -> bool:
+        """Tells whether a constant is too much for a note to take it away."""
+        tensor = self._static.constants[value]
+        is_matrix = len(tensor.shape) >= 2 and tensor.size >= SMALLEST_UNIT
+        return is_matrix and tensor.dtype in FLOAT_TYPES
 
     def _enter_columns(self, node: ir.Node, name: str) -> None:
         """Enters columns in float that belong to a weight whose others are codes."""
-        value, sources = node.inputs[1], self._static.sources(node.inputs[1])
-        dims = self._static.dims(value) if value is not None and sources else None
-        if dims is None or len(dims) != 2 or len(sources) != 1:
-            return  # a note that somebody else wrote
-        (columns, rows), (stored_as,) = dims, sources
-        bits = self._static.constants[stored_as].dtype.bitwidth
-        self._accounts[name].parts[frozenset({stored_as})] = Part(rows, columns, bits, True)
+        for value in self._static.sources(node.inputs[1]):
+            dims, dtype = self._static.dims(value), self._static.constants[value].dtype
+            if dims is None or len(dims) != 2 or self._is_other(value, name):
+                continue  # a note that somebody else wrote
+            if dtype in FLOAT_TYPES:
+                self._owner[value] = name
+                part = Part(dims[1], dims[0], dtype.bitwidth, of_columns=True)
+                self._accounts[name].parts[frozenset({value})] = part
+
+    def _is_other(self, value: ir.Value, name: str) -> bool:
+        return self._owner.get(value, name) != name
 
     # The sums
 
@@ -233,10 +294,10 @@ class _Accounts:
         resident = self._resident()
         units = tuple(
             self._stored_weight(name, self._accounts[name], sizes[name], resident[name])
-            for name in dict.fromkeys(self._in_order())
+            for name in dict.fromkeys([*self._in_order(), *self._accounts])
         )
         rest = sum(self._static.size(one) for one in constants if one not in self._owner)
-        return Storage(units, rest)
+        return Storage(units, rest, loose_floats(self._nodes, self._static, self._owner))
 
     def _in_order(self) -> Iterator[str]:
         """Yields the names of the weights as nodes read them, with repetitions."""

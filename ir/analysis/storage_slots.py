@@ -158,6 +158,8 @@ def _packed_product(node: ir.Node, static: StaticValues, codes: list[ir.Value]) 
     if value is None or node.op_type == "MatMulBnb4":
         return Part(rows, columns, bits)
     padded = rows * -(-columns // block) * block
+    if codes == [value]:  # attributes must not claim more than the file has codes for
+        columns = min(columns, 8 * static.size(value) // max(rows * bits, 1))
     width = _stored_width(value, codes, static, bits, padded)
     note = note_of(node, StoredPart)
     return Part(rows, columns, width, note is not None and note.role == "channels")

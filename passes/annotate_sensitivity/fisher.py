@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -91,4 +91,25 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
-    return torch.stack(columns, dim=1).numpy()
+    loss = torch.stack(columns, dim=1).numpy()
+    return monotone(loss, asked.options[unit.name]) if quadratic.scarce else loss
+
+
+def monotone(loss: np.ndarray, options: Sequence[Option]) -> np.ndarray:
+    """Lets no option look worse than one whose codes it could store.
+
+    A wider code in finer groups can say all that a narrower one in coarser groups says; where
+    it seems to lose more, too few tokens have been seen to tell.
+    """
+    return np.stack(
+        [
+            loss[:, [at for at, two in enumerate(options) if _covers(one, two)]].min(axis=1)
+            for one in options
+        ],
+        axis=1,
+    )
+
+
+def _covers(one: Option, other: Option) -> bool:
+    """Tells whether ``one`` can store whatever ``other`` stores."""
+    return one.is_half or (one.bits >= other.bits and other.group % one.group == 0)

@@ -34,7 +34,7 @@ from ..engine.statistics.objective import Objective, choose_objective
 from ..engine.statistics.runtime_moments import measure
 from .sweep import sweep
 
-_FORMAT = "mpqc.stats/6"  # part of the key: a change of what is gathered makes old files stale
+_FORMAT = "mpqc.stats/7"  # part of the key: a change of what is gathered makes old files stale
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
 
@@ -132,6 +132,7 @@ def _gather(
         file.finish(positions)
         arrays.facts = {
             "positions": positions,
+            "rows": file.rows_seen(),
             "samples": len(samples),
             "seconds": round(time.perf_counter() - begun, 3),
             "sweep": f"runtime ({why})" if refused else "torch",
@@ -185,7 +186,8 @@ def _annotate(
         else:
             by_row = _by_row(unit, objective)
             drop_note(unit.anchor, LocalHessian)
-            annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), tokens, by_row))
+            rows = facts["rows"].get(unit.name, tokens)
+            annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), rows, by_row))
     output = str(objective.outputs[0].name)
     count = len(samples.training)
     annotate(

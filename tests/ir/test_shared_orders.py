@@ -155,3 +155,19 @@ def test_a_constant_that_can_be_seen_stays() -> None:
     )
     built.graph.outputs.append(built.graph.initializers["bias"])
     assert "seen from outside" in find_shared_orders(built).refused[0].why
+
+
+@pytest.mark.parametrize(
+    "readers",
+    [
+        "y = Gemm(a, second) z = Gemm<transA = 1>(a, second)",
+        "z = Gemm<transA = 1>(a, second) y = Gemm(a, second)",
+        "z = Gemm<transB = 1>(a, second) y = Gemm(a, second)",
+    ],
+)
+def test_a_consumer_that_stays_in_float_keeps_the_order(readers: str) -> None:
+    """Its columns are not those that the other reader multiplies by the channels."""
+    text = f"""g (float[64, 64] x) => (float[64, 64] y, float[64, 64] z) {{
+        h = MatMul(x, first) a = Relu(h) {readers} }}"""
+    found = find_shared_orders(model(text, first=(64, 64), second=(64, 64)))
+    assert names(found) == []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -159,3 +160,52 @@ def test_a_hundred_thousand_nodes_take_seconds() -> None:
     (unit,) = find_units(ir.Model(graph, ir_version=9))
     assert len(unit.uses) == 1000
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "a = Gemm (x, w) b = Gemm <transA = 1> (x, w)",
+        "b = Gemm <transA = 1> (x, w) a = Gemm (x, w)",
+    ],
+)
+def test_every_reader_of_a_shared_weight_is_asked(order: str) -> None:
+    text = f"g (float[64, 64] x) => (float[64, 64] a, float[64, 64] b) {{ {order} }}"
+    (unit,) = find_units(model(text, w=(64, 64)))
+    assert unit.reason == "Gemm '' with transA has no quantized kernel"
+    assert [use.node.outputs[0].name for use in unit.uses] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (onnx.TensorProto.INT8, "Cast '' reads it, and that has no quantized kernel"),
+        (onnx.TensorProto.FLOAT16, ""),
+    ],
+)
+def test_a_cast_to_integers_is_no_view(kind: int, reason: str) -> None:
+    found = model(
+        f"""g (float[N, 64] x, float16[N, 64] h) => (float[N, 64] y, float16[N, 64] z) {{
+            y = MatMul (x, w) c = Cast <to = {kind}> (w) f = Cast <to = 10> (c)
+            z = MatMul (h, f) }}""",
+        w=(64, 64),
+    )
+    (unit,) = find_units(found)
+    assert unit.reason == reason
+    assert len(unit.uses) == (1 if reason else 2)
+
+
+def test_a_table_that_is_only_read_as_integers_is_no_unit() -> None:
+    text = """g (int64[N] i) => (int64[N, 64] y) {
+        c = Cast <to = 7> (t) y = Gather (c, i) }"""
+    assert find_units(model(text, t=(64, 64))) == []
+
+
+def test_two_weights_that_multiply_each_other_stay_in_float() -> None:
+    """They would have the same anchor, and so each other's notes."""
+    text = "g (float[64, 64] x) => (float[64, 64] y) { p = MatMul (v, w) y = Add (p, x) }"
+    units = {
+        unit.name: unit.reason for unit in find_units(model(text, v=(64, 64), w=(64, 64)))
+    }
+    assert units["v"] == "it is the left operand of MatMul ''"
+    assert units["w"] == "MatMul '' multiplies it by another weight"

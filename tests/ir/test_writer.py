@@ -132,3 +132,41 @@ def test_a_full_disk_leaves_the_old_file(
     assert stored(tmp_path) == before
     assert caught.value.__cause__ is not None
     assert getattr(caught.value.__cause__, "errno", None) == errno.EFBIG
+
+
+STACK = 'Traceback:\n  File "/home/someone/secret/model.py", line 12, in forward\n    x = y'
+OLDER = "/home/someone/secret/model.py(12): forward\n/usr/lib/torch/module.py(1): _slow\n"
+
+
+def test_traces_of_the_exporter_are_not_passed_on(tmp_path: Path) -> None:
+    text = """g (float[N, 64] x, bool c) => (float[N, 64] y) {
+        z = If (c) <then_branch = t () => (float[N, 64] p) { p = Neg(x) },
+                    else_branch = e () => (float[N, 64] q) { q = Abs(x) }>
+        y = MatMul(z, w) }"""
+    found = model(text, w=(64, 64))
+    nodes = [*found.graph, *found.graph[0].attributes["then_branch"].as_graph()]
+    for target in (*nodes, *found.graph.inputs, found.graph, found):
+        target.metadata_props.update(
+            {
+                "pkg.torch.onnx.stack_trace": STACK,
+                "pkg.torch.onnx.class_hierarchy": "['someone.secret.Model']",
+                "pkg.onnxscript.rewriter.rule_name": "secret",
+                "their.own": STACK,
+                "author": "they",
+            }
+        )
+        target.doc_string = OLDER if target is nodes[0] else STACK
+    nodes[0].metadata_props["namespace"] = "secret.Model"
+    nodes[0].metadata_props["mpqc.block"] = "block{index=0}"
+    found.metadata_props["namespace"] = "theirs"
+    nodes[1].doc_string = "what it is for"
+    write_model(found, tmp_path / "model.onnx")
+    assert b"secret" not in (tmp_path / "model.onnx").read_bytes()
+    again = read_model(tmp_path / "model.onnx")
+    assert dict(again.metadata_props) == {"author": "they", "namespace": "theirs"}
+    assert dict(again.graph[0].metadata_props) == {
+        "author": "they",
+        "mpqc.block": "block{index=0}",
+    }
+    assert again.graph[1].doc_string == "what it is for"
+    assert nodes[0].metadata_props["pkg.torch.onnx.stack_trace"] == STACK

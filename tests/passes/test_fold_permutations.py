@@ -199,3 +199,17 @@ def test_what_counts_on_the_fold_is_refused_without_it(tmp_path: Path) -> None:
     model, work = prepared("gated", tmp_path)
     with pytest.raises(UsageError, match="fold-permutations"):
         Pipeline.parse(f"{ALLOCATE},quantize-weights").run(model, work)
+
+
+def test_a_product_that_transposes_the_channels_keeps_their_order(tmp_path: Path) -> None:
+    text = """g (float[64, 64] x) => (float[64, 64] y) {
+        h = MatMul(x, gate) a = Relu(h) y = Gemm <transA = 1> (a, down) }"""
+    model = parse(HEADER + text, SQUARE)
+    work = context(dataclasses.replace(load("ort-cpu"), row_tile=8), tmp_path)
+    (unit,) = quantizable(model)
+    keep_moments(unit, np.random.default_rng(0).gamma(0.3, size=64), np.eye(64), work)
+    annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
+    Pipeline.parse(
+        f"annotate-sensitivity,{ALLOCATE.replace('4', '20')},fold-permutations"
+    ).run(model, work)
+    assert work.report["fold-permutations"]["folded"] == []

@@ -54,6 +54,7 @@ def test_table_names_its_setting(
     measured = Evaluation(
         samples=3,
         bits=3.499,
+        whole_file_bits=3.6,
         resident_bits=4.4,
         original_bytes=540_000_000,
         result_bytes=60_000_000,

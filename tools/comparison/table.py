@@ -19,6 +19,7 @@ _COLUMNS = (
     ("lowest cosine", "lowest_cosine", ".4f"),
     ("predicted", "predicted", ".4f"),
     ("stored bits", "bits", ".3f"),
+    ("whole file", "whole_file_bits", ".3f"),
     ("resident bits", "resident_bits", ".3f"),
     ("bytes", "result_bytes", ",d"),
     ("seconds", "seconds", ".1f"),

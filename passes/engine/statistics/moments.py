@@ -146,6 +146,14 @@ class MomentFile:
             len(self._file.array(name)) * max(self._counts[name], 1)
         )
 
+    def rows_seen(self) -> dict[str, int]:
+        """Returns how many rows every unit's Hessian is of; of several, the fewest."""
+        seen: dict[str, int] = {}
+        for name in (one for one in self._names if one.endswith("/hessian")):
+            unit, count = name.rsplit("/", 2)[0], self._counts[name]
+            seen[unit] = min(seen.get(unit, count), count)
+        return seen
+
     def overflown(self) -> list[str]:
         """Returns the names of units with sums that are not finite."""
         self.flush()

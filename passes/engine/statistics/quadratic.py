@@ -20,6 +20,7 @@ from ....ir import (
 from ..numerics.gptq import Factor, factorize, row_errors
 from ..numerics.kept_columns import KeptColumns
 from ..numerics.row_hessians import Key, Part, RowHessians
+from ..numerics.shrinkage import shrunk
 from .moved import read_moved
 
 # Measured on held-out Hessians: 0.01 fits the calibration text, and not the next one.
@@ -36,6 +37,7 @@ class Quadratic:
         activation: For each product term the variance of the kernel's activation rounding.
         local: For each term what to round against instead of its Hessian; empty for none.
         kept: Columns that are not rounded; None for none.
+        scarce: Whether there were fewer tokens than columns, so that losses are noisy.
     """
 
     rows: tuple[torch.Tensor, ...]
@@ -43,10 +45,14 @@ class Quadratic:
     activation: tuple[torch.Tensor | None, ...]
     local: tuple[RowHessians | None, ...] = ()
     kept: KeptColumns | None = None
+    scarce: bool = False
 
     @classmethod
     def of(cls, unit: Unit, arrays: ArrayStore) -> Quadratic:
-        """Reads the terms of ``unit``, all of whose columns are to be rounded."""
+        """Reads the terms of ``unit``, all of whose columns are to be rounded.
+
+        Hessians that fewer tokens than columns gave are shrunk towards their diagonals.
+        """
         stats = need_note(unit.anchor, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
@@ -57,17 +63,20 @@ class Quadratic:
         terms = range(stats.terms)
         return cls(
             tuple(read(at, "rows") for at in terms),
-            tuple(read(at, "hessian") for at in terms),
+            tuple(shrunk(read(at, "hessian"), stats.tokens) for at in terms),
             tuple(
                 read(at, "activation") if unit.uses[at].kind == "product" else None
                 for at in terms
             ),
-            _read_local(unit, arrays),
+            _read_local(unit, arrays, stats.tokens),
+            scarce=stats.tokens < unit.shape[1],
         )
 
     def against(self, found: Mapping[Key, RowHessians], unit: Unit) -> Quadratic:
         """Returns the same losses, rounded against other Hessians where there are any."""
-        local = tuple(found.get((unit.name, at)) for at in range(len(self.rows)))
+        tokens = need_note(unit.anchor, TensorStats).tokens
+        others = (found.get((unit.name, at)) for at in range(len(self.rows)))
+        local = tuple(_shrunk(one, tokens) if one is not None else None for one in others)
         return replace(self, local=local) if any(local) else self
 
     def keeping(self, columns: np.ndarray) -> Quadratic:
@@ -176,16 +185,25 @@ def _scaled(hessian: torch.Tensor, local: RowHessians | None, owner: int) -> tor
     return local.matrices[owner] * (wanted / mean if mean > 0 else 1.0)
 
 
-def _read_local(unit: Unit, arrays: ArrayStore) -> tuple[RowHessians | None, ...]:
+def _shrunk(local: RowHessians, tokens: int) -> RowHessians:
+    """Returns Hessians of rows without the noise of fewer tokens than columns."""
+    if tokens >= local.matrices.shape[-1]:
+        return local
+    matrices = torch.stack([shrunk(one, tokens) for one in local.matrices])
+    return replace(local, matrices=matrices)
+
+
+def _read_local(unit: Unit, arrays: ArrayStore, tokens: int) -> tuple[RowHessians | None, ...]:
     """Returns what ``attention-hessians`` left for a unit."""
     if note_of(unit.anchor, LocalHessian) is None:
         return ()
+
+    def read(at: int) -> RowHessians:
+        owners = torch.from_numpy(read_moved(unit, arrays, at, "owners")).long()
+        matrices = torch.from_numpy(read_moved(unit, arrays, at, "local"))
+        return _shrunk(RowHessians(matrices, owners), tokens)
+
     return tuple(
-        RowHessians(
-            torch.from_numpy(read_moved(unit, arrays, at, "local")),
-            torch.from_numpy(read_moved(unit, arrays, at, "owners")).long(),
-        )
-        if f"{unit.name}/{at}/local" in arrays
-        else None
+        read(at) if f"{unit.name}/{at}/local" in arrays else None
         for at in range(len(unit.uses))
     )

@@ -62,7 +62,7 @@ def own_file(made: Path, original: Path) -> Form:
     """
     path, facts = made / "model.onnx", made / "copies.json"
     copies = set(json.loads(facts.read_text(encoding="utf-8"))) if facts.is_file() else set()
-    file_bits, _ = bits_per_weight(original, path)
+    file_bits = bits_per_weight(original, path).bits
     return Form(path, _bits_at_best(path, original, copies), file_bits)
 
 
