@@ -24,6 +24,7 @@ from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.validation.excess import REFUSED, blamed, level_of
 
 _Metrics = dict[str, list[dict[str, np.ndarray]]]  # by output, one entry for each sample
+_SMALL = 0.01  # divergence below which only the absolute error matters
 _FLOATS = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -79,7 +80,7 @@ class VerifyNumerics(Pass):
         feeds = [*samples.kept_back, *samples.training][: self.most]
         measured: _Metrics = {name: [] for name in names}
         ran = 0
-        while ran < len(feeds) and not (ran and _divergence(measured).is_sure(self.error)):
+        while ran < len(feeds) and not (ran and self._is_sure(measured)):
             part = feeds[ran : ran + self.samples]
             _measure(model, context, part, measured, logits=logits)
             ran += len(part)
@@ -92,6 +93,9 @@ class VerifyNumerics(Pass):
             **_judged(model, _divergence(measured)),
         }
         return False
+
+    def _is_sure(self, measured: _Metrics) -> bool:
+        return _divergence(measured).is_sure(self.error, _SMALL)
 
 
 def _float_outputs(model: ir.Model) -> list[str]:

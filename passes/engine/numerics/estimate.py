@@ -51,6 +51,6 @@ class Estimate:
         spread = float(np.square(deviations).sum()) * count / (count - 1)
         return cls(mean, float(np.sqrt(spread)) / every.size, len(samples), every.size)
 
-    def is_sure(self, share: float) -> bool:
-        """Tells whether the error is at most ``share`` of the mean."""
-        return self.error <= share * abs(self.mean)
+    def is_sure(self, share: float, floor: float = 0.0) -> bool:
+        """Tells whether the error is at most ``share`` of the mean, or of ``floor``."""
+        return self.error <= share * max(abs(self.mean), floor)
