@@ -208,7 +208,7 @@ def _rows(use: Use, rows: int) -> Iterator[torch.Tensor]:
     if rank == 0:
         yield from every[:: max(1, rows // _SINGLE_ROWS)]
         return
-    for part in torch.split(every, _ROWS_AT_ONCE):  # type: ignore[no-untyped-call]
+    for part in torch.split(every, _ROWS_AT_ONCE):
         yield part.reshape(*[1] * (rank - 1), len(part))
 
 
