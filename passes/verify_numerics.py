@@ -245,5 +245,5 @@ def _judged(model: ir.Model, measured: Estimate) -> dict[str, Any]:
         )
         facts["blamed"] = blamed(model)
     if level == REFUSED:
-        facts["refused"] = True
+        facts["excessive"] = True
     return facts

@@ -282,7 +282,7 @@ def check_loss(context: PassContext, pipeline: Pipeline, *, accept: bool) -> Non
     if "warning" not in measured:
         return
     worst = ", ".join(f"{one['unit']!r}" for one in measured["blamed"])
-    if measured.get("refused") and not accept:
+    if measured.get("excessive") and not accept:
         raise ExcessLoss(
             f"the result {measured['warning']}; the largest loss was predicted for {worst}",
             hint="--accept-loss writes it anyway",

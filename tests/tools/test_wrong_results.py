@@ -58,7 +58,7 @@ def test_a_loss_can_be_accepted(
     assert "warning: the result lost" in capsys.readouterr().err
     facts = json.loads((tmp_path / "out" / "mpqc.json").read_text())
     measured = facts["measured"]
-    assert measured["refused"]
+    assert measured["excessive"]
     assert measured["kl"] - 2 * measured["standard_error"] > 10 * measured["predicted"]
     assert {one["unit"] for one in measured["blamed"]} == {"table", "up", "down", "head"}
     assert "lost" in (tmp_path / "out" / "report.html").read_text()
