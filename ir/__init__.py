@@ -16,10 +16,12 @@ from .cached_file import CachedFile
 from .capabilities import Capabilities, Kernel
 from .content_key import model_key
 from .errors import (
+    ExcessLoss,
     InfeasibleBudget,
     InputError,
     InternalError,
     MachineError,
+    Miscompiled,
     MpqcError,
     UsageError,
 )
@@ -76,6 +78,7 @@ __all__ = [
     "ChannelAllocation",
     "ChannelSpec",
     "ColumnScales",
+    "ExcessLoss",
     "Feeds",
     "FixedOrder",
     "InfeasibleBudget",
@@ -85,6 +88,7 @@ __all__ = [
     "LeftInFloat",
     "LocalHessian",
     "MachineError",
+    "Miscompiled",
     "MpqcError",
     "NoAttention",
     "Option",

@@ -52,8 +52,21 @@ class InfeasibleBudget(MpqcError):
     code = "infeasible-budget"
 
 
+class ExcessLoss(MpqcError):
+    """A result that lost far more than predicted; the message names the units to blame."""
+
+    exit_code = 6
+    code = "excess-loss"
+
+
 class InternalError(MpqcError):
     """A bug in mpqc: an invariant failed inside a pass."""
 
     exit_code = 70
     code = "internal"
+
+
+class Miscompiled(InternalError):
+    """A pass broke its promise: the graph no longer computes what it should."""
+
+    code = "miscompiled"

@@ -32,7 +32,7 @@ from ..ir.sealed_file import read_seal
 from .engine.execution.executor import BlockRunner
 from .engine.execution.samples import Samples
 from .engine.numerics.row_hessians import Key, RowHessians
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.moved import moves_key
@@ -69,6 +69,7 @@ class AttentionHessians(Pass):
         NoAttention,
     )
     expensive: ClassVar[bool] = True
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     probes: int = 8
     samples: int = 0
 

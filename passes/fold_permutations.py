@@ -19,7 +19,7 @@ from ..ir import (
     note_of,
 )
 from ..ir.unit_arrays import UnitArrays
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.statistics.moved import move
 
 
@@ -41,6 +41,7 @@ class FoldPermutations(Pass):
     name: ClassVar[str] = "fold-permutations"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation,)
     drops: ClassVar[tuple[type[Annotation], ...]] = (SharedRows,)
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Moves rows, columns and constants of every group that was given an order."""

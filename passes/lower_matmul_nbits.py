@@ -29,7 +29,7 @@ from .engine.emission.product import emit_product
 from .engine.emission.replacing import forget_weight, replace_node, replace_weight
 from .engine.emission.slim_product import SlimProduct
 from .engine.emission.stored import StoredUnit
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.statistics.quadratic import kept_columns
 
 
@@ -55,6 +55,7 @@ class LowerMatMulNBits(Pass):
     reads = (QuantSpec,)
     writes = (StoredPart,)
     drops = (QuantSpec, OutlierColumns)
+    promise: ClassVar[Promise] = Promise.SAME_SIMULATION
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         names = Names(model)

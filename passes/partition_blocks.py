@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..ir import Annotation, BlockId, annotate, note_of, partition
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PartitionBlocks(Pass):
 
     name: ClassVar[str] = "partition-blocks"
     writes: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         changed = False

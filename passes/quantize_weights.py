@@ -36,7 +36,7 @@ from .engine.execution.parallel import for_each
 from .engine.numerics.coupled_rows import round_coupled
 from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
 from .engine.numerics.row_hessians import Part, round_parts
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Couplings, Forecast
 from .engine.statistics.coupling import between_rows, read_coupling
 from .engine.statistics.local_hessians import LocalHessians
@@ -75,6 +75,7 @@ class QuantizeWeights(Pass):
     name: ClassVar[str] = "quantize-weights"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BitAllocation, TensorStats)
     writes: ClassVar[tuple[type[Annotation], ...]] = (QuantSpec,)
+    promise: ClassVar[Promise] = Promise.SIMULATION
     rounding: str = "gptq"
     refinements: int = 3
     sequential: str = "no"

@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..ir import InputError, MpqcError, UsageError, all_nodes
-from .engine.pipeline.base import Pass, PassContext
+from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast, RaisedOpset
 
 OLDEST_IR = {21: 10}  # the file format that an opset came with, where it matters
@@ -31,6 +31,7 @@ class RaiseOpset(Pass):
     """
 
     name: ClassVar[str] = "raise-opset"
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
     version: int = 21
 
     def __post_init__(self) -> None:

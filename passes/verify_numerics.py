@@ -12,11 +12,19 @@ import onnx_ir as ir
 
 from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of
 from .engine.execution.padding import Padding
-from .engine.numerics.divergence import cosine, kl_divergence, relative_error, top1_agreement
-from .engine.pipeline.base import Pass, PassContext
+from .engine.numerics.divergence import (
+    cosine,
+    kl_divergence,
+    relative_error,
+    squared_divergence,
+    top1_agreement,
+)
+from .engine.numerics.estimate import Estimate
+from .engine.pipeline.base import Pass, PassContext, Promise
+from .engine.validation.excess import REFUSED, blamed, level_of
 
-_SUSPICIOUS = 4.0  # measured over predicted divergence from which the report warns
-_NEGLIGIBLE = 0.02  # nats below which a ratio says nothing
+_Metrics = dict[str, list[dict[str, np.ndarray]]]  # by output, one entry for each sample
+_SMALL = 0.01  # divergence below which only the absolute error matters
 _FLOATS = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -33,14 +41,31 @@ class VerifyNumerics(Pass):
     tokens with the same first choice; otherwise the relative error and the cosine similarity
     of every float output. The two models are loaded one after the other.
 
+    Held-out samples come first, then calibration samples, a few at a time, until the standard
+    error of the divergence is at most ``error`` of it. The report says how many of each there
+    were. A loss far above its prediction is a warning; one beyond everything that rounding
+    explains is refused in the end, unless the user accepts it.
+
     Attributes:
-        samples: Largest number of held-out samples to run.
+        samples: How many samples to run at a time, and at least.
+        most: How many samples to run at most.
+        error: Standard error, as a share of the divergence, at which it is known well enough.
     """
 
     name: ClassVar[str] = "verify-numerics"
     measures: ClassVar[bool] = True
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
 
-    samples: int = 2
+    samples: int = 4
+    most: int = 32
+    error: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.samples <= self.most or not self.error > 0:
+            raise UsageError(
+                f"{self.name} cannot run {self.samples} to {self.most} samples",
+                hint="samples of 1 or more, most at least as many, and an error above 0",
+            )
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         if context.calibration is None or context.original is None:
@@ -48,22 +73,50 @@ class VerifyNumerics(Pass):
                 f"{self.name} needs samples and the original model",
                 hint="give calibration data, or leave the pass out",
             )
-        feeds = context.calibration.validation[: max(self.samples, 1)]
         note = note_of(model, Calibrated)
         logits = note is not None and note.objective == "logits"
         names = [note.output] if note and logits else _float_outputs(model)
-        reference = context.scratch / "reference"
-        reference.mkdir(parents=True, exist_ok=True)
-        _keep_reference(context.original, context, feeds, names, reference)
-        measured = _compare(model, context, feeds, names, reference, logits)
-        facts = _logits_facts(model, measured) if logits else _output_facts(measured)
-        objective = "logits" if logits else "regression"
-        context.report[self.name] = {"objective": objective, "samples": len(feeds), **facts}
+        samples = context.calibration
+        feeds = [*samples.kept_back, *samples.training][: self.most]
+        measured: _Metrics = {name: [] for name in names}
+        ran = 0
+        while ran < len(feeds) and not (ran and self._is_sure(measured)):
+            part = feeds[ran : ran + self.samples]
+            _measure(model, context, part, measured, logits=logits)
+            ran += len(part)
+        facts = _logits_facts(measured) if logits else _output_facts(measured)
+        context.report[self.name] = {
+            "objective": "logits" if logits else "regression",
+            "samples": ran,
+            "held_out": min(ran, len(samples.kept_back)),
+            **facts,
+            **_judged(model, _divergence(measured)),
+        }
         return False
+
+    def _is_sure(self, measured: _Metrics) -> bool:
+        return _divergence(measured).is_sure(self.error, _SMALL)
 
 
 def _float_outputs(model: ir.Model) -> list[str]:
     return [str(one.name) for one in model.graph.outputs if one.dtype in _FLOATS]
+
+
+def _measure(
+    model: ir.Model,
+    context: PassContext,
+    feeds: Sequence[Feeds],
+    measured: _Metrics,
+    *,
+    logits: bool,
+) -> None:
+    """Adds the metrics of some samples."""
+    assert context.original is not None
+    reference, names = context.scratch / "reference", list(measured)
+    reference.mkdir(parents=True, exist_ok=True)
+    _keep_reference(context.original, context, feeds, names, reference)
+    for name, found in _compare(model, context, feeds, names, reference, logits).items():
+        measured[name] += found
 
 
 def _keep_reference(
@@ -87,10 +140,10 @@ def _compare(
     names: list[str],
     kept: Path,
     logits: bool,
-) -> dict[str, list[dict[str, np.ndarray]]]:
+) -> _Metrics:
     """Returns the metrics of every output, one entry for each sample."""
     assert context.calibration is not None
-    metrics: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
+    metrics: _Metrics = {name: [] for name in names}
     with context.runner.session(model) as session:
         for at, sample in _tracked(context, feeds, "result"):
             padding = Padding.of(sample, context.calibration.mask)
@@ -130,37 +183,41 @@ def _tokens(
 
 
 def _metrics(wanted: np.ndarray, result: np.ndarray, logits: bool) -> dict[str, np.ndarray]:
+    """Returns figures of one output of one sample; ``divergence`` has one for each token."""
     if logits:
-        return {"kl": kl_divergence(wanted, result), "top1": top1_agreement(wanted, result)}
+        kl = kl_divergence(wanted, result)
+        return {"divergence": kl, "top1": top1_agreement(wanted, result)}
     finite = np.isfinite(wanted)
     before, now = np.where(finite, wanted, 0), np.where(finite, result, 0)
     error = np.array([relative_error(before, now)])
-    return {"relative_error": error, "cosine": cosine(before, now)}
+    divergence = squared_divergence(before, now)
+    return {
+        "divergence": divergence,
+        "relative_error": error,
+        "cosine": cosine(before, now),
+    }
 
 
 def _means(samples: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    keys = samples[0] if samples else {}
+    keys = samples[0].keys() - {"divergence"} if samples else ()
     return {key: float(np.concatenate([one[key] for one in samples]).mean()) for key in keys}
 
 
-def _logits_facts(
-    model: ir.Model, measured: Mapping[str, list[dict[str, np.ndarray]]]
-) -> dict[str, Any]:
+def _divergence(measured: _Metrics) -> Estimate:
+    """Returns the divergence over all outputs, in the unit of its prediction."""
+    by_sample = zip(*measured.values(), strict=True)
+    return Estimate.of(
+        [np.concatenate([one["divergence"] for one in outputs]) for outputs in by_sample]
+    )
+
+
+def _logits_facts(measured: _Metrics) -> dict[str, Any]:
     ((name, samples),) = measured.items()
-    facts: dict[str, Any] = {"output": name, **_means(samples)}
-    facts["tokens"] = sum(len(one["kl"]) for one in samples)
-    budget = note_of(model, Budgeted)
-    if budget is not None:
-        facts["predicted"] = budget.loss
-        if facts["kl"] > max(_SUSPICIOUS * budget.loss, _NEGLIGIBLE):
-            facts["warning"] = (
-                f"measured {facts['kl']:.3g} nats per token, predicted {budget.loss:.3g}: "
-                "calibrate on more text, or on text closer to what the model will read"
-            )
-    return facts
+    kl = _divergence(measured)
+    return {"output": name, "kl": kl.mean, "tokens": kl.tokens, **_means(samples)}
 
 
-def _output_facts(measured: Mapping[str, list[dict[str, np.ndarray]]]) -> dict[str, Any]:
+def _output_facts(measured: _Metrics) -> dict[str, Any]:
     outputs = {name: _means(samples) for name, samples in measured.items()}
     errors = [facts["relative_error"] for facts in outputs.values()]
     cosines = [facts["cosine"] for facts in outputs.values()]
@@ -168,4 +225,25 @@ def _output_facts(measured: Mapping[str, list[dict[str, np.ndarray]]]) -> dict[s
         "outputs": outputs,
         "relative_error": max(errors, default=0.0),
         "cosine": min(cosines, default=1.0),
+        "divergence": _divergence(measured).mean,
     }
+
+
+def _judged(model: ir.Model, measured: Estimate) -> dict[str, Any]:
+    """Compares with the prediction, if there is one."""
+    error = {"standard_error": measured.error if np.isfinite(measured.error) else None}
+    budget = note_of(model, Budgeted)
+    if budget is None:
+        return error
+    level = level_of(measured, budget.loss)
+    facts: dict[str, Any] = {**error, "predicted": budget.loss}
+    if level:
+        facts["warning"] = (
+            f"lost {measured.mean:.3g} (standard error {measured.error:.2g}), predicted were"
+            f" {budget.loss:.3g}: calibrate on more text, or on text closer to what the model"
+            " will read"
+        )
+        facts["blamed"] = blamed(model)
+    if level == REFUSED:
+        facts["excessive"] = True
+    return facts

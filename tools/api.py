@@ -65,6 +65,8 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
         InputError: The model or the samples are broken or unsafe.
         MachineError: The machine lacks something.
         InfeasibleBudget: No choice of options fits the budget.
+        ExcessLoss: The result lost more than ten times what was predicted.
+        Miscompiled: A pass broke its promise, which is a bug in mpqc.
     """
     settings = make_settings(given)
     options = settings.options

@@ -20,6 +20,7 @@ exit codes:
   3    bad or unsafe input
   4    environment: space, memory, a package or a provider is missing
   5    infeasible budget
+  6    the result lost far more than predicted
   70   a bug of ours
   130  interrupted
   143  terminated

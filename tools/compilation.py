@@ -17,6 +17,7 @@ from ..frontend.model_source import Source
 from ..frontend.samples import SampleMaker
 from ..ir import (
     Calibration,
+    ExcessLoss,
     InfeasibleBudget,
     MachineError,
     check_finite,
@@ -35,7 +36,7 @@ from .companions import carry_companions
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
-from .manifest import input_facts, manifest, write_manifest
+from .manifest import input_facts, manifest, measured_by, write_manifest
 from .pass_options import is_lowering
 from .settings import CompileSettings
 from .watch import Watch
@@ -117,13 +118,14 @@ class Compilation:
         pipeline = Pipeline(self.settings.pipeline(bits))
         model, context, timer = _foreign(self.original), self.context(), TimePasses()
         kept = {**self.settings.plain(), "input": self.input}
-        instruments = self.watch.instruments(timer, pipeline, kept)
+        instruments = self.watch.instruments(timer, context, pipeline, kept)
         if self.watch.dump_after_each is not None:
             folder = Path(self.watch.dump_after_each)
             prepare_dumps(folder, model, self.source, self.calibration)
         ran = pipeline.run(model, context, instruments)
         if self.watch.time_passes:
             self.progress.say(timer.table())
+        check_loss(context, pipeline, accept=self.watch.accept_loss)
         return finish(stage, model, self.source, context, pipeline, ran, kept, timer)
 
     def _run_size(self, size: int, stage: Path) -> Outcome:
@@ -276,6 +278,24 @@ def finish(
         write_manifest(stage, facts)
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
     return Outcome(facts, size)
+
+
+def check_loss(context: PassContext, pipeline: Pipeline, *, accept: bool) -> None:
+    """Refuses a result that lost far more than predicted; warns of one that lost more.
+
+    Raises:
+        ExcessLoss: It did, and ``accept`` is not set.
+    """
+    measured = measured_by(pipeline, context) or {}
+    if "warning" not in measured:
+        return
+    worst = ", ".join(f"{one['unit']!r}" for one in measured["blamed"])
+    if measured.get("excessive") and not accept:
+        raise ExcessLoss(
+            f"the result {measured['warning']}; the largest loss was predicted for {worst}",
+            hint="--accept-loss writes it anyway",
+        )
+    context.progress.say(f"warning: the result {measured['warning']}")
 
 
 def _check_bits(facts: Mapping[str, Any]) -> None:

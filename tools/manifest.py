@@ -96,7 +96,7 @@ def manifest(
         "got": _got(after, entry, budget),
         **left_in_float(after, model_bytes(stage / "model.onnx")),
         "predicted": budget.loss if budget is not None else None,
-        "measured": _measured(pipeline, context),
+        "measured": measured_by(pipeline, context),
         "random_calibration": given.pop("random_calibration", False),
         "input": entry,
         "settings": given,
@@ -117,7 +117,7 @@ def manifest(
     }
 
 
-def _measured(pipeline: Pipeline, context: PassContext) -> dict[str, Any] | None:
+def measured_by(pipeline: Pipeline, context: PassContext) -> dict[str, Any] | None:
     """Returns the report of the pass that compared the result with the original, if any."""
     reports = (context.report.get(one.name) for one in pipeline.passes if one.measures)
     return next((one for one in reports if one is not None), None)

@@ -28,7 +28,7 @@ from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.registry import pass_names
-from .compilation import finish
+from .compilation import check_loss, finish
 from .dump_folder import calibration_in, original_in, prepare_dumps
 from .option_fields import specs
 from .options import CompileOptions
@@ -130,7 +130,7 @@ class _Job:
         context, timer = self._context(scratch), TimePasses()
         settings = dict(self.dump.settings)
         self._prepare_dumps(context)
-        instruments = self.watch.instruments(timer, self.pipeline, settings)
+        instruments = self.watch.instruments(timer, context, self.pipeline, settings)
         ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
         if self.watch.time_passes:
             self.progress.say(timer.table())
@@ -160,6 +160,7 @@ class _Job:
         original = original_in(self.folder)
         if self.first and original is not None:
             model, pipeline = self.dump.model, self.pipeline
+            check_loss(context, pipeline, accept=self.watch.accept_loss)
             finish(stage, model, original, context, pipeline, ran, settings, timer)
             return
         write_model(self.dump.model, stage / "model.onnx")

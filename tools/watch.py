@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .option_fields import option
 
 if TYPE_CHECKING:
+    from ..passes.engine.pipeline.base import PassContext
     from ..passes.engine.pipeline.instruments import Instrument, TimePasses
     from ..passes.engine.pipeline.pipeline import Pipeline
 
@@ -26,14 +27,23 @@ class Watch:
         "pass, or all, after which to print the graph to stderr", metavar="PASS"
     )
     time_passes: bool = option("show what each pass cost", bool)
+    no_validate: bool = option(
+        "do not check that each pass preserves what it promises of the graph's function", bool
+    )
+    accept_loss: bool = option("write a result even if it lost far more than predicted", bool)
 
     def instruments(
-        self, timer: TimePasses, pipeline: Pipeline, settings: Mapping[str, Any]
+        self,
+        timer: TimePasses,
+        context: PassContext,
+        pipeline: Pipeline,
+        settings: Mapping[str, Any],
     ) -> list[Instrument]:
         """Returns the instruments in the order in which they must look.
 
         Args:
             timer: Measures every pass, so it comes first.
+            context: What the passes are given.
             pipeline: The whole pipeline, for dumps.
             settings: What a run that goes on from a dump needs to know.
         """
@@ -41,6 +51,10 @@ class Watch:
         from .unit_facts import CollectUnits
 
         chosen: list[Instrument] = [timer, CollectUnits()]
+        if not self.no_validate:  # before anything of a wrong result is written
+            from ..passes.engine.validation.instrument import Validation
+
+            chosen.append(Validation(context, timer))
         if self.print_after is not None:
             chosen.append(instruments.PrintAfter(self.print_after))
         if self.dump_after_each is not None:

@@ -32,7 +32,7 @@ from ...ir import (
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import expansion_bytes, kept_bytes, overhead_bytes, resident_bytes
 from ..engine.numerics.knapsack import Item
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
 from ..engine.pipeline.forecast import Forecast, Judged
 from .annotations import is_reordered, options_of, write_down
@@ -84,6 +84,7 @@ class AllocateBits(Pass):
         OutlierColumns,
         SharedRows,
     )
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     budget: float | None = None
     method: str = "budget"
     granularity: str | None = None

@@ -33,7 +33,7 @@ from ...ir.analysis.offered import (
     obstacle,
 )
 from ...ir.content_key import model_key
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
 from ..engine.pipeline.forecast import Forecast, Judged
 from ..engine.statistics.moved import moves_key
@@ -98,6 +98,7 @@ class AnnotateSensitivity(Pass):
     name: ClassVar[str] = "annotate-sensitivity"
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated)
     writes: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, Score)
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     metric: str = "fisher"
     groups: tuple[int, ...] = DEFAULT_GROUPS
     expand: bool = False

@@ -26,7 +26,7 @@ from ...ir import (
 )
 from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Couplings, Forecast
 from ..engine.statistics.moments import MomentFile, moment_layout
 from ..engine.statistics.moved import forget_moves
@@ -60,6 +60,7 @@ class Calibrate(Pass):
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated, LeftInFloat)
     expensive: ClassVar[bool] = True
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     objective: str = "auto"
     coupled: bool = False
 

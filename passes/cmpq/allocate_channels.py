@@ -32,7 +32,7 @@ from ...ir.analysis.offered import obstacle
 from ...ir.text_form import did_you_mean
 from ..engine.emission.cost import expansion_bytes
 from ..engine.execution.parallel import for_each
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, OutlierShares
 from ..engine.statistics.quadratic import Quadratic
 from .channel_cost import LEVELS, ChannelForm, form_of, shared_bytes
@@ -161,6 +161,7 @@ class AllocateChannels(Pass):
     name: ClassVar[str] = "allocate-channels"
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (ChannelAllocation, Budgeted, LeftInFloat)
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     bits: float | None = None
     budget: float | None = None
     levels: str = "free"

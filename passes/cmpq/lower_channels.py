@@ -27,7 +27,7 @@ from ..engine.emission.emitter import CONTRIB, Emitter, Names
 from ..engine.emission.lookup import emit_lookup
 from ..engine.emission.product import emit_kernel, finished
 from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from .channel_codes import ChannelArrays, emit_float, emit_on_grid
 from .split_product import KeptOutliers, SplitChannels
 
@@ -59,6 +59,7 @@ class LowerChannels(Pass):
         OutlierColumns,
         OutlierEntries,
     )
+    promise: ClassVar[Promise] = Promise.SAME_SIMULATION
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Lowers every unit that ``quantize-channels`` has rounded."""

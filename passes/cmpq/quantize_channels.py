@@ -28,7 +28,7 @@ from ...ir.text_form import did_you_mean
 from ..engine.execution.parallel import for_each
 from ..engine.numerics import channel_rounding as numerics
 from ..engine.numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.statistics.predicted import settle
 from ..engine.statistics.quadratic import Quadratic
 
@@ -60,6 +60,7 @@ class QuantizeChannels(Pass):
     name: ClassVar[str] = "quantize-channels"
     reads: ClassVar[tuple[type[Annotation], ...]] = (ChannelAllocation, TensorStats)
     writes: ClassVar[tuple[type[Annotation], ...]] = (ChannelSpec,)
+    promise: ClassVar[Promise] = Promise.SIMULATION
     rounding: str = "nearest"
     rows: str = "even"
 

@@ -26,7 +26,7 @@ from ...ir import (
 from ...ir.text_form import did_you_mean
 from ..engine.execution.parallel import for_each
 from ..engine.numerics.codebooks import free_levels
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, OutlierShares
 from ..engine.statistics.quadratic import Quadratic
 
@@ -58,6 +58,7 @@ class SplitOutliers(Pass):
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats,)
     writes: ClassVar[tuple[type[Annotation], ...]] = (OutlierColumns, OutlierEntries)
     drops: ClassVar[tuple[type[Annotation], ...]] = (ChannelAllocation,)
+    promise: ClassVar[Promise] = Promise.SAME_GRAPH
     by: str
     share: float
     bits: int = 3

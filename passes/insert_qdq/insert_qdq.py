@@ -40,7 +40,7 @@ from ..engine.emission.emitter import Emitter, Names
 from ..engine.emission.lookup import emit_lookup
 from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
 from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import histograms, quantize
@@ -89,6 +89,7 @@ class InsertQdq(Pass):
     reads = (QuantSpec,)
     writes = (StoredPart,)
     drops = (QuantSpec,)
+    promise: ClassVar[Promise] = Promise.SAME_SIMULATION
 
     activations: str = "none"
     ranges: str = "mse"

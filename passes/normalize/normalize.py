@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ...ir import all_nodes, find_units, inline_functions
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from .tied_weights import tie_weights
 
 _LIFTED = 16  # constants with fewer entries stay where they are read
@@ -36,6 +36,7 @@ class Normalize(Pass):
     """
 
     name: ClassVar[str] = "normalize"
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         changed = inline_functions(model)

@@ -24,7 +24,7 @@ from ...ir import (
 )
 from ...ir.analysis.offered import DEFAULT_GROUPS
 from ...ir.text_form import did_you_mean
-from ..engine.pipeline.base import Pass, PassContext
+from ..engine.pipeline.base import Pass, PassContext, Promise
 from .dynamic import lower_all
 from .rewriting import FoldSettings, emulate_all, fold_all
 from .search import Deployed
@@ -99,6 +99,7 @@ class RewriteCrossquant(Pass):
     reads: ClassVar[tuple[type[Annotation], ...]] = (TensorStats, Calibrated)
     writes: ClassVar[tuple[type[Annotation], ...]] = (ColumnScales, Settled)
     drops: ClassVar[tuple[type[Annotation], ...]] = (Sensitivity, BitAllocation, QuantSpec)
+    promise: ClassVar[Promise] = Promise.SAME_FUNCTION
     mode: str = "fold"
     alpha: float | str = 0.15
     beta: float | str = 0.0
@@ -126,6 +127,11 @@ class RewriteCrossquant(Pass):
         if self.samples < 1:
             raise UsageError("rewrite-crossquant needs at least one sample")
         self._check_least()
+
+    def promised(self) -> Promise:
+        """Only a fold leaves the outputs alone, and scales in the cache are seen outside."""
+        changes = self.mode != "fold" or self.cache
+        return Promise.OTHER if changes else self.promise
 
     def _check_least(self) -> None:
         if not 0 <= self.least < 1:

@@ -27,7 +27,7 @@ from ...ir.analysis.blocks import blocks_of
 from ..engine.execution.executor import BlockRunner, Weights
 from ..engine.execution.samples import Sample, Samples
 from ..engine.numerics.divergence_gradient import divergence
-from ..engine.pipeline.base import Pass, PassContext, Session
+from ..engine.pipeline.base import Pass, PassContext, Promise, Session
 from ..engine.statistics.objective import choose_objective
 from .scales import TunedScales
 
@@ -54,6 +54,7 @@ class TuneScales(Pass):
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
+    promise: ClassVar[Promise] = Promise.SIMULATION
     samples: int = 0
     rate: float = 2e-3
 

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from mpqc.ir import (
+    BitAllocation,
     Budgeted,
     Calibrated,
     Calibration,
@@ -95,9 +96,11 @@ def test_outputs(context: PassContext) -> None:
     assert VerifyNumerics().run(shifted(context, 1.1), context) is False
     facts = context.report["verify-numerics"]
     assert facts["objective"] == "regression"
-    assert facts["samples"] == 2
+    assert (facts["samples"], facts["held_out"]) == (4, 2)
     assert list(facts["outputs"]) == ["y"]
     assert facts["relative_error"] == pytest.approx(0.1, rel=1e-3)
+    assert facts["divergence"] == pytest.approx(0.1**2 / 2, rel=1e-3)
+    assert facts["standard_error"] < 1e-3
     assert facts["cosine"] == pytest.approx(1)
     assert cast(OrtRunner, context.runner).most == 1
     assert not list((context.scratch / "reference").iterdir())
@@ -107,7 +110,7 @@ def test_logits(context: PassContext) -> None:
     model = shifted(context, 1.1)
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
     annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 1.0))
-    VerifyNumerics(samples=1).run(model, context)
+    VerifyNumerics(samples=1, most=1).run(model, context)
     facts = context.report["verify-numerics"]
     assert facts["objective"] == "logits"
     assert facts["tokens"] == 7
@@ -136,7 +139,7 @@ def test_padding_is_not_measured(context: PassContext) -> None:
     model = shifted(context, 1.1)
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
     annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 1.0))
-    VerifyNumerics(samples=1).run(model, context)
+    VerifyNumerics(samples=1, most=1).run(model, context)
     assert context.report["verify-numerics"]["tokens"] == 4
 
 
@@ -145,7 +148,47 @@ def test_far_off_is_a_warning(context: PassContext) -> None:
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
     annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, 0.01))
     VerifyNumerics().run(model, context)
-    assert "calibrate on more text" in context.report["verify-numerics"]["warning"]
+    facts = context.report["verify-numerics"]
+    assert "calibrate on more text" in facts["warning"]
+    assert facts["excessive"]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "level"), [(0.02, ""), (0.003, "warning"), (0.0006, "refused")]
+)
+def test_a_regression_is_judged_as_well(
+    context: PassContext, predicted: float, level: str
+) -> None:
+    """A tenth too little costs 0.02 in the unit of the prediction, half a square."""
+    model = shifted(context, 0.79)
+    annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, predicted))
+    (unit,) = quantizable(model)
+    annotate(unit.anchor, BitAllocation("w", ("4g64",), (80,), predicted))
+    VerifyNumerics().run(model, context)
+    facts = context.report["verify-numerics"]
+    assert facts["divergence"] == pytest.approx(0.21**2 / 2, rel=1e-3)
+    assert facts.get("excessive", False) is (level == "refused")
+    assert ("warning" in facts) is bool(level)
+    if level:
+        assert facts["blamed"] == [{"unit": "w", "predicted": predicted}]
+
+
+def test_more_samples_until_the_figure_is_sure(context: PassContext) -> None:
+    """Every sample is of another size here, and so is its error."""
+    assert context.calibration is not None
+    rng = np.random.default_rng(1)
+    feeds = [
+        {"x": (rng.standard_normal((7, 64)) * 8**at).astype(np.float32)} for at in range(-4, 4)
+    ]
+    context.calibration = replace(context.calibration, feeds=feeds)
+    model = shifted(context, 1.1)
+    annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
+    VerifyNumerics(samples=2).run(model, context)
+    facts = context.report["verify-numerics"]
+    assert (facts["samples"], facts["held_out"]) == (8, 2)
+    assert facts["standard_error"] > 0.1 * facts["kl"]
+    VerifyNumerics(samples=2, error=10.0).run(model, context)
+    assert context.report["verify-numerics"]["samples"] == 2
 
 
 def test_not_finite_is_our_fault(context: PassContext) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 MASKED = 1e18  # entries from here on rule something out; their squares are beyond float32
+_MASKED = 1e18
+_SMALLEST = 1e-24
 _CHUNK = 1 << 22  # entries that are turned into float64 at once
 
 
@@ -86,6 +88,22 @@ def relative_error(reference: np.ndarray, result: np.ndarray) -> float:
     if size == 0.0:
         return 0.0 if error == 0.0 else float("inf")
     return float(np.sqrt(error / size))
+
+
+def squared_divergence(reference: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """Returns half the squared error of every row, relative to the rows' mean square.
+
+    This is what a regression's predicted loss counts. Entries so large that they rule
+    something out count nothing.
+    """
+    rows, parts, square = _rows(reference), [], 0.0
+    for wanted, got in _chunks(reference, result):
+        real = np.abs(wanted) < _MASKED
+        parts.append(0.5 * np.square(np.where(real, got - wanted, 0.0)).sum(-1))
+        square += float(np.square(np.where(real, wanted, 0.0)).sum())
+    if not parts:
+        return np.empty(0)
+    return np.concatenate(parts) / max(square / len(rows), _SMALLEST)
 
 
 def cosine(reference: np.ndarray, result: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -103,6 +104,24 @@ class PassContext:
         return CachedFile.of(self.cache or self.scratch, *inputs)
 
 
+class Promise(Enum):
+    """What the graph computes after a pass, compared with before; validation holds it to this.
+
+    Attributes:
+        SAME_GRAPH: Nothing changes but notes.
+        SAME_FUNCTION: Every output stays what it was, up to the rounding of floats.
+        SIMULATION: Only weights of units change, to what their codes and scales stand for.
+        SAME_SIMULATION: Units are stored as codes, and compute what their simulation computed.
+        OTHER: Something else, which nobody checks before ``verify-numerics``.
+    """
+
+    SAME_GRAPH = "same graph"
+    SAME_FUNCTION = "same function"
+    SIMULATION = "simulation"
+    SAME_SIMULATION = "same as the simulation"
+    OTHER = "other"
+
+
 @dataclass(frozen=True)
 class Pass(ABC):
     """One rewriting step. The dataclass fields are its options.
@@ -118,6 +137,7 @@ class Pass(ABC):
         measures: Whether its report says how far the result is from the original.
         opset: Of a pass that lowers: the version of the standard operators that it writes;
             0 for any.
+        promise: What it leaves of the function that the graph computes.
     """
 
     name: ClassVar[str]
@@ -127,6 +147,11 @@ class Pass(ABC):
     expensive: ClassVar[bool] = False
     measures: ClassVar[bool] = False
     opset: ClassVar[int] = 0
+    promise: ClassVar[Promise] = Promise.OTHER
+
+    def promised(self) -> Promise:
+        """Returns what this pass promises with the options that it has."""
+        return self.promise
 
     @abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> bool:

@@ -114,10 +114,12 @@ class TimePasses(Instrument):
 
     Attributes:
         timings: One entry for each pass that ran.
+        validation: Seconds by place in the pipeline: what checking each pass cost.
     """
 
     def __init__(self) -> None:
         self.timings: list[Timing] = []
+        self.validation: dict[int, float] = {}
         self._begun = 0.0
 
     def before(self, index: int, pass_: Pass, model: ir.Model) -> None:
@@ -130,23 +132,34 @@ class TimePasses(Instrument):
         self.timings.append(Timing(index, pass_.name, seconds, peak_memory(), changed))
         return True
 
+    def add_validation(self, index: int, seconds: float) -> None:
+        """Takes down what it cost to check the pass at ``index``."""
+        self.validation[index] = self.validation.get(index, 0.0) + seconds
+
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of each pass, summed where one ran twice."""
+        """Returns the seconds of each pass, summed where one ran twice, and of the checks."""
         total: dict[str, float] = {}
         for one in self.timings:
             total[one.name] = total.get(one.name, 0.0) + one.seconds
+        if self.validation:
+            total["validation"] = sum(self.validation.values())
         return total
 
     def table(self) -> str:
         """Returns the timings as text, one line for each pass and one for their sum."""
         width = max([len(one.name) for one in self.timings] + [5])
-        lines = [f"{'pass':<{width}}  {'seconds':>8}  {'peak so far':>11}"]
-        lines += [
-            f"{one.name:<{width}}  {one.seconds:8.2f}  {one.peak / 2**20:7.0f} MiB"
-            for one in self.timings
-        ]
+        checked = bool(self.validation)
+        head = f"{'pass':<{width}}  {'seconds':>8}  {'peak so far':>11}"
+        lines = [head + ("  validation" if checked else "")]
+        for one in self.timings:
+            line = f"{one.name:<{width}}  {one.seconds:8.2f}  {one.peak / 2**20:7.0f} MiB"
+            check = f"  {self.validation.get(one.index, 0.0):10.2f}" if checked else ""
+            lines.append(line + check)
         total = sum(one.seconds for one in self.timings)
-        return "\n".join([*lines, f"{'total':<{width}}  {total:8.2f}"]) + "\n"
+        last = f"{'total':<{width}}  {total:8.2f}"
+        if checked:
+            last += f"{'':15}{sum(self.validation.values()):10.2f}"
+        return "\n".join([*lines, last]) + "\n"
 
 
 class DumpAfterEach(Instrument):

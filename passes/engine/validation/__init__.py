@@ -1,0 +1,1 @@
+"""Translation validation: holds every pass to what it promises about the function."""
