@@ -168,8 +168,10 @@ def mutate_bytes(data: bytes, source: Random) -> bytes:
 
 
 def mutate_text(text: str, source: Random, words: tuple[str, ...] = WORDS) -> str:
-    """Changes a text by its tokens, so that its grammar is mostly kept."""
+    """Changes a text by its tokens; half of the time only values, so that it still parses."""
     tokens = _tokens(text)
+    if source.random() < 0.5:
+        return _other_values(tokens, source)
     for _ in range(source.randint(1, 4)):
         at, act = source.randrange(len(tokens) + 1), source.randrange(4)
         if act == 0:
@@ -184,6 +186,20 @@ def mutate_text(text: str, source: Random, words: tuple[str, ...] = WORDS) -> st
             tokens[at:at] = [
                 source.choice(("{", "}", "[", "]", ",", "=", '"', "\\", ".", "-"))
             ]
+    return "".join(tokens)
+
+
+def _other_values(tokens: list[str], source: Random) -> str:
+    """Returns the text with other numbers or words in a few places."""
+    before = [at for at, token in enumerate(tokens) if token in '="[']
+    places = [
+        at + 1 for at in before if tokens[at + 1 : at + 2] and tokens[at + 1][0].isalnum()
+    ]
+    for at in source.sample(places, min(len(places), source.randint(1, 2))):
+        if tokens[at].isdigit():
+            tokens[at] = str(source.choice((source.randint(0, 64), source.choice(NUMBERS))))
+        else:
+            tokens[at] = tokens[source.choice(places)]
     return "".join(tokens)
 
 

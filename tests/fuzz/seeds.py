@@ -118,6 +118,7 @@ def _parsed(text: str, opset: int) -> onnx.ModelProto:
         name for graph in nested(model.graph) for node in graph.node for name in node.input
     }
     given = {one.name for one in model.graph.input}
+    given |= {name for node in model.graph.node for name in node.output}
     for name in sorted(_ARRAYS.keys() & read - given):
         model.graph.initializer.append(numpy_helper.from_array(_ARRAYS[name], name))
     return model

@@ -304,7 +304,6 @@ _CONFIG = {
 _SETTINGS = (
     "config.json",
     "genai_config.json",
-    "tokenizer.json",
     "tokenizer_config.json",
     "model.safetensors.index.json",
 )
@@ -325,7 +324,8 @@ def _read_settings(data: bytes, folder: Path) -> None:
     maker = SampleMaker.of(read_model(path), locate(folder))
     _tolerating(lambda: maker.calibration(samples=2, sequence_length=8, random=True))
     path = _place(_models()["tied"].SerializeToString(), folder)
-    SampleMaker.of(read_model(path), locate(folder)).calibration(samples=2, sequence_length=8)
+    maker = SampleMaker.of(read_model(path), locate(folder))
+    maker.calibration(samples=2, sequence_length=8, random=True)
 
 
 TARGETS: dict[str, Target] = {
