@@ -258,7 +258,10 @@ def test_models_without_tokens_have_other_figures(
     assert not (tmp_path / "out2" / "compare.svg").exists()
 
     # A preset that knows no file budget is a row, and the others go on.
-    presets = {**pipelines.PRESETS, "bare": Preset("", ("normalize", "allocate-bits"))}
+    presets = {
+        **pipelines.PRESETS,
+        "bare": Preset("", ("normalize", "allocate-bits{budget=@budget}")),
+    }
     monkeypatch.setattr(pipelines, "PRESETS", presets)
     asked = ["--methods", "bare,uniform", "--file-budgets", "5"]
     assert main([*words, "-o", output, *asked]) == 0

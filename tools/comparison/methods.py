@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def read_methods(words: Sequence[str]) -> list[Method]:
     return list(found.values())
 
 
-def split_list(words: Sequence[str]) -> list[str]:
+def split_list(words: Iterable[str]) -> list[str]:
     """Returns the words between spaces and commas."""
     return [part for word in words for part in word.replace(",", " ").split()]
 

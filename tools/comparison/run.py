@@ -23,7 +23,7 @@ from ..watch import Watch
 from .files import write_whole
 from .folder import COMPILED, PICTURE, RESULTS, TABLE, opened
 from .kept import Kept
-from .methods import Method, read_methods, settings_for
+from .methods import Method, read_methods, settings_for, split_list
 from .picture import draw
 from .point import FAILED, MEASURED, Point, asked, measure
 from .table import report
@@ -126,8 +126,8 @@ def read_budgets(
         UsageError: Something is no budget, or a size of files.
     """
     both = budgets if budgets or file_budgets else BUDGETS
-    found = {Budget.of(one, None) for one in both}
-    found |= {Budget.of(None, one) for one in file_budgets}
+    found = {Budget.of(one, None) for one in split_list(map(str, both))}
+    found |= {Budget.of(None, one) for one in split_list(map(str, file_budgets))}
     if any(one.bits is None for one in found):
         raise UsageError(
             "methods are compared at equal stored bits per weight",
