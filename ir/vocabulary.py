@@ -317,7 +317,7 @@ class StoredPart(Annotation):
     Attributes:
         unit: Name of the unit.
         role: ``kernel``, ``channels`` (a kernel for some of the columns), ``lookup``,
-            ``dequantize``, ``expansion``, ``permutation`` or ``outliers``.
+            ``dequantize``, ``expansion``, ``permutation``, ``outliers`` or ``factor``.
     """
 
     key: ClassVar[str] = "part"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import onnx_ir as ir
+
 from ....ir import Capabilities, Option, Unit
 from ..numerics.dense_codes import dense_layout
 
@@ -15,6 +17,7 @@ _EXPANSION_BYTES = 6  # a float32 one, two zero points
 _WIDTH_BYTES = 1  # the zero point of a width
 _SIZE_BYTES = 24  # of a shape
 _GRID_BYTES = 5  # a float32 scale and a zero point
+_FACTOR_BYTES = 4  # alpha or beta of a Gemm, in float32
 _LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
 
 
@@ -26,7 +29,8 @@ def order_bytes(rows: int) -> int:
 def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
     """Returns how many bytes ``lower-matmul-nbits`` adds to codes and scales, at most.
 
-    Exact for products; lookups add a few small shapes, for which this is an upper bound.
+    Exact for products in float32; lookups add a few small shapes, for which this is an upper
+    bound.
 
     Args:
         unit: The unit.
@@ -35,7 +39,17 @@ def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
     """
     order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
     lookups = sum(use.kind == "lookup" for use in unit.uses)
-    return order + lookups * classes * _LOOKUP_BYTES
+    factors = sum(_factors(use.node) for use in unit.uses)
+    return order + lookups * classes * _LOOKUP_BYTES + factors * _FACTOR_BYTES
+
+
+def _factors(node: ir.Node) -> int:
+    """Returns how many factors of a Gemm become constants."""
+    names = ("alpha", "beta") if len(node.inputs) > 2 else ("alpha",)
+    return sum(
+        node.op_type == "Gemm" and node.attributes.get_float(name, 1.0) != 1.0
+        for name in names
+    )
 
 
 def kept_bytes(unit: Unit, columns: int) -> int:

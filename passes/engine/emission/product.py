@@ -109,4 +109,6 @@ def _scaled(
     if factor == 1.0:
         return value
     constant = emit.constant(name, np.array(factor, dtype=dtype.numpy()))
-    return emit.node(None, f"{name}/scaled", "Mul", [value, constant], dtype=dtype)
+    # Only alpha is the unit's own: a node that scales the bias reads the bias too.
+    role = "factor" if name == "alpha" else None
+    return emit.node(role, f"{name}/scaled", "Mul", [value, constant], dtype=dtype)
