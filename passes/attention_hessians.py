@@ -79,7 +79,7 @@ class AttentionHessians(Pass):
         if self.samples < 0:
             raise UsageError(f"attention-hessians cannot use {self.samples} samples")
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a model without an attention that can be bound."""
         _need_bound(find_attention(model))
 

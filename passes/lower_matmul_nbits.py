@@ -30,7 +30,7 @@ from .engine.emission.replacing import forget_weight, replace_node, replace_weig
 from .engine.emission.slim_product import SlimProduct
 from .engine.emission.stored import StoredUnit
 from .engine.pipeline.base import Pass, PassContext, Promise
-from .engine.statistics.quadratic import kept_columns
+from .engine.statistics.quadratic import outlier_columns
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _lower(
 
 def _kept(unit: Unit, context: PassContext, emit: Emitter) -> SlimProduct | None:
     """Stores the input channels that stay in 16 bits, if any do."""
-    columns = kept_columns(unit, context.arrays)
+    columns = outlier_columns(unit, context.arrays)
     drop_note(unit.anchor, OutlierColumns)
     if not len(columns):
         return None

@@ -40,8 +40,8 @@ from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Couplings, Forecast
 from .engine.statistics.coupling import between_rows, read_coupling
 from .engine.statistics.local_hessians import LocalHessians
-from .engine.statistics.predicted import settle
-from .engine.statistics.quadratic import Quadratic, kept_columns
+from .engine.statistics.predicted import report_rounding_loss
+from .engine.statistics.quadratic import Quadratic, outlier_columns
 from .engine.statistics.reweighted import WeightedHessians
 from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
 
@@ -109,7 +109,7 @@ class QuantizeWeights(Pass):
                 hint="add sequential=block, or leave out samples",
             )
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses what counts on another pass that does not come, or does something else."""
         if self.sequential != "no":
             check_can_run(model, context, str(self))
@@ -147,7 +147,7 @@ class QuantizeWeights(Pass):
         for unit in filter(_is_half, units):
             store_as_half(unit, names.free(f"{unit.name}/wide"))
             annotate(unit.anchor, LeftInFloat(unit.name, _HALF))
-        settle(model, self.name, losses, context)
+        report_rounding_loss(model, self.name, losses, context)
         return bool(units)
 
     def _quantize(
@@ -161,7 +161,7 @@ class QuantizeWeights(Pass):
             context: Supplies the others, and takes codes and scales.
         """
         note = need_note(unit.anchor, BitAllocation)
-        columns = kept_columns(unit, context.arrays)
+        columns = outlier_columns(unit, context.arrays)
         quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
         left = quadratic.hidden(weight)

@@ -30,7 +30,12 @@ from ...ir import (
     quantizable,
 )
 from ...ir.unit_arrays import UnitArrays
-from ..engine.emission.cost import expansion_bytes, kept_bytes, overhead_bytes, resident_bytes
+from ..engine.emission.cost import (
+    expansion_bytes,
+    outlier_bytes,
+    overhead_bytes,
+    resident_bytes,
+)
 from ..engine.numerics.knapsack import Item
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
@@ -108,7 +113,7 @@ class AllocateBits(Pass):
         after = super().forecast(before)
         return after if self.fold else after.changed(drops=[SharedRows])
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a budget below the size of the smallest options of all units."""
         judged = forecast.get(Judged) or Judged()
         if judged.keeps and self.method != "budget":
@@ -200,7 +205,7 @@ def _tables(candidates: Sequence[Candidate]) -> int:
 
 
 def _outlier_bytes(candidates: Sequence[Candidate]) -> int:
-    return sum(kept_bytes(one.unit, one.kept) for one in candidates)
+    return sum(outlier_bytes(one.unit, one.kept) for one in candidates)
 
 
 def _resident_bytes(

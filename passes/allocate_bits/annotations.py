@@ -53,7 +53,7 @@ def _annotate_outliers(candidate: Candidate, context: PassContext) -> None:
     drop_note(unit.anchor, OutlierColumns)
     arrays.discard("outliers", "columns")
     if candidate.kept:
-        arrays.put(candidate.kept_columns(context.arrays), "outliers", "columns")
+        arrays.put(candidate.outlier_columns(context.arrays), "outliers", "columns")
         annotate(unit.anchor, OutlierColumns(unit.name, candidate.kept))
 
 

@@ -122,7 +122,7 @@ def _harmless(decisions: Sequence[Decision], asked: Asked[Settings]) -> list[Sha
         option = candidate.options[chosen[unit.name]]
         if option.is_half:
             return 1.0
-        return regrouped_error(unit, order, option, candidate.kept_columns(arrays), arrays)
+        return regrouped_error(unit, order, option, candidate.outlier_columns(arrays), arrays)
 
     def is_harmless(group: SharedOrder, places: np.ndarray) -> bool:
         order = np.argsort(places, kind="stable")

@@ -42,7 +42,7 @@ class Candidate:
             )
         return self.score
 
-    def kept_columns(self, arrays: ArrayStore) -> np.ndarray:
+    def outlier_columns(self, arrays: ArrayStore) -> np.ndarray:
         """Returns which input channels stay in 16 bits, int32, ascending."""
         if not self.kept:
             return np.zeros(0, dtype=np.int32)

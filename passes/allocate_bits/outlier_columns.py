@@ -15,7 +15,7 @@ import numpy as np
 
 from ...ir import ArrayStore
 from ...ir.unit_arrays import UnitArrays
-from ..engine.emission.cost import kept_bytes
+from ..engine.emission.cost import outlier_bytes
 from ..engine.numerics import knapsack
 from .decision import Candidate
 
@@ -45,7 +45,7 @@ def with_outlier_columns(
     price = max(price, _LEAST * total / budget)
     for _ in range(_MOST_STEPS):
         chosen = [_best(one, offered[one.unit.name], price) for one in candidates]
-        left = budget - sum(kept_bytes(one.unit, one.kept) for one in chosen)
+        left = budget - sum(outlier_bytes(one.unit, one.kept) for one in chosen)
         found = knapsack.price([one.item for one in chosen], left)
         if (found is not None and found <= price) or not any(one.kept for one in chosen):
             return chosen
@@ -63,7 +63,7 @@ def _best(candidate: Candidate, losses: Mapping[int, np.ndarray], price: float) 
     item = candidate.item
     best, least = candidate, _CLEAR * _cost(item.loss, item.row_bytes, price)
     for count, loss in sorted(losses.items()):
-        bytes_ = kept_bytes(candidate.unit, count)
+        bytes_ = outlier_bytes(candidate.unit, count)
         cost = _cost(loss, item.row_bytes, price) + price * bytes_
         if cost < least:
             best, least = replace(candidate, item=replace(item, loss=loss), kept=count), cost

@@ -126,7 +126,7 @@ class AnnotateSensitivity(Pass):
         """Which options units are judged under."""
         return Offer(self.groups, self.expand, self.bits)
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses options that the model has no use for, or the target no kernels."""
         self._check_target(quantizable(model), context.capabilities)
 

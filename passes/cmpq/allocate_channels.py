@@ -190,7 +190,7 @@ class AllocateChannels(Pass):
         if not 0 <= self.spread <= 0.5:
             raise UsageError(f"a spread of {self.spread} is not a share between 0 and 0.5")
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a budget that the smallest widths exceed."""
         self._check_target(context.capabilities)
         if self.budget is None:

@@ -29,7 +29,7 @@ from ..engine.execution.parallel import for_each
 from ..engine.numerics import channel_rounding as numerics
 from ..engine.numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
 from ..engine.pipeline.base import Pass, PassContext, Promise
-from ..engine.statistics.predicted import settle
+from ..engine.statistics.predicted import report_rounding_loss
 from ..engine.statistics.quadratic import Quadratic
 
 ROUNDINGS = ("nearest", "gptq")
@@ -84,7 +84,7 @@ class QuantizeChannels(Pass):
             return self._quantize(unit, context)
 
         losses = for_each(work, units, context.progress, "rounding channels")
-        settle(model, self.name, losses, context)
+        report_rounding_loss(model, self.name, losses, context)
         return bool(units)
 
     def _quantize(self, unit: Unit, context: PassContext) -> tuple[float, float]:

@@ -110,7 +110,7 @@ class InsertQdq(Pass):
                     hint="add activations=int8 or activations=uint8",
                 )
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
         raised = forecast.get(RaisedOpset) or RaisedOpset(0)
         _check_opset(max(model.opset_imports.get("", 1), raised.version))

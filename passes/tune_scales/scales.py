@@ -12,7 +12,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.numerics.gptq import storable
-from ..engine.statistics.quadratic import kept_columns
+from ..engine.statistics.quadratic import outlier_columns
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class TunedScales:
         moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
         return matrix.reshape(moved).movedim(0, axis).to(self._dtype)
 
-    def settle(self) -> None:
+    def round_scales(self) -> None:
         """Rounds the scales to their stored precision."""
         with torch.no_grad():
             for one in self._classes:
@@ -133,7 +133,7 @@ class TunedScales:
 
 def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Returns input channels that stay in 16 bits, and rows x channels of their values."""
-    columns = kept_columns(unit, arrays)
+    columns = outlier_columns(unit, arrays)
     if not len(columns):
         return None
     values = np.array(UnitArrays(unit.name, arrays).get("outliers", "kept"), dtype=np.float32)

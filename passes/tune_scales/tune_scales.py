@@ -114,7 +114,7 @@ class TuneScales(Pass):
             optimizer.step()
             schedule.step()
         for unit in tuned:
-            unit.settle()
+            unit.round_scales()
         after = tuner.divergence(held_out)
         return {
             "samples": len(chosen),

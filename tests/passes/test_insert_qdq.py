@@ -273,17 +273,17 @@ def test_the_file_alone_tells_the_bits(
 def test_an_old_graph_is_refused_before_anything_runs(tmp_path: Path) -> None:
     context = work(tmp_path)
     with pytest.raises(UsageError, match="needs opset 21") as found:
-        InsertQdq().foresee(product(opset=17), context, Forecast())
+        InsertQdq().preflight(product(opset=17), context, Forecast())
     assert "raise-opset" in found.value.hint
     (raised,) = Pipeline.parse("raise-opset").passes
-    InsertQdq().foresee(product(opset=17), context, raised.forecast(Forecast()))
+    InsertQdq().preflight(product(opset=17), context, raised.forecast(Forecast()))
 
 
 def test_a_target_with_other_widths_is_refused(tmp_path: Path) -> None:
     context = work(tmp_path)
     context.capabilities = load("ort-cpu")
     with pytest.raises(UsageError, match="2 bits"):
-        InsertQdq().foresee(product(), context, Forecast())
+        InsertQdq().preflight(product(), context, Forecast())
 
 
 def test_options_that_mean_nothing_are_refused() -> None:

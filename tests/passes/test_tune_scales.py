@@ -94,7 +94,7 @@ def test_scales_of_more_levels_move_less(work: PassContext) -> None:
         with torch.no_grad():
             for one in tuned.parameters():
                 one.fill_(0.5)
-        tuned.settle()
+        tuned.round_scales()
         tuned.store()
         for option, name, old in zip(options, names, before, strict=True):
             ratio = work.arrays.get(name).astype(np.float32) / old

@@ -52,7 +52,7 @@ def _factors(node: ir.Node) -> int:
     )
 
 
-def kept_bytes(unit: Unit, columns: int) -> int:
+def outlier_bytes(unit: Unit, columns: int) -> int:
     """Returns the bytes of input channels that stay in 16 bits, and of where they are.
 
     The latter is an upper bound: neighbours are told by a Slice, others by their positions.

@@ -65,7 +65,7 @@ def free_levels(channels: torch.Tensor, weights: torch.Tensor, bits: int) -> Cod
         else:
             levels = part.spread(1 << bits)
         exact = bits <= _SOLVED_BITS and values.shape[1] <= CELLS
-        levels = levels if exact else part.settle(levels, None)
+        levels = levels if exact else part.converge(levels, None)
         parts.append(_coded(values, levels.half().float()))
     return _joined(parts)
 
@@ -95,7 +95,7 @@ def grid_levels(
         else:
             part = _Sorted.of(values, prices)
             levels = part.solve(part.halfway(low, high), 1 << bits, (low, high))
-            levels = part.settle(levels, (low, high))
+            levels = part.converge(levels, (low, high))
         parts.append(_coded(values, levels))
     return _joined(parts)
 
@@ -168,7 +168,7 @@ class _Sorted:
         gain = _gains(weight, first, grid)
         return self._levels(candidates.gather(1, _best_edges(gain, clusters)), grid)
 
-    def settle(self, levels: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
+    def converge(self, levels: torch.Tensor, grid: tuple[int, int] | None) -> torch.Tensor:
         """Moves levels to the means of the values nearest to them until they stay (Lloyd)."""
         ends = torch.zeros(len(levels), 1, dtype=torch.long)
         for _ in range(_LLOYD):

@@ -157,7 +157,7 @@ class Pass(ABC):
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rewrites ``model`` in place; returns whether anything changed."""
 
-    def foresee(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses early if the pass is certain to fail later.
 
         Called right before an expensive pass, on the graph that it will see.

@@ -1,6 +1,6 @@
 """Forecasts: what a graph will carry after passes that have not run yet.
 
-A pass that would fail after an hour of calibration can refuse before it (``Pass.foresee``).
+A pass that would fail after an hour of calibration can refuse before it (``Pass.preflight``).
 What it needs to know of the passes in between is forecast from their options.
 """
 

@@ -108,7 +108,7 @@ class Pipeline:
         one = self.passes[index]
         try:
             if one.expensive:
-                self._foresee(index, model, context)
+                self._preflight(index, model, context)
             changed = one.run(model, context)
         except MpqcError:
             raise
@@ -121,11 +121,11 @@ class Pipeline:
             raise InternalError(f"{where}: {error.message}", hint=error.hint) from error
         return changed
 
-    def _foresee(self, index: int, model: ir.Model, context: PassContext) -> None:
+    def _preflight(self, index: int, model: ir.Model, context: PassContext) -> None:
         """Lets the passes after ``index`` refuse before the long work begins."""
         forecast = self.passes[index].forecast(Forecast())
         for later in self.passes[index + 1 :]:
-            later.foresee(model, context, forecast)
+            later.preflight(model, context, forecast)
             forecast = later.forecast(forecast)
 
 

@@ -11,7 +11,7 @@ from ....ir import Budgeted, annotate, note_of
 from ..pipeline.base import PassContext
 
 
-def settle(
+def report_rounding_loss(
     model: ir.Model, name: str, losses: Sequence[tuple[float, float]], context: PassContext
 ) -> None:
     """Sums up the predicted divergence of all units, for the report and the budget's note.

@@ -18,7 +18,7 @@ from ....ir import (
     note_of,
 )
 from ..numerics.gptq import Factor, factorize, row_errors
-from ..numerics.kept_columns import KeptColumns
+from ..numerics.outlier_split import OutlierSplit
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..numerics.shrinkage import shrunk
 from .moved import read_moved
@@ -44,7 +44,7 @@ class Quadratic:
     hessians: tuple[torch.Tensor, ...]
     activation: tuple[torch.Tensor | None, ...]
     local: tuple[RowHessians | None, ...] = ()
-    kept: KeptColumns | None = None
+    kept: OutlierSplit | None = None
     scarce: bool = False
 
     @classmethod
@@ -83,7 +83,7 @@ class Quadratic:
         """Returns the same losses where some columns, if any, stay in 16 bits."""
         if not len(columns):
             return replace(self, kept=None)
-        kept = KeptColumns(torch.from_numpy(columns.astype(np.int64)), DAMPING)
+        kept = OutlierSplit(torch.from_numpy(columns.astype(np.int64)), DAMPING)
         return replace(self, kept=kept)
 
     def hidden(self, weight: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ class Quadratic:
         return total
 
 
-def kept_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
+def outlier_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
     """Returns the input channels of ``unit`` that stay in 16 bits, ascending."""
     if note_of(unit.anchor, OutlierColumns) is None:
         return np.zeros(0, dtype=np.int32)

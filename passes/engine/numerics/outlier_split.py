@@ -15,7 +15,7 @@ from .gptq import as_half
 
 
 @dataclass(frozen=True)
-class KeptColumns:
+class OutlierSplit:
     """Which columns of a weight are kept.
 
     Attributes:

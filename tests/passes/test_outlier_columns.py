@@ -25,11 +25,11 @@ from mpqc.ir import (
 from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.numerics import knapsack
 from mpqc.passes.engine.numerics.gptq import row_errors
-from mpqc.passes.engine.numerics.kept_columns import KeptColumns
+from mpqc.passes.engine.numerics.outlier_split import OutlierSplit
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.moved import move
-from mpqc.passes.engine.statistics.quadratic import Quadratic, kept_columns
+from mpqc.passes.engine.statistics.quadratic import Quadratic, outlier_columns
 
 from .rounded import context, noise, parse
 
@@ -77,7 +77,7 @@ def result(model: ir.Model, inputs: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_kept_columns_make_up_for_the_others(seed: int) -> None:
-    h, kept = hessian(24, seed), KeptColumns(torch.tensor([1, 7, 8]), damping=0.0)
+    h, kept = hessian(24, seed), OutlierSplit(torch.tensor([1, 7, 8]), damping=0.0)
     exact = torch.randn(10, 24)
     error = kept.hidden(torch.randn(10, 24))
     stored_ = kept.completed(exact, exact + error, h)
@@ -91,7 +91,7 @@ def test_kept_columns_make_up_for_the_others(seed: int) -> None:
 
 
 def test_what_is_kept_costs_nothing_by_itself() -> None:
-    kept = KeptColumns(torch.tensor([0, 3]), damping=0.1)
+    kept = OutlierSplit(torch.tensor([0, 3]), damping=0.1)
     reduced = kept.reduced(hessian(6))
     assert not reduced[[0, 3]].any()
     assert not reduced[:, [0, 3]].any()
@@ -111,7 +111,7 @@ def test_loud_channels_are_kept_inside_the_budget(tmp_path: Path) -> None:
     note = need_note(model, Budgeted)
     units = {unit.name: unit for unit in quantizable(model)}
     assert need_note(units["first"].anchor, OutlierColumns).columns == len(LOUD)
-    assert tuple(kept_columns(units["first"], work.arrays)) == LOUD
+    assert tuple(outlier_columns(units["first"], work.arrays)) == LOUD
     assert work.report["allocate-bits"]["kept"] == {"first": len(LOUD)}
     assert note_of(units["second"].anchor, OutlierColumns) is None
     Pipeline.parse("fold-permutations,quantize-weights").run(model, work)
@@ -173,7 +173,7 @@ def test_the_indices_follow_columns_that_move(tmp_path: Path) -> None:
     unit = next(one for one in quantizable(model) if one.name == "first")
     order = np.random.default_rng(0).permutation(96)
     move(unit, work.arrays, "columns", order)
-    now = kept_columns(unit, work.arrays)
+    now = outlier_columns(unit, work.arrays)
     assert set(order[now]) == set(LOUD)
     assert (np.diff(now) > 0).all()
     ranked = work.arrays.get("first/keep/columns")
