@@ -19,6 +19,7 @@ DEFAULT_PRESET = "default"
 _BYTE_WIDE = 6.0  # bits per weight from which most rows are stored in 8 bits
 _TARGET = specs(CalibrationOptions)["target"].default
 _LOWERING = "@lowering"
+_HEADROOM: list[tuple[str, dict[str, Any]]] = [("leave-headroom", {})]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Preset:
         opset = pass_class(table.lowering).opset
         rounded = {} if activations == "none" else {"activations": activations}
         places: dict[str, list[tuple[str, dict[str, Any]]]] = {
-            _LOWERING: [(table.lowering, rounded)],
+            _LOWERING: [*(_HEADROOM if rounded else ()), (table.lowering, rounded)],
             "@opset": [("raise-opset", {"version": opset})] if opset else [],
         }
         words = {

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import (
+    ArrayStore,
     Budgeted,
     LeftInFloat,
     Option,
@@ -40,11 +41,11 @@ from ..engine.emission.emitter import Emitter, Names
 from ..engine.emission.lookup import emit_lookup
 from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
 from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
+from ..engine.numerics.pair_sums import kernel_order, overflowing_rows
 from ..engine.pipeline.base import Pass, PassContext, Promise
-from ..engine.pipeline.forecast import Forecast, RaisedOpset
+from ..engine.pipeline.forecast import Forecast, Headroom, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import histograms, quantize
-from .overflow import make_room
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
@@ -70,11 +71,11 @@ class InsertQdq(Pass):
     requires; ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation
     with rare large values: the most expensive ones stay in float too, see ``tolerance``.
 
-    Processors without VNNI clip sums of two products in these kernels, so INT8 rows whose
-    neighbouring codes could be clipped get a larger scale: every processor computes the same.
+    Processors without VNNI clip sums of two products in these kernels, so ``leave-headroom``
+    has to come first.
 
-    The only zero points are those of ``uint8`` activations. Apart from rounded activations
-    and these rows, the graph computes exactly the same as the simulated one.
+    The only zero points are those of ``uint8`` activations. Apart from rounded activations,
+    the graph computes exactly the same as the simulated one.
 
     Attributes:
         activations: ``none``, ``int8`` or ``uint8``.
@@ -112,6 +113,8 @@ class InsertQdq(Pass):
 
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
+        if self.activations != "none" and forecast.get(Headroom) is None:
+            raise _no_headroom("")
         raised = forecast.get(RaisedOpset) or RaisedOpset(0)
         _check_opset(max(model.opset_imports.get("", 1), raised.version))
         table = context.capabilities
@@ -142,12 +145,9 @@ class InsertQdq(Pass):
             else:
                 work.specs[unit.name] = (unit, spec)
         facts = self._quantize_activations(work) if self.activations != "none" else {}
-        if work.quantized:
-            facts["rounded_anew"] = {
-                unit.name: make_room(unit, spec, context.arrays)
-                for unit, spec in work.specs.values()
-                if any(use.node in work.quantized for use in unit.uses)
-            }
+        for unit, spec in work.specs.values():
+            if any(use.node in work.quantized for use in unit.uses):
+                _check_headroom(unit, spec, context.arrays)
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         lowered = {"lowered": len(work.specs), "skipped": work.skipped}
@@ -255,6 +255,26 @@ class _Work:
         )
         energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
         return float(0.5 * rows[chosen] @ energy * error)
+
+
+def _check_headroom(unit: Unit, spec: QuantSpec, arrays: ArrayStore) -> None:
+    """Refuses INT8 rows whose products some processors would clip."""
+    own = UnitArrays(unit.name, arrays)
+    for one in own.row_classes(spec.options, spec.counts):
+        is_int8_row = one.option.group == unit.shape[1] and one.option.bits == 8
+        if (
+            is_int8_row
+            and overflowing_rows(own.get("codes", one.index)[:, kernel_order(unit)]).any()
+        ):
+            raise _no_headroom(f" of unit {unit.name!r}")
+
+
+def _no_headroom(whose: str) -> UsageError:
+    return UsageError(
+        f"processors without VNNI would clip products of INT8 rows{whose} with rounded"
+        " activations",
+        hint="add leave-headroom before insert-qdq",
+    )
 
 
 def _check_opset(opset: int) -> None:

@@ -70,9 +70,9 @@ def test_words_that_look_like_values(word: str) -> None:
 
 
 def test_parse_and_print() -> None:
-    text = "normalize,verify-numerics{samples=4}"
+    text = "normalize,verify-numerics{samples=5}"
     assert print_passes(parse_passes(text)) == text
-    assert parse_passes(" normalize , verify-numerics { samples = 4 } ") == parse_passes(text)
+    assert parse_passes(" normalize , verify-numerics { samples = 5 } ") == parse_passes(text)
     assert parse_passes("") == ()
 
 

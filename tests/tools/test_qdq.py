@@ -97,7 +97,7 @@ def pipeline(**given: str) -> str:
 def test_presets_end_in_what_the_target_wants() -> None:
     text = pipeline(target="qdq", activations="uint8")
     assert text.startswith("normalize,raise-opset,")
-    assert "insert-qdq{activations=uint8},verify-numerics" in text
+    assert "leave-headroom,insert-qdq{activations=uint8},verify-numerics" in text
     assert "lower-matmul-nbits" not in text
     for activations, assumed in (("uint8", True), ("none", False)):
         found = pipeline(preset="crossquant", target="qdq", activations=activations)
@@ -145,7 +145,7 @@ def test_costly_activations_stay_in_float(
         out = tmp_path / f"out-{tolerance}"
         passes = (
             "normalize,raise-opset,partition-blocks,calibrate,annotate-sensitivity,"
-            "allocate-bits{budget=8.2},quantize-weights,"
+            "allocate-bits{budget=8.2},quantize-weights,leave-headroom,"
             f"insert-qdq{{activations=uint8, tolerance={tolerance}}},verify-numerics"
         )
         words = ["compile", folder, "--budget", 8.2, "--target", "qdq", "-p", passes]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ....ir import Unit
+
 _LARGEST_SUM = 128
 _ROOM = 1  # two codes that are rounded up, half a code each
 
@@ -54,3 +56,16 @@ def _largest_pair(matrix: np.ndarray) -> np.ndarray:
     """Returns the largest size of a sum of two neighbours in each row."""
     wide = matrix.astype(np.int16) if matrix.dtype == np.int8 else matrix
     return np.asarray(np.abs(wide[:, 1:] + wide[:, :-1]).max(axis=1, initial=0))
+
+
+def kernel_order(unit: Unit) -> np.ndarray:
+    """Returns the columns of a unit in the order in which integer kernels sum them up.
+
+    Convolutions store the taps of a channel together; their kernels take all channels of one
+    tap, then of the next.
+    """
+    columns = unit.shape[1]
+    if unit.uses[0].kind != "conv":
+        return np.arange(columns)
+    channels = unit.tensor.shape.numpy()[1 - unit.row_axis]
+    return np.arange(columns).reshape(channels, -1).T.ravel()

@@ -34,6 +34,11 @@ class Couplings(Announcement):
 
 
 @dataclass(frozen=True)
+class Headroom(Announcement):
+    """INT8 codes leave room for processors that clip sums of two products."""
+
+
+@dataclass(frozen=True)
 class OutlierShares(Announcement):
     """How much of each unit stays in 16 bits.
 

@@ -25,6 +25,7 @@ PASSES: tuple[str, ...] = (
     "tune_scales:TuneScales",
     "cmpq.quantize_channels:QuantizeChannels",
     "lower_matmul_nbits:LowerMatMulNBits",
+    "leave_headroom:LeaveHeadroom",
     "insert_qdq:InsertQdq",
     "cmpq.lower_channels:LowerChannels",
     "verify_numerics:VerifyNumerics",
