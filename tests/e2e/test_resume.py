@@ -77,7 +77,7 @@ def test_every_dump_resumes_to_the_same_bytes(
     assert make is not language or whole.report["passes"]["fold-permutations"]["folded"]
     wanted = contents(whole.output)
     found = sorted(dumps.glob("[0-9]*.onnx"))
-    assert len(found) >= len(whole.seconds)
+    assert len(found) >= len(whole.seconds.keys() - {"validation"})
     for dump in found:
         resumed = opt(dump, output=tmp_path / f"from-{dump.stem}")
         assert resumed.output is not None
