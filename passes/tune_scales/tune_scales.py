@@ -54,7 +54,7 @@ class TuneScales(Pass):
 
     name: ClassVar[str] = "tune-scales"
     reads: ClassVar[tuple[type[Annotation], ...]] = (BlockId, Calibrated, QuantSpec)
-    promise: ClassVar[Promise] = Promise.SIMULATION
+    promise: ClassVar[Promise] = Promise.SAME_CODES
     samples: int = 0
     rate: float = 2e-3
 

@@ -111,6 +111,7 @@ class Promise(Enum):
         SAME_GRAPH: Nothing changes but notes.
         SAME_FUNCTION: Every output stays what it was, up to the rounding of floats.
         SIMULATION: Only weights of units change, to what their codes and scales stand for.
+        SAME_CODES: So they do, and units that have codes get other scales at most.
         SAME_SIMULATION: Units are stored as codes, and compute what their simulation computed.
         OTHER: Something else, which nobody checks before ``verify-numerics``.
     """
@@ -118,6 +119,7 @@ class Promise(Enum):
     SAME_GRAPH = "same graph"
     SAME_FUNCTION = "same function"
     SIMULATION = "simulation"
+    SAME_CODES = "same codes"
     SAME_SIMULATION = "same as the simulation"
     OTHER = "other"
 

@@ -26,8 +26,8 @@ Check = Callable[[str, ir.Model], str]
 class Validation(Instrument):
     """Holds every pass to its ``Promise``.
 
-    What is checked, by promise: *same graph* and *simulation* by structure, to the last bit;
-    *same as the simulation* unit by unit on random inputs; that and *same function* also on a
+    What is checked, by promise: *same graph*, *simulation* and *same codes* by structure, to
+    the last bit; *same as the simulation* unit by unit on random inputs; that and *same function* also on a
     few tokens of a sample, block by block in torch, within what rounding explains. Graphs
     with operators that torch cannot run are not run; the report says so. What a pass does
     beside the graph (predictions, reports) and the kernels of the target, which round
@@ -76,8 +76,10 @@ class Validation(Instrument):
         arrays = self._context.arrays
         if promise is Promise.SAME_GRAPH:
             return _SameGraph(Structure.of(model))
-        if promise is Promise.SIMULATION:
-            return _Simulation(Simulated.of(model, arrays), self._context)
+        if promise in (Promise.SIMULATION, Promise.SAME_CODES):
+            same_codes = promise is Promise.SAME_CODES
+            simulated = Simulated.of(model, arrays, same_codes=same_codes)
+            return _Simulation(simulated, self._context)
         if promise is Promise.SAME_FUNCTION:
             return _SameFunction(model.clone(), self._context)
         if promise is Promise.SAME_SIMULATION:

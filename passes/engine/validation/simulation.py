@@ -35,8 +35,8 @@ class Simulated:
 
     Attributes:
         structure: Everything but the weights of units.
-        weights: By name of those that were not rounded yet.
-        codes: By name: those that were; they may get other scales, but not other codes.
+        weights: Of units that may be rounded, by name.
+        codes: That must stay, by name.
     """
 
     structure: Structure
@@ -44,12 +44,19 @@ class Simulated:
     codes: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, model: ir.Model, arrays: ArrayStore) -> Simulated:
-        """Looks at a model that a pass is about to round."""
-        units = quantizable(model)
-        weights = {unit.name: unit.tensor for unit in units if not is_rounded(unit)}
-        codes = {
-            name: array for name, array in arrays.in_memory().items() if "/codes/" in name
+    def of(cls, model: ir.Model, arrays: ArrayStore, *, same_codes: bool) -> Simulated:
+        """Looks at a model that a pass is about to round.
+
+        Args:
+            model: The graph.
+            arrays: The codes of units that are rounded already.
+            same_codes: Whether they have to stay; else such units may be rounded anew.
+        """
+        units, codes = quantizable(model), {}
+        if same_codes:
+            codes = {k: codes for k, codes in arrays.in_memory().items() if "/codes/" in k}
+        weights = {
+            unit.name: unit.tensor for unit in units if not (same_codes and is_rounded(unit))
         }
         return cls(Structure.of(model, {unit.name for unit in units}), weights, codes)
 
