@@ -26,12 +26,12 @@ Check = Callable[[str, ir.Model], str]
 class Validation(Instrument):
     """Holds every pass to its ``Promise``.
 
-    What is checked, by promise: *same graph*, *simulation* and *same codes* by structure, to
-    the last bit; *same as the simulation* unit by unit on random inputs; that and *same function* also on a
-    few tokens of a sample, block by block in torch, within what rounding explains. Graphs
-    with operators that torch cannot run are not run; the report says so. What a pass does
-    beside the graph (predictions, reports) and the kernels of the target, which round
-    activations in their own way, are left to ``verify-numerics``.
+    What is checked, by promise: *same graph*, *simulation* and *same codes* by structure,
+    to the last bit; *same as the simulation* unit by unit on random inputs; that and *same
+    function* also on a few tokens of a sample, block by block in torch, within what
+    rounding explains. Graphs with operators that torch cannot run are not run; the report
+    says so. What a pass does beside the graph (predictions, reports) and the kernels of
+    the target, which round activations in their own way, are left to ``verify-numerics``.
     """
 
     def __init__(self, context: PassContext, timer: TimePasses | None = None) -> None:
