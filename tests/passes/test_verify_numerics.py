@@ -181,7 +181,7 @@ def test_more_samples_until_the_figure_is_sure(context: PassContext) -> None:
         {"x": (rng.standard_normal((7, 64)) * 8**at).astype(np.float32)} for at in range(-4, 4)
     ]
     context.calibration = replace(context.calibration, feeds=feeds)
-    model = shifted(context, 1.1)
+    model = shifted(context, 2.0)
     annotate(model, Calibrated("s", "noise", 3, 21, "logits", "y"))
     VerifyNumerics(samples=2).run(model, context)
     facts = context.report["verify-numerics"]
