@@ -40,6 +40,8 @@ def check(found: Compiled, preset: str, worst: float) -> None:
     assert (resident >= 32) == (preset == "cmpq")
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
 def test_an_opt_with_codebooks_on_a_grid(tmp_path: Path) -> None:
     check(compiled_preset("opt", "cmpq-grid", tmp_path, 6.0), "cmpq-grid", 0.5)
 

@@ -62,6 +62,8 @@ def deep_model(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
 def test_small_opt(tmp_path: Path) -> None:
     model = exported(models.opt, tmp_path)
     for method in METRICS:

@@ -18,6 +18,7 @@ from .compiled import HIGH, compiled
 pytest.importorskip("transformers")
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(300)]
+SLOW = (pytest.mark.slow, pytest.mark.ci_sample)
 
 
 def exported(make: Callable[[], Any], folder: Path) -> Path:
@@ -26,7 +27,7 @@ def exported(make: Callable[[], Any], folder: Path) -> Path:
     return export_folder(saved, folder / "exported").model.parent
 
 
-@pytest.mark.parametrize("make", [models.opt, models.gpt2])
+@pytest.mark.parametrize("make", [models.opt, pytest.param(models.gpt2, marks=SLOW)])
 def test_language_models(make: Callable[[], Any], tmp_path: Path) -> None:
     found = compiled(exported(make, tmp_path), HIGH, tmp_path)
     assert found.sweep == "torch"

@@ -121,6 +121,8 @@ def test_table_json_and_picture_agree(
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
 def test_methods_of_a_file_go_on_where_they_were(
     words: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
