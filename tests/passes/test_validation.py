@@ -263,7 +263,8 @@ def test_faults_of_insert_qdq(activations: str, tmp_path: Path, monkeypatch: Pat
     round_unit(second, ("8g128",), work.arrays)
     work.calibration = vectors()
     spoil_constant(monkeypatch, "scales/0", one_scale)
-    passes = f"insert-qdq{{activations={activations}}}"
+    headroom = "" if activations == "none" else "leave-headroom,"
+    passes = f"{headroom}insert-qdq{{activations={activations}}}"
     message = refused(passes, model, work)
     assert message.startswith("insert-qdq: unit 'first': 'a' at")
 
