@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -48,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help=text)
     text = "how often test_kill.py kills a compile (8)"
     parser.addoption("--kills", type=int, default=8, metavar="N", help=text)
+
+
+def pytest_collection_finish() -> None:
+    """Spares what imports have left from every later collection: sessions end with one."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
