@@ -14,13 +14,16 @@ _PENDING: list[Callable[[], object]] = []
 
 @contextmanager
 def undone(undo: Callable[[], object]) -> Iterator[None]:
-    """Calls ``undo`` after the block, or before the process ends if a signal ends it there."""
+    """Calls ``undo`` after the block, or before the process ends if a signal ends it there.
+
+    If ``undo`` itself fails, for instance because memory ran out, it stays to be undone later.
+    """
     _PENDING.append(undo)
     try:
         yield
     finally:
-        _PENDING.remove(undo)
         undo()
+        _PENDING.remove(undo)
 
 
 def undo_all() -> None:

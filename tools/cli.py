@@ -27,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         _prepare_process()
     try:
+        return _exit_code(words)
+    finally:
+        _undo_the_rest()  # what could not be undone while memory was short
+
+
+def _exit_code(words: list[str]) -> int:
+    try:
         code = _run(words)
         sys.stdout.flush()
         return code
@@ -86,11 +93,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     """Ends the process at once: an exception could be lost in whatever runs just now."""
     del frame
     signal.signal(number, signal.SIG_IGN)
+    _undo_the_rest()
+    os.write(2, b"mpqc: terminated; what was not finished has been removed\n")
+    os._exit(_TERMINATED)
+
+
+def _undo_the_rest() -> None:
+    """Undoes what is still pending, without importing anything now."""
     undoing = sys.modules.get(f"{__package__.rpartition('.')[0]}.ir.undoing")
     if undoing is not None:
         undoing.undo_all()
-    os.write(2, b"mpqc: terminated; what was not finished has been removed\n")
-    os._exit(_TERMINATED)
 
 
 def _close_stdout() -> None:
