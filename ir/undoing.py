@@ -10,24 +10,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _PENDING: list[Callable[[], object]] = []
+_FAILED: list[Callable[[], object]] = []  # for want of memory
 
 
 @contextmanager
 def undone(undo: Callable[[], object]) -> Iterator[None]:
     """Calls ``undo`` after the block, or before the process ends if a signal ends it there.
 
-    If ``undo`` itself fails, for instance because memory ran out, it stays to be undone later.
+    If there is too little memory even for that, ``retry`` does it once memory is free again.
     """
     _PENDING.append(undo)
     try:
         yield
     finally:
-        undo()
         _PENDING.remove(undo)
+        try:
+            undo()
+        except MemoryError:
+            _FAILED.append(undo)
+            raise
+
+
+def retry() -> None:
+    """Calls again what failed for want of memory."""
+    _call_all(_FAILED)
 
 
 def undo_all() -> None:
     """Calls everything that is still to be undone, innermost first; nothing stops it."""
-    while _PENDING:
+    _call_all(_PENDING)
+    retry()
+
+
+def _call_all(undos: list[Callable[[], object]]) -> None:
+    while undos:
         with suppress(Exception):
-            _PENDING.pop()()
+            undos.pop()()

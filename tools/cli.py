@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _exit_code(words)
     finally:
-        _undo_the_rest()  # what could not be undone while memory was short
+        _undo("retry")  # what there was too little memory for
 
 
 def _exit_code(words: list[str]) -> int:
@@ -93,16 +93,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     """Ends the process at once: an exception could be lost in whatever runs just now."""
     del frame
     signal.signal(number, signal.SIG_IGN)
-    _undo_the_rest()
+    _undo("undo_all")
     os.write(2, b"mpqc: terminated; what was not finished has been removed\n")
     os._exit(_TERMINATED)
 
 
-def _undo_the_rest() -> None:
-    """Undoes what is still pending, without importing anything now."""
+def _undo(what: str) -> None:
+    """Calls ``retry`` or ``undo_all`` of ``ir/undoing.py``, if anything has imported it."""
     undoing = sys.modules.get(f"{__package__.rpartition('.')[0]}.ir.undoing")
     if undoing is not None:
-        undoing.undo_all()
+        getattr(undoing, what)()
 
 
 def _close_stdout() -> None:
