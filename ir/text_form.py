@@ -161,15 +161,6 @@ def parse_records(text: str) -> list[tuple[str, dict[str, Any]]]:
     return records
 
 
-def print_records(records: typing.Iterable[tuple[str, dict[str, Any]]]) -> str:
-    """Returns the text from which ``parse_records`` gives ``records``."""
-    texts = []
-    for name, options in records:
-        inner = ", ".join(f"{key}={print_value(value)}" for key, value in options.items())
-        texts.append(f"{name}{{{inner}}}" if inner else name)
-    return ",".join(texts)
-
-
 def parse_record(text: str) -> tuple[str, dict[str, Any]]:
     """Parses exactly one record.
 

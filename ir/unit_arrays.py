@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .annotation import need_note
 from .arrays import ArrayStore
 from .option import Option
-from .units import Unit
-from .vocabulary import BitAllocation
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,3 @@ class UnitArrays:
             RowClass(index, Option.parse(text), rows, int(end) - len(rows))
             for index, (text, rows, end) in enumerate(zip(options, parts, ends, strict=True))
         ]
-
-
-def allocated_classes(unit: Unit, store: ArrayStore) -> list[RowClass]:
-    """Returns the rows of a unit by the option that ``allocate-bits`` gave them."""
-    note = need_note(unit.anchor, BitAllocation)
-    return UnitArrays(unit.name, store).row_classes(note.options, note.counts)
