@@ -36,6 +36,7 @@ kill: .venv/stamp  ## Kill compiles at KILLS random moments, and check what the 
 	$(BIN)/pytest -m slow tests/e2e/test_kill.py --kills $(KILLS)
 
 fuzz: .venv/stamp  ## Look for inputs that break mpqc; MINUTES=60, found inputs go to build/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical -m 'hypothesis and not slow' --hypothesis-profile random
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.campaign $(MINUTES)
 
 lint: .venv/stamp .types/mpqc  ## Check style, types and layers

@@ -275,6 +275,8 @@ class _Accounts:
             dims, dtype = self._static.dims(value), self._static.constants[value].dtype
             if dims is None or len(dims) != 2 or self._is_other(value, name):
                 continue  # a note that somebody else wrote
+            if value not in self._owner and self._may_be_weight(value):
+                continue  # no weight without the note: it makes none
             if dtype in FLOAT_TYPES:
                 self._owner[value] = name
                 part = Part(dims[1], dims[0], dtype.bitwidth, of_columns=True)

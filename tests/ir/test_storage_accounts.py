@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mpqc.ir import StoredPart, annotate
@@ -78,6 +78,7 @@ def check(found: ir.Model) -> Storage:
 
 
 @settings(max_examples=150, deadline=None)
+@example(["codes", "integers"], [(3, "q0", "channels")])  # a product that reads rounded floats
 @given(
     st.lists(st.sampled_from(sorted(PIECES)), min_size=1, max_size=5),
     st.lists(

@@ -10,13 +10,18 @@ import onnx_ir as ir
 import pytest
 
 from mpqc.ir import (
+    BlockId,
     Budgeted,
     Calibrated,
+    Calibration,
+    Feeds,
+    QuantSpec,
     Unit,
     annotate,
     quantizable,
     write_model,
 )
+from mpqc.passes.engine.pipeline.base import PassContext
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, VOCABULARY, context, run, sentences
@@ -28,6 +33,8 @@ TABLE_AND_HEAD = """<ir_version: 8, opset_import: ["" : 17]>
     g (int64[batch, n] ids) => (float[batch, n, 80] logits)
     { [lookup] x = Gather(table, ids)
       [head] logits = MatMul(x, head) }"""
+PRODUCT = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 64] x) => (float[n, 64] y) { [product] y = MatMul(x, w) }"""
 
 
 def table_and_head() -> ir.Model:
@@ -93,6 +100,62 @@ def test_sensitivity_is_the_quadratic_form_of_the_stored_error(
         wanted = 0.5 * rows * np.einsum("ni,ij,nj->n", error, hessian, error)
         found = work.arrays.get(f"{name}/loss")[:, option]
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9, err_msg=name)
+
+
+def test_tuned_scales_approach_least_squares(tmp_path: Path) -> None:
+    """With one scale per row, the best scale is <x q, x w> / <x q, x q> for its codes q."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((44, 32, 64)).astype(np.float32)
+    weight = noise(64, 64, seed=3)
+    codes = np.rint(weight.T / 0.8).clip(-2, 1)
+    x, exact = inputs.reshape(-1, 64), inputs.reshape(-1, 64) @ weight
+    coded = x @ codes.T
+    best = (coded * exact).sum(0) / np.square(coded).sum(0)
+    work, model = rounded(tmp_path, weight, codes, 1.1 * best, inputs)
+    run("tune-scales{rate=0.01}", model, work)
+    facts = work.report["tune-scales"]
+    assert facts["kept"]
+    tuned = work.arrays.get("w/scales/0")[:, 0]
+    off = np.abs(tuned / best - 1)
+    assert off.max() < 0.05, "half of the distance at the start"
+    assert off.mean() < 0.02
+    np.testing.assert_allclose(units(model)["w"].matrix(), codes * tuned[:, None], rtol=1e-3)
+    held_out = np.concatenate([feed["x"] for feed in samples_of(work).kept_back])
+    wanted = half_squared_errors(held_out, weight, units(model)["w"].matrix().T)
+    assert facts["after"] == pytest.approx(wanted, rel=0.01)
+    least = half_squared_errors(held_out, weight, (codes * best[:, None]).T)
+    assert facts["after"] == pytest.approx(least, rel=0.02)
+
+
+def rounded(
+    folder: Path, weight: np.ndarray, codes: np.ndarray, scales: np.ndarray, inputs: np.ndarray
+) -> tuple[PassContext, ir.Model]:
+    """Returns a product of 2-bit codes, one scale per row, and the context to tune it in."""
+    feeds: list[Feeds] = [{"x": one} for one in inputs]
+    work = context(folder, Calibration(feeds, "noise", "tuned", held_out=4))
+    work.original = folder / "original.onnx"
+    write_model(parse(PRODUCT, {"w": weight}), work.original)
+    model = parse(PRODUCT, {"w": weight})
+    work.arrays.put("w/codes/0", codes.astype(np.int8))
+    work.arrays.put("w/scales/0", scales.astype(np.float16)[:, None])
+    unit = units(model)["w"]
+    unit.replace((codes * scales.astype(np.float16)[:, None]).astype(np.float32))
+    annotate(unit.anchor, BlockId(0))
+    annotate(unit.anchor, QuantSpec("w", ("2g64",), (64,), "nearest"))
+    annotate(model, Calibrated("key", "noise", 40, 1280, "regression", "y"))
+    return work, model
+
+
+def samples_of(work: PassContext) -> Calibration:
+    assert work.calibration is not None
+    return work.calibration
+
+
+def half_squared_errors(x: np.ndarray, weight: np.ndarray, stored: np.ndarray) -> float:
+    """Half the squared error of the outputs relative to their squares, the mean of samples."""
+    wanted, got = (x.reshape(-1, 32, 64) @ one for one in (weight, stored))
+    parts = np.square(got - wanted).sum((1, 2)) / np.square(wanted).sum((1, 2))
+    return float(parts.mean() / 2)
 
 
 def test_verification_measures_the_divergence_of_the_softmax(tmp_path: Path) -> None:
