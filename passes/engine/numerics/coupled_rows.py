@@ -21,7 +21,9 @@ import torch
 from .gptq import Rounded
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
-_TOGETHER = 32  # rows rounded at a time, which do not make up for each other
+# Rows rounded at a time, which do not make up for each other: this many, or this share of all.
+# Fewer gain little, and take as long as twice as many.
+_TOGETHER, _SHARE = 32, 32
 
 
 def round_coupled(
@@ -49,11 +51,12 @@ def round_coupled(
     ranks = [importance[rows].argsort(descending=True, stable=True) for rows in classes]
     order = torch.cat([rows[rank] for rows, rank in zip(classes, ranks, strict=True)])
     asked = _feedback(coupling[order][:, order])
+    together = max(_TOGETHER, len(order) // _SHARE)
     errors = torch.empty(len(order), weight.shape[1])
     result, start = [], 0
     for rows, rank, rounder, group in zip(classes, ranks, rounders, groups, strict=True):
         parts = []
-        for some in torch.split(rank, _TOGETHER):
+        for some in torch.split(rank, together):
             stop = start + len(some)
             exact = weight[rows[some]]
             wanted = exact + _wanted(asked[start:stop, :stop], errors[:start])
