@@ -201,7 +201,27 @@ class SampleMaker:
         source = f"{len(feeds)} samples of {named}"
         tokens = self.tokens
         name = tokens.name if tokens else None
-        return Calibration(feeds, source, feeds_key(feeds), name, mask=self.mask)
+        return Calibration(
+            feeds, source, feeds_key(feeds), name, mask=self.mask_of_tokens(feeds)
+        )
+
+    def mask_of_tokens(self, feeds: Sequence[Feeds]) -> str | None:
+        """Returns the name of the mask unless it marks padding instead of tokens.
+
+        Padding has one id everywhere, and no sample is made of padding alone.
+        """
+        if self.mask is None or self.mask not in feeds[0]:
+            return self.mask
+        marks = [np.asarray(feed[self.mask]) != 0 for feed in feeds]
+        is_other = any(not one.any() for one in marks)
+        if self.tokens is not None and not is_other:
+            ids = [np.asarray(feed[self.tokens.name]) for feed in feeds]
+            inside, outside = (_distinct(ids, marks, real) for real in (True, False))
+            is_other = inside <= 1 < outside
+        if not is_other:
+            return self.mask
+        self.say(f"{self.mask!r} does not mark the tokens of samples: all places count")
+        return None
 
     def _from_noise(self, samples: int, length: int, seed: int) -> Calibration:
         source = np.random.default_rng(seed)
@@ -219,6 +239,16 @@ _SOMETHING = (
     "give samples: --calibration samples.npz (arrays named like the inputs),"
     " or --random-calibration"
 )
+
+
+def _distinct(ids: Sequence[np.ndarray], marks: Sequence[np.ndarray], real: bool) -> int:
+    """Returns how many different ids stand where the marks are ``real``."""
+    found = [
+        one[mark == real]
+        for one, mark in zip(ids, marks, strict=True)
+        if one.shape == mark.shape
+    ]
+    return len(np.unique(np.concatenate(found))) if found else 0
 
 
 def _held_out_last(feeds: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from .analysis.blocks import Block, blocks_of, partition
 from .analysis.shared_orders import FixedOrder, SharedOrder, SharedOrders, find_shared_orders
 from .annotation import (
     Annotation,
+    all_notes_of,
     annotate,
     drop_note,
     forget_notes,
@@ -35,7 +36,8 @@ from .reader import read_model
 from .samples import Calibration, Feeds
 from .staging import refuse_overlap, staged_folder
 from .tensor_files import byte_size, stored_bytes
-from .units import FLOAT_TYPES, Unit, Use, find_units, quantizable
+from .unit_search import find_units, quantizable
+from .units import FLOAT_TYPES, Unit, Use
 from .verifier import problems, verify
 from .vocabulary import (
     AttentionUnits,
@@ -108,6 +110,7 @@ __all__ = [
     "Use",
     "all_graphs",
     "all_nodes",
+    "all_notes_of",
     "annotate",
     "blocks_of",
     "byte_size",

@@ -1,11 +1,13 @@
 """Typed notes on nodes and models, keyed by class, stored in ``metadata_props`` as text.
 
 A note never changes what a graph computes. It prints as ``#bits{...}`` and travels in an ONNX
-file under ``mpqc.<key>`` in that same text, so that every dump is an ordinary ONNX file.
+file under ``mpqc.<key>`` in that same text, so that every dump is an ordinary ONNX file. Where
+several units may share a node, each has notes of its own, under ``mpqc.<key>@<unit>``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Protocol, TypeVar, cast
@@ -20,10 +22,10 @@ PREFIX = "mpqc."
 
 
 class Annotated(Protocol):
-    """Anything with ONNX metadata: a node, a graph, a model."""
+    """Anything with ONNX metadata: a node, a graph, a model, a unit."""
 
     @property
-    def metadata_props(self) -> dict[str, str]:
+    def metadata_props(self) -> MutableMapping[str, str]:
         """Text by key, written into the ONNX file."""
         ...
 
@@ -48,13 +50,66 @@ ANNOTATIONS: dict[str, type[Annotation]] = {}
 N = TypeVar("N", bound=Annotation)
 
 
+@dataclass(frozen=True)
+class UnitNotes:
+    """The notes of one of the units that a node may be the anchor of.
+
+    Attributes:
+        node: The anchor.
+        unit: Name of the unit.
+    """
+
+    node: ir.Node
+    unit: str
+
+    @property
+    def name(self) -> str:
+        """Name of the unit."""
+        return self.unit
+
+    @property
+    def metadata_props(self) -> MutableMapping[str, str]:
+        """Those entries of the anchor's that are about the unit, under plain keys."""
+        return _OwnEntries(self.node.metadata_props, f"@{self.unit}")
+
+
+class _OwnEntries(MutableMapping[str, str]):
+    """The entries of a mapping whose keys end in a suffix, without it."""
+
+    def __init__(self, entries: MutableMapping[str, str], suffix: str) -> None:
+        self._entries, self._suffix = entries, suffix
+
+    def __getitem__(self, key: str) -> str:
+        return self._entries[key + self._suffix]
+
+    def __setitem__(self, key: str, text: str) -> None:
+        self._entries[key + self._suffix] = text
+
+    def __delitem__(self, key: str) -> None:
+        del self._entries[key + self._suffix]
+
+    def __iter__(self) -> Iterator[str]:
+        own = [key for key in self._entries if key.endswith(self._suffix)]
+        return iter([key.removesuffix(self._suffix) for key in own])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def class_of(key: str) -> type[Annotation] | None:
+    """Returns the class of the note under a key, if it is one of ours."""
+    if not key.startswith(PREFIX):
+        return None
+    return ANNOTATIONS.get(key.removeprefix(PREFIX).partition("@")[0])
+
+
 def annotate(target: Annotated, note: Annotation) -> None:
     """Writes ``note`` on ``target``, replacing an earlier note of the same class."""
     target.metadata_props[PREFIX + note.key] = print_record(note.key, note)
 
 
 @lru_cache(maxsize=1 << 14)
-def _built(key: str, text: str) -> Annotation:
+def built(key: str, text: str) -> Annotation:
     """Parses a note; notes are frozen, so equal texts may share one."""
     _, fields = parse_record(text)
     return build_record(ANNOTATIONS[key], key, fields)
@@ -65,7 +120,7 @@ def note_of(target: Annotated, cls: type[N]) -> N | None:
     text = target.metadata_props.get(PREFIX + cls.key)
     if text is None:
         return None
-    return cast("N", _built(cls.key, text))
+    return cast("N", built(cls.key, text))
 
 
 def need_note(target: Annotated, cls: type[N]) -> N:
@@ -95,6 +150,12 @@ def forget_notes(model: ir.Model) -> None:
 
 
 def notes_of(target: Annotated) -> list[Annotation]:
-    """Returns all known notes on ``target``, sorted by key."""
-    found = [note_of(target, cls) for _, cls in sorted(ANNOTATIONS.items())]
-    return [note for note in found if note is not None]
+    """Returns all known notes on ``target``, those of all its units too, sorted by key."""
+    entries = sorted(target.metadata_props.items())
+    return [built(cls.key, text) for key, text in entries if (cls := class_of(key))]
+
+
+def all_notes_of(target: Annotated, cls: type[N]) -> list[N]:
+    """Returns the notes of class ``cls`` on ``target`` and on all its units."""
+    entries = target.metadata_props.items()
+    return [cast("N", built(cls.key, text)) for key, text in entries if class_of(key) is cls]

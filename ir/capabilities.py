@@ -45,7 +45,10 @@ class Capabilities:
         lookup_bits: Widths at which rows of a table can be looked up.
         lookup: ``unpack`` (standard nodes on looked-up rows), ``gather-block-quantized`` or
             ``dequantize`` (codes and scales are looked up, then multiplied).
-        convolution_bits: Widths at which convolutions can be stored, with one scale per row.
+        array_bits: Widths that can expand to floats when the runtime loads the model, for
+            whatever no kernel of codes can read.
+        convolution_bits: Widths for which convolutions have kernels, with one scale per row.
+            Without any, their weights are arrays.
         row_tile: Rows are given their option in tiles of this many.
         expanding: Widths without a kernel that can be stored all the same, because the
             runtime computes on constants when it loads a model.
@@ -61,6 +64,7 @@ class Capabilities:
     kernels: tuple[Kernel, ...]
     lookup_bits: tuple[int, ...]
     lookup: str
+    array_bits: tuple[int, ...]
     convolution_bits: tuple[int, ...]
     row_tile: int
     expanding: tuple[int, ...] = ()
@@ -129,5 +133,13 @@ class Capabilities:
         return tuple(fitting)
 
     def convolution_options(self, columns: int) -> tuple[Option, ...]:
-        """Returns every option that a convolution's weight may take: a row is one group."""
-        return tuple(Option(bits, columns) for bits in self.convolution_bits)
+        """Returns every option that a convolution's weight may take."""
+        by_row = tuple(Option(bits, columns) for bits in self.convolution_bits)
+        return by_row or self.array_options(columns)
+
+    def array_options(self, columns: int) -> tuple[Option, ...]:
+        """Returns every option that a weight may take which a reader takes as floats."""
+        groups = {group for kernel in self.kernels for group in kernel.groups}
+        whole = (one for one in sorted(groups) if one < columns and columns % one == 0)
+        sizes = (*whole, columns)
+        return tuple(Option(bits, group) for bits in self.array_bits for group in sizes)

@@ -12,7 +12,8 @@ from onnx_ir.passes.common import InlinePass
 
 from .errors import InputError
 from .operands import all_graphs, all_nodes
-from .units import FLOAT_TYPES, find_units
+from .unit_search import find_units
+from .units import FLOAT_TYPES
 
 MOST_NODES = 1_000_000  # after inlining; functions that call functions can double without end
 _CHUNK = 1 << 22

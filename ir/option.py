@@ -99,4 +99,4 @@ class Option:
 
     def _row_bytes(self, columns: int, bits: int, scale: int) -> int:
         groups = self.groups(columns)
-        return groups * self.group * bits // 8 + groups * scale
+        return -(-groups * self.group * bits // 8) + groups * scale

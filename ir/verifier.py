@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from .annotation import ANNOTATIONS, PREFIX, Annotated, note_of
+from .annotation import Annotated, built, class_of, note_of
 from .errors import InternalError, MpqcError
 from .operands import operands, subgraphs_of
 from .vocabulary import BlockId
@@ -17,14 +17,12 @@ def _where(node: ir.Node) -> str:
 
 
 def _note_problems(target: Annotated, where: str) -> Iterator[str]:
-    for key in target.metadata_props:
-        if not key.startswith(PREFIX):
-            continue
-        cls = ANNOTATIONS.get(key.removeprefix(PREFIX))
+    for key, text in target.metadata_props.items():
+        cls = class_of(key)
         if cls is None:
             continue  # a note of a newer version: it cannot change the numbers of the graph
         try:
-            note_of(target, cls)
+            built(cls.key, text)
         except (MpqcError, ValueError) as error:
             yield f"{where} carries a broken #{cls.key}: {error}"
 

@@ -196,7 +196,7 @@ def _annotate_units(
         for role, part in zip(_ROLES, one.projections, strict=True):
             roles.setdefault(part.unit.name, {})[role] = None
     for unit in units:
-        if any(use.kind == "conv" for use in unit.uses):
+        if any(use.takes_floats for use in unit.uses):
             continue
         lookups = [use for use in unit.uses if use.kind == "lookup"]
         names = [f"{unit.name}/{at}" for at in range(len(unit.uses))]
@@ -206,5 +206,5 @@ def _annotate_units(
         found = tuple(roles.get(unit.name, {"product": None} if names else {"lookup": None}))
         trace = sum(traces) + len(lookups) / unit.shape[0]
         annotate(
-            unit.anchor, LocalHessian(unit.name, found, max(owners, default=0), trace, probes)
+            unit.notes, LocalHessian(unit.name, found, max(owners, default=0), trace, probes)
         )

@@ -57,7 +57,7 @@ class FoldPermutations(Pass):
 
 def _was_chosen(group: SharedOrder) -> bool:
     """Tells whether the allocation let exactly these units share their order."""
-    notes = [note_of(unit.anchor, SharedRows) for unit in group.producers]
+    notes = [note_of(unit.notes, SharedRows) for unit in group.producers]
     return all(note is not None and note.group == group.name for note in notes)
 
 
@@ -68,7 +68,7 @@ def _fold(group: SharedOrder, context: PassContext) -> None:
         _reorder(unit.weight, unit.row_axis, order)
         move(unit, context.arrays, "rows", order)
         own.discard("order")
-        drop_note(unit.anchor, SharedRows)
+        drop_note(unit.notes, SharedRows)
     for unit in group.consumers:
         _reorder(unit.weight, _column_axis(unit), order)
         move(unit, context.arrays, "columns", order)

@@ -49,11 +49,11 @@ class LeaveHeadroom(Pass):
         """Rounds rows anew, and adds what that is predicted to cost to the budget's note."""
         rows, loss = {}, 0.0
         for unit in quantizable(model):
-            if note_of(unit.anchor, QuantSpec) is None or not is_multiplied(unit):
+            if note_of(unit.notes, QuantSpec) is None or not is_multiplied(unit):
                 continue
             before = unit.matrix()
             rows[unit.name] = _make_room(unit, context)
-            if rows[unit.name] and note_of(unit.anchor, TensorStats) is not None:
+            if rows[unit.name] and note_of(unit.notes, TensorStats) is not None:
                 loss += _loss(unit, before, context)
         budget = note_of(model, Budgeted)
         if budget is not None and loss:
@@ -64,12 +64,12 @@ class LeaveHeadroom(Pass):
 
 def is_multiplied(unit: Unit) -> bool:
     """Tells whether products or convolutions read the unit."""
-    return any(use.kind != "lookup" for use in unit.uses)
+    return any(use.kind in ("product", "conv") for use in unit.uses)
 
 
 def _make_room(unit: Unit, context: PassContext) -> int:
     """Rounds the rows of a unit anew that could be clipped; returns how many they were."""
-    spec, own = need_note(unit.anchor, QuantSpec), UnitArrays(unit.name, context.arrays)
+    spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
     matrix, changed = unit.matrix().copy(), 0
     for one in own.row_classes(spec.options, spec.counts):
         if one.option.group == unit.shape[1] and one.option.bits == 8:

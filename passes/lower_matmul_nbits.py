@@ -22,7 +22,7 @@ from ..ir import (
 )
 from ..ir.analysis.offered import expansion_obstacle, obstacle, result_type
 from ..ir.unit_arrays import UnitArrays
-from .engine.emission.convolution import emit_convolution
+from .engine.emission.array import emit_array, expandable
 from .engine.emission.emitter import CONTRIB, Emitter, Names
 from .engine.emission.lookup import emit_lookup
 from .engine.emission.product import emit_product
@@ -31,6 +31,8 @@ from .engine.emission.slim_product import SlimProduct
 from .engine.emission.stored import StoredUnit
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.statistics.quadratic import outlier_columns
+
+_FLOATS = "no kernel of codes serves it"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class LowerMatMulNBits(Pass):
       serves a product is stored once.
     - Codes of a width without a kernel (3, 5, 6, 7 bits) are stored densely, with nodes that
       the runtime computes when it loads the model; the next wider kernel then runs them.
-    - A Conv stays and reads a DequantizeLinear of its codes.
+    - Any other reader of a weight (Conv, LSTM, Einsum, Loop, a product in bfloat16) stays and
+      takes floats, which the runtime makes of codes when it loads the model.
 
     The graph computes the same as the simulated one, up to the kernels' own rounding
     (``accuracy_level`` of the capability table). A unit that the target cannot run stays in
@@ -61,16 +64,19 @@ class LowerMatMulNBits(Pass):
         names = Names(model)
         lowered, skipped = [], {}
         for unit in quantizable(model):
-            spec = note_of(unit.anchor, QuantSpec)
+            spec = note_of(unit.notes, QuantSpec)
             if spec is None:
                 continue
-            drop_note(unit.anchor, QuantSpec)
+            drop_note(unit.notes, QuantSpec)
             why = obstacle(unit) or _obstacle(unit, spec, context.capabilities)
-            if why:
+            if why and expandable(unit, spec, context.capabilities):
+                _expand(model, unit, spec, context, names)
+            elif why:
                 skipped[unit.name] = why
-                annotate(unit.anchor, LeftInFloat(unit.name, why))
+                annotate(unit.notes, LeftInFloat(unit.name, why))
                 continue
-            _lower(model, unit, spec, context, names)
+            else:
+                _lower(model, unit, spec, context, names)
             lowered.append(unit.name)
         context.report[self.name] = {"lowered": len(lowered), "skipped": skipped}
         return bool(lowered or skipped)
@@ -85,7 +91,8 @@ def _obstacle(unit: Unit, spec: QuantSpec, table: Capabilities) -> str:
         return why
     found = {
         "lookup": lambda: _lookup_obstacle(options, table),
-        "conv": lambda: _convolution_obstacle(options, columns, table),
+        "conv": lambda: _FLOATS,
+        "array": lambda: _FLOATS,
         "product": lambda: _product_obstacle(options, spec.counts, columns, table),
     }
     return next((why for use in unit.uses if (why := found[use.kind]())), "")
@@ -108,13 +115,6 @@ def _product_obstacle(
     return ""
 
 
-def _convolution_obstacle(options: list[Option], columns: int, table: Capabilities) -> str:
-    for option in options:
-        if option not in table.convolution_options(columns):
-            return f"{table.target} cannot store the weight of a convolution as {option}"
-    return ""
-
-
 def _lookup_obstacle(options: list[Option], table: Capabilities) -> str:
     for option in options:
         if option.kernel_bits not in table.lookup_bits or not table.can_store(option):
@@ -128,12 +128,6 @@ def _lower(
     """Replaces all uses of ``unit`` and removes its float weight."""
     table = context.capabilities
     shared = Emitter(model.graph, names, unit.name, unit.anchor)
-    if unit.uses[0].kind == "conv":
-        replace_weight(
-            model.graph, unit, emit_convolution(unit, context.arrays, shared), shared
-        )
-        UnitArrays(unit.name, context.arrays).discard("codes", "")
-        return
     stored = StoredUnit(unit, spec, context.arrays, shared)
     kept = _kept(unit, context, shared)
     results = []
@@ -155,10 +149,20 @@ def _lower(
     model.opset_imports.setdefault(CONTRIB, 1)
 
 
+def _expand(
+    model: ir.Model, unit: Unit, spec: QuantSpec, context: PassContext, names: Names
+) -> None:
+    """Lets the readers of ``unit`` read floats that are made of its codes."""
+    shared = Emitter(model.graph, names, unit.name, unit.anchor)
+    weight = emit_array(unit, spec, context.arrays, shared)
+    replace_weight(model.graph, unit, weight, shared)
+    UnitArrays(unit.name, context.arrays).discard("codes", "")
+
+
 def _kept(unit: Unit, context: PassContext, emit: Emitter) -> SlimProduct | None:
     """Stores the input channels that stay in 16 bits, if any do."""
     columns = outlier_columns(unit, context.arrays)
-    drop_note(unit.anchor, OutlierColumns)
+    drop_note(unit.notes, OutlierColumns)
     if not len(columns):
         return None
     kept = UnitArrays(unit.name, context.arrays).get("outliers", "kept")

@@ -120,8 +120,8 @@ class QuantizeWeights(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds every unit that has an allocation and sums up what that will cost."""
-        units = [u for u in quantizable(model) if note_of(u.anchor, BitAllocation) is not None]
-        if any(note_of(unit.anchor, SharedRows) is not None for unit in units):
+        units = [u for u in quantizable(model) if note_of(u.notes, BitAllocation) is not None]
+        if any(note_of(unit.notes, SharedRows) is not None for unit in units):
             _refuse_unfolded()
         if self.coupled:
             _check_coupling(units, context)
@@ -146,7 +146,7 @@ class QuantizeWeights(Pass):
         names = Names(model)
         for unit in filter(_is_half, units):
             store_as_half(unit, names.free(f"{unit.name}/wide"))
-            annotate(unit.anchor, LeftInFloat(unit.name, _HALF))
+            annotate(unit.notes, LeftInFloat(unit.name, _HALF))
         report_rounding_loss(model, self.name, losses, context)
         return bool(units)
 
@@ -160,7 +160,7 @@ class QuantizeWeights(Pass):
             found: Hessians to round against instead of those of calibration.
             context: Supplies the others, and takes codes and scales.
         """
-        note = need_note(unit.anchor, BitAllocation)
+        note = need_note(unit.notes, BitAllocation)
         columns = outlier_columns(unit, context.arrays)
         quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
         weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
@@ -188,10 +188,10 @@ class QuantizeWeights(Pass):
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
         if coupling is not None:
             loss += between_rows(coupling, stored - weight, quadratic.hessians[0])
-        annotate(unit.anchor, replace(note, loss=loss))
+        annotate(unit.notes, replace(note, loss=loss))
         if not _is_half(unit):
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
-            annotate(unit.anchor, spec)
+            annotate(unit.notes, spec)
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round_rows(
@@ -250,7 +250,7 @@ def _refuse_own_hessians() -> None:
 
 def _check_coupling(units: Sequence[Unit], context: PassContext) -> None:
     """Refuses rows with Hessians of their own; says so where nothing couples any."""
-    if any(note_of(unit.anchor, LocalHessian) is not None for unit in units):
+    if any(note_of(unit.notes, LocalHessian) is not None for unit in units):
         _refuse_own_hessians()
     if not any(UnitArrays(unit.name, context.arrays).has(0, "coupling") for unit in units):
         context.progress.say("nothing is known between rows: each is rounded by itself")
@@ -258,7 +258,7 @@ def _check_coupling(units: Sequence[Unit], context: PassContext) -> None:
 
 def _gatherer(model: ir.Model, context: PassContext) -> LocalHessians | WeightedHessians:
     """Returns what gathers the kind of Hessians that the graph was annotated with."""
-    notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
+    notes = (note_of(unit.notes, LocalHessian) for unit in quantizable(model))
     local = next((note for note in notes if note is not None), None)
     if local is None:
         return WeightedHessians(context.arrays)
@@ -268,7 +268,7 @@ def _gatherer(model: ir.Model, context: PassContext) -> LocalHessians | Weighted
 
 def _is_half(unit: Unit) -> bool:
     """Tells whether all rows were given float16; no unit has some that were."""
-    return need_note(unit.anchor, BitAllocation).options == (HALF,)
+    return need_note(unit.notes, BitAllocation).options == (HALF,)
 
 
 def _refuse_unfolded() -> None:

@@ -104,7 +104,7 @@ class HeldOut:
         maker = SampleMaker.of(read_model(source.onnx), source, progress.say)
         files = [Path(one) for one in texts]
         feeds = maker.evaluation(files, samples=samples, sequence_length=sequence_length)
-        return cls(feeds, maker.tokens, maker.mask)
+        return cls(feeds, maker.tokens, maker.mask_of_tokens(feeds))
 
 
 def evaluate(

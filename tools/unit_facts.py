@@ -18,6 +18,7 @@ from ..ir import (
     Sensitivity,
     Unit,
     all_nodes,
+    all_notes_of,
     find_units,
     note_of,
 )
@@ -69,8 +70,7 @@ def _score(note: Score) -> dict[str, Any]:
 
 
 def _notes(model: ir.Model, cls: type[Any]) -> list[Any]:
-    found = (note_of(node, cls) for node in all_nodes(model.graph))
-    return [note for note in found if note is not None]
+    return [note for node in all_nodes(model.graph) for note in all_notes_of(node, cls)]
 
 
 def _row(
@@ -86,7 +86,7 @@ def _row(
         "columns": columns,
         "uses": [f"{use.node.op_type} {use.node.name}".strip() for use in unit.uses],
     }
-    channels = note_of(unit.anchor, ChannelAllocation)
+    channels = note_of(unit.notes, ChannelAllocation)
     if channels is not None and channels.unit == unit.name:
         return facts | _channel_facts(unit, channels)
     if allocation is None:
@@ -111,8 +111,8 @@ def _row(
 
 def _channel_facts(unit: Unit, note: ChannelAllocation) -> dict[str, Any]:
     """Returns what became of a unit whose input channels were given widths."""
-    columns = note_of(unit.anchor, OutlierColumns)
-    entries = note_of(unit.anchor, OutlierEntries)
+    columns = note_of(unit.notes, OutlierColumns)
+    entries = note_of(unit.notes, OutlierEntries)
     outliers = (columns.columns if columns else 0, entries.entries if entries else 0)
     form = ChannelForm(note.levels, note.group, note.bits)
     size = form.unit_bytes(unit, note.bits, note.counts, outliers)
@@ -123,7 +123,7 @@ def _channel_facts(unit: Unit, note: ChannelAllocation) -> dict[str, Any]:
         "bits": _bits(size, unit),
         "bytes": size,
     }
-    spec = note_of(unit.anchor, ChannelSpec)
+    spec = note_of(unit.notes, ChannelSpec)
     return facts | ({"loss": spec.loss} if spec is not None else {})
 
 

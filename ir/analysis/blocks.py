@@ -19,7 +19,8 @@ import onnx_ir as ir
 from ..annotation import note_of
 from ..errors import InternalError
 from ..operands import operands, read_by_subgraphs
-from ..units import FLOAT_TYPES, find_units
+from ..unit_search import find_units
+from ..units import FLOAT_TYPES
 from ..vocabulary import BlockId
 
 LARGEST_UNCUT = 16  # unit uses up to which a segment is left as it is

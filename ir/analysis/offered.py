@@ -12,7 +12,7 @@ from ..operands import cast_type
 
 DEFAULT_GROUPS = (64,)
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_OLDEST_OPSETS = {"lookup": (11, "BitShift"), "conv": (13, "DequantizeLinear by rows")}
+_OLDEST_LOOKUP, _OLDEST_ARRAY = 11, 7
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ def offered_options(
     *,
     expand: bool = False,
 ) -> list[Option]:
-    """Returns the options that every use of ``unit`` has a kernel for, by growing size.
+    """Returns the options that ``unit`` may take, by growing size.
+
+    Those are the options that every use has a kernel for, or, where there is none, those of an
+    array, which expands to floats.
 
     Args:
         unit: A unit that need not stay in float.
@@ -55,12 +58,13 @@ def offered_options(
             smallest that the kernels take stands in.
         expand: Whether codes may take more room in memory than in the file.
     """
-    if obstacle(unit):
-        return []
     columns = unit.shape[1]
-    expand = expand and not expansion_obstacle(unit, table)
-    common = set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
-    by_row = {one for one in common if _takes_rows(one, columns, table)}
+    common = _kernel_options(unit, table, expand)
+    expanded = not common or unit.uses[0].takes_floats
+    if not common and not array_obstacle(unit):
+        common = set(table.array_options(columns))
+    by_row = {one for one in common if expanded or _takes_rows(one, table)}
+    by_row = {one for one in by_row if one.group == columns}
     grouped = common - by_row
     # A group wider than the row would store padding.
     fitting = {one for one in grouped if one.group in groups and one.group <= columns}
@@ -70,10 +74,23 @@ def offered_options(
     return sorted(fitting | by_row, key=lambda option: (option.row_bytes(columns), option))
 
 
-def _takes_rows(option: Option, columns: int, table: Capabilities) -> bool:
-    """Tells whether a row is one group because the kernel has it so, whatever was asked."""
+def _takes_rows(option: Option, table: Capabilities) -> bool:
+    """Tells whether a row may be one group because the kernel has it so."""
     kernel = table.kernel(option.kernel_bits)
-    return kernel is not None and kernel.per_row and option.group == columns
+    return kernel is not None and kernel.per_row
+
+
+def expands_to_floats(unit: Unit, table: Capabilities) -> bool:
+    """Tells whether codes of ``unit`` become floats when the model is loaded."""
+    return unit.uses[0].takes_floats or not _kernel_options(unit, table, expand=False)
+
+
+def _kernel_options(unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
+    """Returns the options that every use has a kernel for; those of arrays for arrays."""
+    if obstacle(unit):
+        return set()
+    expand = expand and not expansion_obstacle(unit, table)
+    return set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))
 
 
 def _options_of(use: Use, unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
@@ -82,20 +99,37 @@ def _options_of(use: Use, unit: Unit, table: Capabilities, expand: bool) -> set[
         return set(table.lookup_options(columns, expand=expand))
     if use.kind == "conv":
         return set(table.convolution_options(columns))
+    if use.kind == "array":
+        return set(table.array_options(columns))
     return set(table.product_options(rows, columns, expand=expand))
 
 
 def obstacle(unit: Unit) -> str:
-    """Returns why no target can store the unit in codes as it is; empty when they can."""
+    """Returns why no kernel of codes can serve the unit as it is; empty when some can."""
+    if unit.uses[0].takes_floats:
+        return array_obstacle(unit)
     opset = _opset(unit)
     for use in unit.uses:
         dtype = result_type(unit, use)
         if dtype not in _ACTIVATIONS:
             return f"{use.node.op_type} {use.node.name!r} computes in {dtype.name.lower()}"
-        oldest, operator = _OLDEST_OPSETS.get(use.kind, (1, ""))
-        if opset < oldest:
-            return f"opset {opset} has no {operator}; opset {oldest} has"
+        if use.kind == "lookup" and opset < _OLDEST_LOOKUP:
+            return f"opset {opset} has no BitShift; opset {_OLDEST_LOOKUP} has"
     return ""
+
+
+def array_obstacle(unit: Unit) -> str:
+    """Returns why codes of the unit cannot expand to floats; empty when they can."""
+    opset = _opset(unit)
+    if opset < _OLDEST_ARRAY:
+        return f"opset {opset} has no Mul that broadcasts; opset {_OLDEST_ARRAY} has"
+    return ""
+
+
+def missing(unit: Unit, table: Capabilities) -> str:
+    """Returns why ``table`` offers nothing for a unit that could be stored in codes."""
+    rows, columns = unit.shape
+    return array_obstacle(unit) or f"{table.target} has no kernel for {rows} x {columns}"
 
 
 def half_obstacle(unit: Unit) -> str:
@@ -110,8 +144,8 @@ def expansion_obstacle(unit: Unit, table: Capabilities) -> str:
     opset = _opset(unit)
     if opset < 11:
         return f"opset {opset} has no BitShift; opset 11 has"
-    if any(use.kind == "conv" for use in unit.uses):
-        return "the codes of a convolution stay as they are stored"
+    if any(use.takes_floats for use in unit.uses):
+        return f"{unit.uses[0].node.op_type} reads floats, which take more room than any codes"
     return "" if table.expanding else f"{table.target} has no widths that expand at load"
 
 
@@ -121,7 +155,12 @@ def _opset(unit: Unit) -> int:
 
 
 def result_type(unit: Unit, use: Use) -> ir.DataType:
-    """Returns the type in which the consumer sees the weight, so also that of its result."""
+    """Returns the type in which the consumer sees the weight, so also that of its result.
+
+    Of an ``array``, which is stored as it is seen before all views, that of the weight.
+    """
+    if use.kind == "array":
+        return unit.tensor.dtype
     value = use.node.inputs[use.index]
     while value is not None and value is not unit.weight:
         view = value.producer()

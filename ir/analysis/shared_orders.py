@@ -20,7 +20,8 @@ import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
-from ..units import Unit, find_units, stored_tensor
+from ..unit_search import find_units
+from ..units import Unit, stored_tensor
 
 # Operators that treat every element alike, wherever it stands on the last axis.
 _ELEMENTWISE = {

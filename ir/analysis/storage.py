@@ -25,7 +25,8 @@ import onnx_ir as ir
 
 from ..annotation import note_of
 from ..operands import all_nodes
-from ..units import FLOAT_TYPES, SMALLEST_UNIT, Unit, find_units
+from ..unit_search import find_units
+from ..units import FLOAT_TYPES, SMALLEST_UNIT, Unit
 from ..vocabulary import LeftInFloat, StoredPart
 from .loose_floats import LooseFloat, loose_floats
 from .static_values import StaticValues
@@ -210,7 +211,7 @@ class _Accounts:
         account.kinds.update(use.kind for use in unit.uses)
         bits = unit.tensor.dtype.bitwidth
         account.parts[frozenset({unit.weight})] = Part(*unit.shape, bits)
-        note = note_of(unit.anchor, LeftInFloat)
+        note = note_of(unit.notes, LeftInFloat)
         named = note.why if note is not None and note.unit == unit.name else ""
         account.why_float = named or unit.reason
 

@@ -24,7 +24,7 @@ class Slot:
 
     Attributes:
         weight: Index of the input.
-        kind: ``product``, ``conv`` or ``lookup``.
+        kind: ``product``, ``conv``, ``lookup`` or ``array``.
         axis: Axis of the weight that counts rows.
         satellites: Inputs that belong to it: scales, zero points.
         quantized: Whether the op reads nothing but codes.
@@ -54,6 +54,16 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
     "Gemm": (Slot(1, "product", -1), Slot(0, "product", -2)),
     "Conv": (Slot(1, "conv", 0),),
     "ConvTranspose": (Slot(1, "conv", 1),),
+    "Einsum": tuple(Slot(at, "array", 0) for at in range(4)),
+    "LSTM": (Slot(1, "array", 1), Slot(2, "array", 1)),
+    "Attention": (Slot(1, "product", -1),),
+    "EmbedLayerNormalization": tuple(Slot(at, "lookup", 0) for at in (2, 3, 4)),
+    "FusedConv": (Slot(1, "conv", 0),),
+    "FusedGemm": (Slot(1, "product", -1), Slot(0, "product", -2)),
+    "MoE": tuple(Slot(at, "array", -1) for at in (2, 4, 6)),
+    "TransposeMatMul": (Slot(1, "product", -1), Slot(0, "product", -2)),
+    "GRU": (Slot(1, "array", 1), Slot(2, "array", 1)),
+    "RNN": (Slot(1, "array", 1), Slot(2, "array", 1)),
     "Gather": (Slot(0, "lookup", 0),),
     "MatMulNBits": _codes(1, "product", 0, 2, 3, 4),
     "MatMulBnb4": _codes(1, "product", 0, 2),
@@ -115,7 +125,7 @@ def codes_of(node: ir.Node, slot: Slot, static: StaticValues) -> list[ir.Value]:
     note = note_of(node, StoredPart)
     is_noted = note is not None and note.role != "expansion"  # whose tables are no codes
     smallest = 1 if packed or is_noted else SMALLEST_UNIT
-    return [one for one, tensor in codes.items() if tensor.size >= smallest]
+    return list(codes) if sum(tensor.size for tensor in codes.values()) >= smallest else []
 
 
 def _is_packed(
@@ -133,7 +143,7 @@ def part_of(node: ir.Node, slot: Slot, static: StaticValues, codes: list[ir.Valu
     assert value is not None
     stored, dtype = static.dims(codes[0]), static.constants[codes[0]].dtype
     dims = static.dims(value) or stored or ()
-    if static.dtype(value) in FLOAT_TYPES and dtype == ir.DataType.UINT8:
+    if static.dtype(value) in FLOAT_TYPES and (dtype == ir.DataType.UINT8 or len(codes) > 1):
         rows = _rows(dims, _row_axis(node, slot))  # made of packed indices
         return Part(
             rows, prod(dims) // rows, _stored_width(value, codes, static, 8, prod(dims))

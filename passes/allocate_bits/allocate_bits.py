@@ -23,6 +23,7 @@ from ...ir import (
     TensorStats,
     Unit,
     UsageError,
+    all_nodes,
     annotate,
     find_units,
     need_note,
@@ -137,22 +138,22 @@ class AllocateBits(Pass):
                 for unit, options in offered.items()
             )
         ledger = Ledger.of(model, offered, table, self.budget)
-        ledger.check(smallest, self.method, at_least=self.method == "clusters")
+        if not offered and not ledger.settled_bytes:
+            raise nothing_to_store(model)
+        ledger.check(smallest, self.method, table, at_least=self.method == "clusters")
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""
-        judged = [one for one in find_units(model) if note_of(one.anchor, Sensitivity)]
+        judged = [one for one in find_units(model) if note_of(one.notes, Sensitivity)]
         settled = note_of(model, Settled)
         if not judged and not (settled and settled.weights):
-            raise InfeasibleBudget(
-                "nothing in this model can be quantized", hint="run: mpqc inspect MODEL"
-            )
+            raise nothing_to_store(model)
         ledger = Ledger.of(model, judged, context.capabilities, self.budget)
         candidates, room = self._price(judged, ledger.room, context)
         asked = Asked(model, candidates, room, self._settings(), context)
         decisions = METHODS[self.method].decide(asked)
         used = total_bytes(decisions) + _outlier_bytes(candidates)
-        ledger.check(used + _tables(candidates), self.method)
+        ledger.check(used + _tables(candidates), self.method, context.capabilities)
         write_down(decisions, candidates, context)
         outlier_columns = {one.unit.name: one.kept for one in candidates if one.kept}
         if outlier_columns:
@@ -184,19 +185,29 @@ class AllocateBits(Pass):
         return candidates, room - _outlier_bytes(candidates)
 
     def _candidate(self, unit: Unit, context: PassContext) -> Candidate:
-        note = need_note(unit.anchor, Sensitivity)
+        note = need_note(unit.notes, Sensitivity)
         _, columns = unit.shape
         options = tuple(Option.parse(text) for text in note.options)
         whole = any(option.is_half for option in options)
         by_row = self.method == "budget" and self.granularity != "unit" and not whole
-        sure = need_note(unit.anchor, TensorStats).by_row
+        sure = need_note(unit.notes, TensorStats).by_row
         item = Item(
             loss=UnitArrays(unit.name, context.arrays).get("loss"),
             row_bytes=np.array([option.row_bytes(columns) for option in options]),
-            mixing_bytes=overhead_bytes(unit, len(options)) - overhead_bytes(unit, 1),
+            mixing_bytes=overhead_bytes(unit, len(options), context.capabilities)
+            - overhead_bytes(unit, 1, context.capabilities),
             tile=context.capabilities.row_tile if by_row and sure else 0,
         )
-        return Candidate(unit, options, item, note_of(unit.anchor, Score))
+        return Candidate(unit, options, item, note_of(unit.notes, Score))
+
+
+def nothing_to_store(model: ir.Model) -> InfeasibleBudget:
+    """Returns the refusal of a model without weights that any codes can stand for."""
+    trees = sum(node.domain == "ai.onnx.ml" for node in all_nodes(model.graph))
+    what = f": its {trees} nodes of classic machine learning hold no matrices" if trees else ""
+    return InfeasibleBudget(
+        f"nothing in this model can be quantized{what}", hint="run: mpqc inspect MODEL"
+    )
 
 
 def _tables(candidates: Sequence[Candidate]) -> int:
@@ -219,6 +230,7 @@ def _resident_bytes(
             resident_bytes(
                 one.unit,
                 options_of(one.unit),
+                context.capabilities,
                 reordered=is_reordered(one.unit, context),
                 kept=one.kept,
             )

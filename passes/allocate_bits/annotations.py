@@ -36,13 +36,13 @@ def write_down(
 
 def options_of(unit: Unit) -> list[tuple[Option, int]]:
     """Returns the options that the unit got, with the number of rows that have each."""
-    note = need_note(unit.anchor, BitAllocation)
+    note = need_note(unit.notes, BitAllocation)
     return list(zip(map(Option.parse, note.options), note.counts, strict=True))
 
 
 def is_reordered(unit: Unit, context: PassContext) -> bool:
     """Tells whether the unit will store an order of its own."""
-    is_shared = note_of(unit.anchor, SharedRows) is not None
+    is_shared = note_of(unit.notes, SharedRows) is not None
     return UnitArrays(unit.name, context.arrays).has("order") and not is_shared
 
 
@@ -50,11 +50,11 @@ def _annotate_outliers(candidate: Candidate, context: PassContext) -> None:
     """Writes down which input channels of a unit stay in 16 bits."""
     unit = candidate.unit
     arrays = UnitArrays(unit.name, context.arrays)
-    drop_note(unit.anchor, OutlierColumns)
+    drop_note(unit.notes, OutlierColumns)
     arrays.discard("outliers", "columns")
     if candidate.kept:
         arrays.put(candidate.outlier_columns(context.arrays), "outliers", "columns")
-        annotate(unit.anchor, OutlierColumns(unit.name, candidate.kept))
+        annotate(unit.notes, OutlierColumns(unit.name, candidate.kept))
 
 
 def _annotate(decision: Decision, context: PassContext) -> None:
@@ -63,15 +63,15 @@ def _annotate(decision: Decision, context: PassContext) -> None:
     mixed = len(np.unique(decision.places)) > 1
     for unit, choice in zip(decision.units, decision.choices, strict=True):
         _annotate_unit(unit, choice, order, context)
-        drop_note(unit.anchor, SharedRows)
+        drop_note(unit.notes, SharedRows)
         if decision.group is not None and mixed:
-            annotate(unit.anchor, SharedRows(unit.name, decision.units[0].name))
+            annotate(unit.notes, SharedRows(unit.name, decision.units[0].name))
 
 
 def _annotate_unit(
     unit: Unit, choice: Choice, order: np.ndarray, context: PassContext
 ) -> None:
-    note = need_note(unit.anchor, Sensitivity)
+    note = need_note(unit.notes, Sensitivity)
     counts = np.bincount(choice.option, minlength=len(note.options))
     used = [at for at, count in enumerate(counts) if count]
     arrays = UnitArrays(unit.name, context.arrays)
@@ -79,7 +79,7 @@ def _annotate_unit(
     if len(used) > 1:
         arrays.put(order, "order")
     annotate(
-        unit.anchor,
+        unit.notes,
         BitAllocation(
             unit.name,
             tuple(note.options[at] for at in used),

@@ -30,7 +30,7 @@ from ...ir.analysis.offered import (
     DEFAULT_GROUPS,
     Offer,
     expansion_obstacle,
-    obstacle,
+    missing,
 )
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext, Promise
@@ -178,24 +178,22 @@ class AnnotateSensitivity(Pass):
         options = tuple(str(one) for one in self.offer.options(unit, context.capabilities))
         loss = context.arrays.get(f"{unit.name}/loss")
         total = tuple(float(one) for one in loss.sum(axis=0, dtype=np.float64))
-        annotate(unit.anchor, Sensitivity(unit.name, self.metric, options, total))
+        annotate(unit.notes, Sensitivity(unit.name, self.metric, options, total))
         score, block = context.arrays.get(f"{unit.name}/score")
-        annotate(unit.anchor, Score(unit.name, self.metric, float(score), int(block)))
+        annotate(unit.notes, Score(unit.name, self.metric, float(score), int(block)))
 
     def _is_offered(self, unit: Unit, context: PassContext) -> bool:
         """Tells whether the target can store the unit; says why not in a note."""
         if self.offer.options(unit, context.capabilities):
             return True
-        rows, columns = unit.shape
-        none = f"{context.capabilities.target} has no kernel for {rows} x {columns}"
-        why = obstacle(unit) or none
-        annotate(unit.anchor, LeftInFloat(unit.name, why))
+        annotate(unit.notes, LeftInFloat(unit.name, missing(unit, context.capabilities)))
         return False
 
     def _losses(self, model: ir.Model, context: PassContext) -> CachedFile:
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        kernels = (table.kernels, table.lookup_bits, table.convolution_bits, table.expanding)
+        widths = (table.lookup_bits, table.array_bits, table.convolution_bits, table.expanding)
+        kernels = (table.kernels, *widths)
         moves = moves_key(quantizable(model), context.arrays)
         return context.cached_file(_FORMAT, stats, self, *kernels, moves, _state(model))
 
@@ -217,5 +215,5 @@ class AnnotateSensitivity(Pass):
 
 def _state(model: ir.Model) -> str:
     """Returns the changes by passes after ``calibrate``, apart from moves and scales."""
-    notes = (note_of(unit.anchor, LocalHessian) for unit in quantizable(model))
+    notes = (note_of(unit.notes, LocalHessian) for unit in quantizable(model))
     return model_key(model, weights=False) + "".join(str(note) for note in notes if note)

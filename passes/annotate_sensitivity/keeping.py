@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from ...ir import Capabilities, Unit
+from ...ir.analysis.offered import expands_to_floats
 from ..engine.statistics.quadratic import Quadratic
 
 
 def can_keep(unit: Unit, table: Capabilities) -> bool:
     """Tells whether input channels of ``unit`` can be multiplied apart from the others."""
-    return table.keeps_columns and all(use.kind == "product" for use in unit.uses)
+    products = all(use.kind == "product" for use in unit.uses)
+    return table.keeps_columns and products and not expands_to_floats(unit, table)
 
 
 def ranked_columns(unit: Unit, quadratic: Quadratic) -> np.ndarray:

@@ -183,12 +183,12 @@ def _annotate(
     tokens = round(facts["positions"])
     for unit in units:
         if unit.reason:
-            annotate(unit.anchor, LeftInFloat(unit.name, unit.reason))
+            annotate(unit.notes, LeftInFloat(unit.name, unit.reason))
         else:
             by_row = _by_row(unit, objective)
-            drop_note(unit.anchor, LocalHessian)
+            drop_note(unit.notes, LocalHessian)
             rows = facts["rows"].get(unit.name, tokens)
-            annotate(unit.anchor, TensorStats(unit.name, len(unit.uses), rows, by_row))
+            annotate(unit.notes, TensorStats(unit.name, len(unit.uses), rows, by_row))
     output = str(objective.outputs[0].name)
     count = len(samples.training)
     annotate(

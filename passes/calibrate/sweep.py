@@ -72,16 +72,17 @@ class _Moments:
     positions: float = 0.0
     said: torch.Tensor | None = None
     seen: dict[str, torch.Tensor] = field(default_factory=dict)
+    untouched: dict[str, _Tap | None] = field(default_factory=dict)
 
     def add(
         self, runner: BlockRunner, sample: Sample, block: Block, taps: Sequence[_Tap]
     ) -> None:
         """Runs one block backward and adds to the moments of its units."""
-        products, lookups, convolutions = (
-            [tap for tap in taps if tap.use.kind == kind]
-            for kind in ("product", "lookup", "conv")
+        products, lookups = (
+            [tap for tap in taps if tap.use.kind == kind] for kind in ("product", "lookup")
         )
-        convolved = [tap.moments.unit for tap in convolutions]
+        # A weight has one gradient, however many readers of the block give parts of it.
+        whole = {tap.moments.unit.name: tap for tap in taps if tap.use.takes_floats}
         values, gradients = runner.backward(
             sample,
             block,
@@ -89,14 +90,16 @@ class _Moments:
             leaves=[tap.output for tap in lookups],
             taps=[tap.output for tap in products],
             wanted=[tap.use.activation for tap in (*products, *lookups)],
-            weights={unit.weight: weight_of(unit) for unit in convolved},
+            weights={
+                tap.moments.unit.weight: weight_of(tap.moments.unit) for tap in whole.values()
+            },
         )
         for tap in products:
             self._add_product(tap, values, gradients)
         for tap in lookups:
             self._add_lookup(tap, values, gradients)
-        for tap in convolutions:
-            self._add_convolution(tap, gradients.get(tap.moments.unit.name))
+        for name, tap in whole.items():
+            self._add_array(tap, gradients.get(name))
 
     def _ends(
         self, block: Block, generator: torch.Generator, values: Values
@@ -144,12 +147,25 @@ class _Moments:
         if name in self.file:
             self.file.add(name, gradient.T @ gradient, 0)
 
-    def _add_convolution(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
-        if gradient is None:
-            return
+    def _add_array(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
         unit = tap.moments.unit
+        self.untouched.setdefault(unit.name, tap)
+        if gradient is None or not gradient.any():
+            return
+        self.untouched[unit.name] = None
         rows = gradient.float().movedim(unit.row_axis, 0).reshape(unit.shape)
         self.file.add(tap.moments.name(tap.at, "rows"), rows.square().mean(dim=1), 0)
+
+    def add_untouched(self) -> None:
+        """Judges arrays that no sample gave a gradient by their own relative error.
+
+        That a sequence of one token never reads the recurrent weights makes them no cheaper.
+        """
+        for tap in filter(None, self.untouched.values()):
+            unit = tap.moments.unit
+            energy = float(torch.from_numpy(unit.matrix()).square().sum())
+            rows = torch.full((unit.shape[0],), 1 / max(energy, 1e-24))
+            self.file.add(tap.moments.name(tap.at, "rows"), rows, 1)
 
     def _expect(self, chances: torch.Tensor) -> None:
         """Notes how often the model itself would say each token: a prior for lookups."""
@@ -223,5 +239,6 @@ def sweep(
                 next(steps, None)
             file.flush()
     moments.add_frequencies()
+    moments.add_untouched()
     next(steps, None)
     return moments.positions

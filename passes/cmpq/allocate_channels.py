@@ -253,7 +253,7 @@ class AllocateChannels(Pass):
         return form_of(unit, self.levels, group, table, expand=self.expand)
 
     def _plan(self, unit: Unit, context: PassContext) -> _Plan | None:
-        if unit.reason or note_of(unit.anchor, TensorStats) is None:
+        if unit.reason or note_of(unit.notes, TensorStats) is None:
             return None
         table, form = context.capabilities, self._form(unit, context.capabilities)
         if form is None:
@@ -261,10 +261,10 @@ class AllocateChannels(Pass):
             none = (
                 f"{table.target} has no kernel for {self.levels} levels of {rows} x {columns}"
             )
-            annotate(unit.anchor, LeftInFloat(unit.name, obstacle(unit) or none))
+            annotate(unit.notes, LeftInFloat(unit.name, obstacle(unit) or none))
             return None
-        columns_note = note_of(unit.anchor, OutlierColumns)
-        entries_note = note_of(unit.anchor, OutlierEntries)
+        columns_note = note_of(unit.notes, OutlierColumns)
+        entries_note = note_of(unit.notes, OutlierEntries)
         outliers = (
             columns_note.columns if columns_note else 0,
             entries_note.entries if entries_note else 0,
@@ -342,5 +342,5 @@ def _annotate(plan: _Plan, average: float, context: PassContext) -> float:
     bits = tuple(plan.form.widths[at] for at in used)
     kept = tuple(counts[at] for at in used)
     note = ChannelAllocation(unit.name, plan.form.levels, plan.form.group, bits, kept)
-    annotate(unit.anchor, note)
+    annotate(unit.notes, note)
     return float(sum(b * n for b, n in zip(bits, kept, strict=True)))

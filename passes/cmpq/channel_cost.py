@@ -136,11 +136,11 @@ def form_of(
 ) -> ChannelForm | None:
     """Returns how ``unit`` is stored if ``levels`` are asked for; None if the target cannot.
 
-    Convolutions have no kernel for codes of columns, so they get free levels, which every
+    What takes floats has no kernel for codes of columns, so it gets free levels, which every
     runtime expands; what is looked up has no kernel for columns of several widths, so with
     even levels it gets one width.
     """
-    if levels == "free" or any(use.kind == "conv" for use in unit.uses):
+    if levels == "free" or any(use.takes_floats for use in unit.uses):
         return ChannelForm("free", 0, tuple(range(1, 9)))
     if obstacle(unit):
         return None

@@ -67,15 +67,15 @@ class LowerChannels(Pass):
         forms: dict[str, int] = {}
         skipped = {}
         for unit in quantizable(model):
-            if note_of(unit.anchor, ChannelSpec) is None:
+            if note_of(unit.notes, ChannelSpec) is None:
                 continue
-            note = need_note(unit.anchor, ChannelAllocation)
+            note = need_note(unit.notes, ChannelAllocation)
             why = _obstacle(model, unit, note)
             for one in self.drops:
-                drop_note(unit.anchor, one)
+                drop_note(unit.notes, one)
             if why:
                 skipped[unit.name] = why
-                annotate(unit.anchor, LeftInFloat(unit.name, why))
+                annotate(unit.notes, LeftInFloat(unit.name, why))
             else:
                 _lower(model, unit, note, context, names)
                 forms[_label(note)] = forms.get(_label(note), 0) + 1
@@ -91,7 +91,7 @@ def _obstacle(model: ir.Model, unit: Unit, note: ChannelAllocation) -> str:
     """Returns why the model's operators cannot express the unit; empty when they can."""
     opset = model.graph.opset_imports.get("", 1)
     # Free levels have their outliers in place already.
-    entries = note_of(unit.anchor, OutlierEntries) is not None and note.levels != "free"
+    entries = note_of(unit.notes, OutlierEntries) is not None and note.levels != "free"
     for wanted, (oldest, operator) in _OPSETS.items():
         if opset < oldest and (wanted == "expansion" or entries):
             return f"opset {opset} has no {operator}; opset {oldest} has"

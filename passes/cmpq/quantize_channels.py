@@ -77,7 +77,7 @@ class QuantizeChannels(Pass):
         units = [
             unit
             for unit in quantizable(model)
-            if note_of(unit.anchor, ChannelAllocation) is not None
+            if note_of(unit.notes, ChannelAllocation) is not None
         ]
 
         def work(unit: Unit) -> tuple[float, float]:
@@ -89,7 +89,7 @@ class QuantizeChannels(Pass):
 
     def _quantize(self, unit: Unit, context: PassContext) -> tuple[float, float]:
         """Rounds one unit; returns the predicted loss of its weights and of its kernels."""
-        note, arrays = need_note(unit.anchor, ChannelAllocation), context.arrays
+        note, arrays = need_note(unit.notes, ChannelAllocation), context.arrays
         quadratic = Quadratic.of(unit, arrays)
         weight = torch.from_numpy(unit.matrix())
         classes, outliers = _classes(note, arrays), _outliers(unit, arrays)
@@ -100,7 +100,7 @@ class QuantizeChannels(Pass):
         stored = _keep(unit.name, note, rounded, levels, outliers, arrays)
         unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
-        annotate(unit.anchor, ChannelSpec(unit.name, self.rounding, loss))
+        annotate(unit.notes, ChannelSpec(unit.name, self.rounding, loss))
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _levels(
@@ -139,8 +139,8 @@ def _outliers(unit: Unit, arrays: ArrayStore) -> Outliers:
         return torch.from_numpy(found.astype(np.int64))
 
     return Outliers(
-        read("columns", (0,), note_of(unit.anchor, OutlierColumns) is not None),
-        read("entries", (0, 2), note_of(unit.anchor, OutlierEntries) is not None),
+        read("columns", (0,), note_of(unit.notes, OutlierColumns) is not None),
+        read("entries", (0, 2), note_of(unit.notes, OutlierEntries) is not None),
     )
 
 

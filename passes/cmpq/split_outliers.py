@@ -80,10 +80,10 @@ class SplitOutliers(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every product that calibration has seen."""
-        seen = [u for u in quantizable(model) if note_of(u.anchor, TensorStats) is not None]
+        seen = [u for u in quantizable(model) if note_of(u.notes, TensorStats) is not None]
         units = [unit for unit in seen if is_splittable(unit)]
         for unit in units:
-            drop_note(unit.anchor, ChannelAllocation)  # its channels are others now
+            drop_note(unit.notes, ChannelAllocation)  # its channels are others now
         if not units:
             raise UsageError(
                 "split-outliers has nothing to split: no weight serves products alone",
@@ -111,7 +111,7 @@ class SplitOutliers(Pass):
         count, _ = planned(unit, self._shares(OutlierShares()))
         chosen = energy.argsort(descending=True, stable=True)[:count].sort().values
         context.arrays.put(f"{unit.name}/outliers/columns", chosen.numpy().astype(np.int32))
-        annotate(unit.anchor, OutlierColumns(unit.name, count))
+        annotate(unit.notes, OutlierColumns(unit.name, count))
         return count
 
     def _entries(self, unit: Unit, context: PassContext) -> int:
@@ -120,13 +120,13 @@ class SplitOutliers(Pass):
         even = torch.ones(len(weight))
         trial = free_levels(weight.T.contiguous(), even, self.bits).decode().T
         error = (trial - weight).abs()
-        if note_of(unit.anchor, OutlierColumns) is not None:
+        if note_of(unit.notes, OutlierColumns) is not None:
             columns = context.arrays.get(f"{unit.name}/outliers/columns")
             error[:, torch.from_numpy(columns.astype(np.int64))] = -1
         chosen = error.flatten().argsort(descending=True, stable=True)[:count].sort().values
         places = torch.stack([chosen // weight.shape[1], chosen % weight.shape[1]], dim=1)
         context.arrays.put(f"{unit.name}/outliers/entries", places.numpy().astype(np.int32))
-        annotate(unit.anchor, OutlierEntries(unit.name, count))
+        annotate(unit.notes, OutlierEntries(unit.name, count))
         return count
 
 

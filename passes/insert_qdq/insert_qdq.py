@@ -30,6 +30,7 @@ from ...ir import (
 from ...ir.analysis.offered import obstacle, result_type
 from ...ir.text_form import did_you_mean
 from ...ir.unit_arrays import UnitArrays
+from ..engine.emission.array import emit_array, expandable
 from ..engine.emission.convolution import emit_convolution
 from ..engine.emission.dequantized import (
     WIDTHS,
@@ -129,19 +130,21 @@ class InsertQdq(Pass):
     def run(self, model: ir.Model, context: PassContext) -> bool:
         _check_opset(model.opset_imports.get("", 1))
         work = _Work(model, context, Names(model))
-        units = [u for u in quantizable(model) if note_of(u.anchor, QuantSpec) is not None]
-        if any(note_of(unit.anchor, OutlierColumns) is not None for unit in units):
+        units = [u for u in quantizable(model) if note_of(u.notes, QuantSpec) is not None]
+        if any(note_of(unit.notes, OutlierColumns) is not None for unit in units):
             raise UsageError(
                 f"{self.name} keeps no input channels in 16 bits",
                 hint="leave keep out of annotate-sensitivity",
             )
         for unit in units:
-            spec = need_note(unit.anchor, QuantSpec)
-            drop_note(unit.anchor, QuantSpec)
+            spec = need_note(unit.notes, QuantSpec)
+            drop_note(unit.notes, QuantSpec)
             why = obstacle(unit) or storable(unit, spec)
-            if why:
+            if why and expandable(unit, spec, context.capabilities):
+                work.expanded[unit.name] = (unit, spec)
+            elif why:
                 work.skipped[unit.name] = why
-                annotate(unit.anchor, LeftInFloat(unit.name, why))
+                annotate(unit.notes, LeftInFloat(unit.name, why))
             else:
                 work.specs[unit.name] = (unit, spec)
         facts = self._quantize_activations(work) if self.activations != "none" else {}
@@ -150,7 +153,10 @@ class InsertQdq(Pass):
                 _check_headroom(unit, spec, context.arrays)
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
-        lowered = {"lowered": len(work.specs), "skipped": work.skipped}
+        for unit, spec in work.expanded.values():
+            _expand(unit, spec, work)
+        count = len(work.specs) + len(work.expanded)
+        lowered = {"lowered": count, "skipped": work.skipped}
         context.report[self.name] = {**lowered, **facts}
         return bool(units)
 
@@ -188,7 +194,7 @@ class InsertQdq(Pass):
             use.node.name
             for unit, _ in work.specs.values()
             for use in unit.uses
-            if use.kind != "lookup" and use.node not in work.quantized
+            if use.kind in ("product", "conv") and use.node not in work.quantized
         ]
         return {
             "activations": {
@@ -220,6 +226,7 @@ class _Work:
         context: The context of the pass.
         names: Hands out names.
         specs: By name: the units to lower, and how they were rounded.
+        expanded: The same, of units that their readers take as floats.
         skipped: Why others stay in float.
         quantized: By product or convolution: the rounded activation, where there is one.
     """
@@ -228,12 +235,13 @@ class _Work:
     context: PassContext
     names: Names
     specs: dict[str, tuple[Unit, QuantSpec]] = field(default_factory=dict)
+    expanded: dict[str, tuple[Unit, QuantSpec]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     quantized: dict[ir.Node, ir.Value] = field(default_factory=dict)
 
     def integer_rows(self, unit: Unit, use: Use) -> bool:
         """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``."""
-        if use.kind == "lookup":
+        if use.kind not in ("product", "conv"):
             return False
         options = map(Option.parse, self.specs[unit.name][1].options)
         return any(option.group == unit.shape[1] for option in options)
@@ -244,7 +252,7 @@ class _Work:
         ``1/2 sum_n g_n |w_n|^2 e`` over the rows with integer kernels; convolutions, whose
         statistics are of another kind, count nothing.
         """
-        if use.kind != "product" or note_of(unit.anchor, TensorStats) is None:
+        if use.kind != "product" or note_of(unit.notes, TensorStats) is None:
             return 0.0
         _, spec = self.specs[unit.name]
         rows = read_moved(unit, self.context.arrays, unit.uses.index(use), "rows")
@@ -312,6 +320,14 @@ def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:
     else:
         _lower_matrix(unit, spec, work, shared)
     UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
+
+
+def _expand(unit: Unit, spec: QuantSpec, work: _Work) -> None:
+    """Lets the readers of ``unit`` read floats that are made of its codes."""
+    shared = Emitter(work.model.graph, work.names, unit.name, unit.anchor)
+    weight = emit_array(unit, spec, work.context.arrays, shared)
+    replace_weight(work.model.graph, unit, weight, shared)
+    UnitArrays(unit.name, work.context.arrays).discard("codes", "")
 
 
 def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> None:

@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 
 from ...ir import all_nodes, find_units, inline_functions
 from ..engine.pipeline.base import Pass, PassContext, Promise
+from .constant_weights import fold_weights
 from .tied_weights import tie_weights
 
 _LIFTED = 16  # constants with fewer entries stay where they are read
@@ -22,15 +23,20 @@ class Normalize(Pass):
 
     1. Functions are inlined.
     2. Weights that are also listed as inputs become plain initializers.
-    3. Constant nodes with a tensor of 16 entries or more become initializers.
-    4. Identity nodes are removed, unless they name an output of a graph.
-    5. Nodes and initializers without readers are removed.
-    6. Equal weights are merged into one; a weight that is another's transpose becomes a view:
+    3. Constant nodes with a tensor of 16 entries or more become initializers, and those of
+       branches and loops become the main graph's.
+    4. Weights that are put together from constants (by Concat, Slice, Mul and the like) are
+       computed:
+
+           %w = Concat(@a, @b)    =>    @w
+    5. Identity nodes are removed, unless they name an output of a graph.
+    6. Nodes and initializers without readers are removed.
+    7. Equal weights are merged into one; a weight that is another's transpose becomes a view:
 
            %y = MatMul(%x, @b)    =>    %t = Transpose(@a)    if @b equals @a transposed
                                         %y = MatMul(%x, %t)
 
-    7. Nodes without a name get one.
+    8. Nodes without a name get one.
 
     Inputs of the model keep their names, and all numbers stay the same, bit for bit.
     """
@@ -43,6 +49,8 @@ class Normalize(Pass):
         changed |= _separate_weights(model)
         lift = common.LiftConstantsToInitializersPass(size_limit=_LIFTED)
         changed |= lift(model).modified
+        changed |= common.LiftSubgraphInitializersToMainGraphPass()(model).modified
+        changed |= fold_weights(model)
         changed |= _drop_identities(model)
         changed |= common.RemoveUnusedNodesPass()(model).modified
         changed |= common.RemoveUnusedOpsetsPass()(model).modified

@@ -106,9 +106,15 @@ def _can_merge(
     same = first.straight == second.straight
     if unit is None or twin is None or unit.reason or twin.reason:
         return same and bool(unit and not unit.reason) == bool(twin and not twin.reason)
+    if _is_array(unit) != _is_array(twin):
+        return False  # one would lose its kernel to the other
     if same:
         return unit.row_axis == twin.row_axis
     return first.straight == second.transposed and unit.row_axis == 1 - twin.row_axis
+
+
+def _is_array(unit: Unit) -> bool:
+    return unit.uses[0].kind == "array"
 
 
 def _replace(model: ir.Model, value: ir.Value, kept: ir.Value, *, turned: bool) -> None:

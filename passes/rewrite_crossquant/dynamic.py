@@ -48,7 +48,7 @@ def lower_all(model: ir.Model, bits: int, context: PassContext) -> bool:
         why = _why_not(unit)
         if why:
             left[unit.name] = why
-            annotate(unit.anchor, LeftInFloat(unit.name, why))
+            annotate(unit.notes, LeftInFloat(unit.name, why))
         else:
             units.append(unit)
 
@@ -97,7 +97,7 @@ class _Products:
             self.graph.insert_before(unit.anchor, shared.nodes)
             for use in unit.uses:
                 self._replace(unit, use, weight)
-            drop_note(unit.anchor, ColumnScales)
+            drop_note(unit.notes, ColumnScales)
             for view in reversed(unit.views):
                 self.graph.remove(view, safe=True)
             self.graph.initializers.pop(unit.name)

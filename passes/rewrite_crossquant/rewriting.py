@@ -195,9 +195,9 @@ class _Folding:
         fold(site, chosen.factors, self.context.arrays, self.names)
         for unit in units:
             for kind in (Sensitivity, BitAllocation, QuantSpec):
-                drop_note(unit.anchor, kind)
+                drop_note(unit.notes, kind)
             note = ColumnScales(unit.name, site.name, chosen.alpha, chosen.beta)
-            annotate(unit.anchor, note)
+            annotate(unit.notes, note)
         found.scaled[site.name] = {
             "units": [unit.name for unit in units],
             "into": [part.unit.name for part in site.producers if part.unit is not None],

@@ -71,7 +71,7 @@ class TunedScales:
 
     def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
         self.unit = unit
-        self._spec = need_note(unit.anchor, QuantSpec)
+        self._spec = need_note(unit.notes, QuantSpec)
         self._arrays = UnitArrays(unit.name, arrays)
         classes = self._arrays.row_classes(self._spec.options, self._spec.counts)
         self._classes = [self._read(one) for one in classes]

@@ -75,7 +75,7 @@ class TuneScales(Pass):
         tuned = [
             TunedScales(unit, context.arrays)
             for unit in quantizable(model)
-            if note_of(unit.anchor, QuantSpec) is not None
+            if note_of(unit.notes, QuantSpec) is not None
         ]
         why = _obstacle(model, tuned, context)
         if why:

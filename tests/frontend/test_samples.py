@@ -131,3 +131,25 @@ def test_the_key_follows_the_content() -> None:
     other = {"x": np.zeros((1, 3), np.float64)}
     assert feeds_key([one]) == feeds_key([dict(one)])
     assert len({feeds_key([one]), feeds_key([other]), feeds_key([one, one])}) == 3
+
+
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [
+        ([1, 1, 1, 0, 0], "attention_mask"),  # 0 is padding
+        ([0, 0, 0, 1, 1], None),  # 1 is padding
+        ([0, 0, 0, 0, 0], None),
+    ],
+)
+def test_a_mask_of_padding_marks_no_tokens(
+    mask: list[int], name: str | None, tmp_path: Path
+) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+        g (int64[1, N] ids, int64[1, N] attention_mask) => (float[1, N, 4] y)
+            <float[50, 4] table = {TABLE}> { y = Gather(table, ids) }"""
+    source = Source(tmp_path, tmp_path / "model.onnx", (tmp_path,))
+    maker = SampleMaker.of(ir.from_onnx_text(text.replace("{TABLE}", f"{{{TABLE}}}")), source)
+    ids = np.array([[4, 9, 7, 0, 0], [8, 5, 6, 0, 0]])
+    np.savez(tmp_path / "s.npz", ids=ids, attention_mask=np.array([mask, mask]))
+    found = maker.calibration([tmp_path / "s.npz"], samples=2, sequence_length=5)
+    assert found.mask == name

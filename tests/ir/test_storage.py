@@ -128,13 +128,12 @@ def test_blocked_dequantize_linear(kind: str, bits: int) -> None:
     assert storage.rest == ROWS * 4
 
 
-def test_a_weight_without_kernel_says_why() -> None:
+def test_weights_of_an_lstm_are_weights() -> None:
     text = f"""{HEAD} g (float[m, 2, 64] A) => (float[m, 1, 2, 32] Y)
         {{ Y = LSTM <hidden_size = 32> (A, W, R) }}"""
     proto = parse(text, {"W": noise(1, 128, 64), "R": noise(1, 128, 32)})
     storage = stored(ir.from_proto(proto))
     assert {unit.name for unit in storage.units} == {"W", "R"}
-    assert all("LSTM" in unit.why_float for unit in storage.units)
     assert storage.bits_per_weight == 32
 
 

@@ -7,7 +7,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from mpqc.ir import check_finite, find_units, quantizable
+from mpqc.ir import (
+    LeftInFloat,
+    all_notes_of,
+    annotate,
+    check_finite,
+    drop_note,
+    find_units,
+    need_note,
+    note_of,
+    notes_of,
+    quantizable,
+)
 
 from .texts import model, ramp
 
@@ -57,7 +68,7 @@ def test_replace_keeps_the_stored_layout() -> None:
     assert np.array_equal(unit.tensor.numpy(), ramp(64, 100) * 2)
 
 
-def test_weights_that_no_kernel_serves_are_listed_with_the_reason() -> None:
+def test_weights_that_no_kernel_serves_are_arrays() -> None:
     found = model(
         """g (float[64, N] x, float[S, 1, 32] s) => (float[100, N] y, float[S, 1, 1, 64] h) {
             y = MatMul (w, x)
@@ -68,12 +79,29 @@ def test_weights_that_no_kernel_serves_are_listed_with_the_reason() -> None:
         recurrence=(1, 256, 64),
     )
     units = {unit.name: unit for unit in find_units(found)}
-    assert "left operand" in units["w"].reason
-    assert "LSTM" in units["kernel"].reason
-    assert units["recurrence"].anchor.op_type == "LSTM"
-    assert units["kernel"].size == 256 * 32
-    assert units["kernel"].matrix().shape == units["kernel"].shape
-    assert quantizable(found) == []
+    assert {use.kind for unit in units.values() for use in unit.uses} == {"array"}
+    assert {name: unit.shape for name, unit in units.items()} == {
+        "w": (100, 64),
+        "kernel": (256, 32),
+        "recurrence": (256, 64),
+    }
+    assert units["recurrence"].anchor is units["kernel"].anchor
+    assert len(quantizable(found)) == 3
+
+
+def test_units_of_one_node_have_notes_of_their_own() -> None:
+    text = "g (float[S, 1, 32] s) => (float[S, 1, 1, 64] h) { h = LSTM (s, w, r) }"
+    found = model(text, w=(1, 256, 32), r=(1, 256, 64))
+    for unit in find_units(found):
+        annotate(unit.notes, LeftInFloat(unit.name, f"for {unit.name}"))
+    node = found.graph[0]
+    assert note_of(node, LeftInFloat) is None
+    assert {note.unit for note in all_notes_of(node, LeftInFloat)} == {"w", "r"}
+    again = ir.from_proto(ir.to_proto(found))
+    for unit in find_units(again):
+        assert need_note(unit.notes, LeftInFloat).why == f"for {unit.name}"
+        drop_note(unit.notes, LeftInFloat)
+    assert notes_of(again.graph[0]) == []
 
 
 def test_masks_are_no_weights() -> None:
@@ -101,10 +129,11 @@ def test_a_table_of_masks_is_no_weight(never: float) -> None:
     check_finite(found)
 
 
-def test_a_weight_read_inside_control_flow_names_the_node_around_it() -> None:
+def test_a_weight_read_inside_control_flow_is_an_array_of_the_node_around_it() -> None:
     (unit,) = find_units(model(CONDITIONAL, w=(64, 100)))
-    assert unit.reason.startswith("it is read inside the If")
-    assert unit.uses == ()
+    assert unit.reason == ""
+    assert unit.shape == (100, 64)
+    assert {use.kind for use in unit.uses} == {"array"}
     assert unit.anchor.op_type == "If"
 
 
@@ -118,6 +147,7 @@ def test_a_weight_stored_inside_control_flow_is_found() -> None:
     units = {unit.name: unit for unit in find_units(found)}
     assert set(units) == {"own", "w"}
     assert units["own"].anchor is holder
+    assert units["own"].reason == "it is stored inside the If"
 
 
 def test_constant_nodes_hold_weights() -> None:
@@ -172,14 +202,14 @@ def test_a_hundred_thousand_nodes_take_seconds() -> None:
 def test_every_reader_of_a_shared_weight_is_asked(order: str) -> None:
     text = f"g (float[64, 64] x) => (float[64, 64] a, float[64, 64] b) {{ {order} }}"
     (unit,) = find_units(model(text, w=(64, 64)))
-    assert unit.reason == "Gemm '' with transA has no quantized kernel"
-    assert [use.node.outputs[0].name for use in unit.uses] == ["a"]
+    assert unit.reason == ""
+    assert [use.kind for use in unit.uses] == ["array", "array"]
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (onnx.TensorProto.INT8, "Cast '' reads it, and that has no quantized kernel"),
+        (onnx.TensorProto.INT8, "Cast '' needs its exact numbers"),
         (onnx.TensorProto.FLOAT16, ""),
     ],
 )
@@ -201,11 +231,9 @@ def test_a_table_that_is_only_read_as_integers_is_no_unit() -> None:
     assert find_units(model(text, t=(64, 64))) == []
 
 
-def test_two_weights_that_multiply_each_other_stay_in_float() -> None:
-    """They would have the same anchor, and so each other's notes."""
+def test_two_weights_that_multiply_each_other_are_arrays() -> None:
     text = "g (float[64, 64] x) => (float[64, 64] y) { p = MatMul (v, w) y = Add (p, x) }"
-    units = {
-        unit.name: unit.reason for unit in find_units(model(text, v=(64, 64), w=(64, 64)))
-    }
-    assert units["v"] == "it is the left operand of MatMul ''"
-    assert units["w"] == "MatMul '' multiplies it by another weight"
+    assert described(model(text, v=(64, 64), w=(64, 64))) == [
+        "v (64, 64) array",
+        "w (64, 64) array",
+    ]

@@ -31,9 +31,9 @@ class LowerRows(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         names = Names(model)
-        units = [u for u in quantizable(model) if note_of(u.anchor, QuantSpec) is not None]
+        units = [u for u in quantizable(model) if note_of(u.notes, QuantSpec) is not None]
         for unit in units:
-            drop_note(unit.anchor, QuantSpec)
+            drop_note(unit.notes, QuantSpec)
             matrix = unit.matrix()
             scales = np.abs(matrix).max(axis=1).astype(np.float32) / self.largest
             codes = np.rint(matrix / scales[:, None]).astype(np.int8)

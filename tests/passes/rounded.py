@@ -65,7 +65,7 @@ def round_unit(
     if len(options) > 1:
         arrays.put(f"{unit.name}/order", order.astype(np.int32))
     unit.replace(matrix)
-    annotate(unit.anchor, QuantSpec(unit.name, tuple(options), tuple(counts), "nearest"))
+    annotate(unit.notes, QuantSpec(unit.name, tuple(options), tuple(counts), "nearest"))
 
 
 def round_model(

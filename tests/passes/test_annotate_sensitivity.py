@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mpqc.ir import LeftInFloat, Option, Sensitivity, UsageError, note_of, quantizable
+from mpqc.ir import Option, Sensitivity, UsageError, need_note, note_of, quantizable
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.spec import parse_passes
 
@@ -25,7 +25,7 @@ def annotated(
 ) -> dict[str, Sensitivity]:
     work = work or context(folder, sentences(count=10, length=64))
     model = run(f"{CALIBRATE},annotate-sensitivity{options}", language(), work)
-    notes = (note_of(unit.anchor, Sensitivity) for unit in quantizable(model))
+    notes = (note_of(unit.notes, Sensitivity) for unit in quantizable(model))
     return {note.unit: note for note in notes if note is not None}
 
 
@@ -110,7 +110,7 @@ def test_groups_are_a_choice(tmp_path: Path) -> None:
     assert totals["2g32"] < totals["2g64"]
 
 
-def test_without_a_kernel_a_unit_stays_in_float(tmp_path: Path) -> None:
+def test_without_a_kernel_a_unit_expands_to_floats(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[n, 64] x) => (float[n, 72] y)
         { a = MatMul(x, w)
@@ -118,10 +118,8 @@ def test_without_a_kernel_a_unit_stays_in_float(tmp_path: Path) -> None:
     model = parse(text, {"w": noise(64, 90), "v": noise(90, 72)})
     run(f"{CALIBRATE},annotate-sensitivity", model, context(tmp_path, vectors()))
     units = {unit.name: unit for unit in quantizable(model)}
-    note = note_of(units["v"].anchor, LeftInFloat)
-    assert note is not None
-    assert note.why == "test has no kernel for 72 x 90"
-    assert note_of(units["w"].anchor, Sensitivity) is not None
+    assert need_note(units["v"].notes, Sensitivity).options == ("4g90", "8g90")
+    assert note_of(units["w"].notes, Sensitivity) is not None
 
 
 def test_kl_needs_a_model_that_torch_runs(

@@ -52,7 +52,7 @@ def looked(folder: Path) -> tuple[ir.Model, PassContext]:
 
 
 def units(model: ir.Model) -> dict[str, LocalHessian | None]:
-    return {unit.name: note_of(unit.anchor, LocalHessian) for unit in find_units(model)}
+    return {unit.name: note_of(unit.notes, LocalHessian) for unit in find_units(model)}
 
 
 def test_notes_name_units_and_roles(tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_every_row_rounds_against_its_own_head(tmp_path: Path) -> None:
     model, work = looked(tmp_path)
     unit = next(one for one in quantizable(model) if one.name == "wv")
     matrices = torch.from_numpy(np.array(work.arrays.get("wv/0/local")))
-    tokens = need_note(unit.anchor, TensorStats).tokens
+    tokens = need_note(unit.notes, TensorStats).tokens
     run("annotate-sensitivity,allocate-bits{budget=3.0, granularity=unit}", model, work)
     before = torch.from_numpy(unit.matrix())
     run("quantize-weights", model, work)
     after = torch.from_numpy(unit.matrix())
-    (text,) = need_note(unit.anchor, BitAllocation).options
+    (text,) = need_note(unit.notes, BitAllocation).options
     option = Option.parse(text)
     for head, rows in enumerate((slice(0, 32), slice(32, 64))):
         factor = factorize(shrunk(matrices[head], tokens), DAMPING)
@@ -109,7 +109,7 @@ def test_predictions_stay_those_of_calibration(tmp_path: Path) -> None:
     quadratic = Quadratic.of(unit, work.arrays)
     weight = torch.from_numpy(unit.matrix())
     hessian = torch.from_numpy(np.array(work.arrays.get("wq/0/hessian")))
-    hessian = shrunk(hessian, need_note(unit.anchor, TensorStats).tokens)
+    hessian = shrunk(hessian, need_note(unit.notes, TensorStats).tokens)
     rows = torch.from_numpy(np.array(work.arrays.get("wq/0/rows")))
     wanted = 0.5 * rows * ((weight @ hessian) * weight).sum(1)
     torch.testing.assert_close(quadratic.loss(weight, weight * 0), wanted)

@@ -143,10 +143,10 @@ def test_an_output_that_others_read_has_no_one_product() -> None:
     assert "not by one product" in reason(parse(_OPEN + body, weights()))
 
 
-def test_a_weight_that_stays_in_float_is_named() -> None:
+def test_a_weight_that_is_no_product_alone_is_named() -> None:
     body = f"{_PRODUCTS} s = MatMul(q, t) a = Softmax(s) o = MatMul(a, v) z = MatMul(wq, wk)"
     model = parse(_OPEN + body + " " + _TAIL, weights())
-    assert "'wq' stays in float" in reason(model)
+    assert "which is not a unit that can be quantized" in reason(model)
 
 
 @pytest.mark.parametrize(

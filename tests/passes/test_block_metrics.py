@@ -39,7 +39,7 @@ def scores(
 ) -> dict[str, float]:
     passes = f"annotate-sensitivity{{{options}}}"
     run(passes if calibrated else f"{CALIBRATE},{passes}", model, work)
-    return {u.name: need_note(u.anchor, Score).value for u in quantizable(model)}
+    return {u.name: need_note(u.notes, Score).value for u in quantizable(model)}
 
 
 @pytest.mark.parametrize("options", BLOCKS)
@@ -50,11 +50,11 @@ def test_a_block_has_one_score_and_its_rows_share_it(options: str, tmp_path: Pat
     assert found["up2"] == found["down2"]
     assert found["table"] == found["head"] == found["up"]
     units = {unit.name: unit for unit in quantizable(model)}
-    assert need_note(units["up2"].anchor, Score).block == 2
-    assert need_note(units["head"].anchor, Score).block == 1
+    assert need_note(units["up2"].notes, Score).block == 2
+    assert need_note(units["head"].notes, Score).block == 1
     sizes = {name: unit.size for name, unit in units.items()}
     for name, of_block in (("up", "down"), ("down2", "up2"), ("head", None)):
-        note = need_note(units[name].anchor, Sensitivity)
+        note = need_note(units[name].notes, Sensitivity)
         share = sizes[name] / (sizes[name] + sizes[of_block] if of_block else 2 * sizes["up"])
         for text, total in zip(note.options, note.total, strict=True):
             wanted = found[name] * share * 4.0 ** -Option.parse(text).bits

@@ -200,7 +200,7 @@ def test_notes_say_what_was_seen(tmp_path: Path) -> None:
     assert (note.samples, note.tokens) == (4, 4 * 24)  # two are held out
     assert (note.objective, note.output, note.random) == ("logits", "logits", False)
     for unit in find_units(model):
-        assert need_note(unit.anchor, TensorStats).terms == len(unit.uses)
+        assert need_note(unit.notes, TensorStats).terms == len(unit.uses)
 
 
 class Sweeps:
@@ -327,8 +327,9 @@ def test_what_torch_cannot_run_is_measured_in_the_runtime(
 
 def test_float_units_are_named_with_the_reason(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
-        g (float[64, 64] x) => (float[n, 64] y)
-        { a = MatMul(w, x)
+        g (float[n, 64] x) => (float[n, 64] y, float[64, 64] t)
+        { t = Transpose(w)
+          a = MatMul(x, w)
           y = MatMul(a, v) }"""
     rng = np.random.default_rng(0)
     model = parse(
@@ -338,9 +339,9 @@ def test_float_units_are_named_with_the_reason(tmp_path: Path) -> None:
     rng_feeds = [{"x": rng.standard_normal((64, 64)).astype(np.float32)} for _ in range(3)]
     calibrated(tmp_path, model, Calibration(rng_feeds, "noise", "key"))
     units = {unit.name: unit for unit in find_units(model)}
-    note = need_note(units["w"].anchor, LeftInFloat)
-    assert "left operand" in note.why
-    assert note_of(units["v"].anchor, TensorStats) is not None
+    note = need_note(units["w"].notes, LeftInFloat)
+    assert note.why == "the weight is an output of the model"
+    assert note_of(units["v"].notes, TensorStats) is not None
 
 
 def test_no_samples_and_unknown_objectives_are_refused(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def rounded(
     unit = units(model)["w"]
     unit.replace((codes * scales.astype(np.float16)[:, None]).astype(np.float32))
     annotate(unit.anchor, BlockId(0))
-    annotate(unit.anchor, QuantSpec("w", ("2g64",), (64,), "nearest"))
+    annotate(unit.notes, QuantSpec("w", ("2g64",), (64,), "nearest"))
     annotate(model, Calibrated("key", "noise", 40, 1280, "regression", "y"))
     return work, model
 

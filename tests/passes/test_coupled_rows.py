@@ -148,7 +148,7 @@ def test_the_prediction_counts_what_is_between_rows(work: PassContext) -> None:
         if coupling is not None:
             error = stored - exact[unit.name]
             expected += between_rows(coupling, error, quadratic.hessians[0])
-        loss = need_note(unit.anchor, BitAllocation).loss
+        loss = need_note(unit.notes, BitAllocation).loss
         assert loss == pytest.approx(expected, rel=1e-3)
 
 

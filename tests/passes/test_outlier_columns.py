@@ -65,7 +65,7 @@ def calibrated(tmp_path: Path) -> tuple[ir.Model, PassContext]:
             "activation": np.zeros(columns),
         }.items():
             work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
-        annotate(unit.anchor, TensorStats(unit.name, 1, 200))
+        annotate(unit.notes, TensorStats(unit.name, 1, 200))
     annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
     return model, work
 
@@ -110,10 +110,10 @@ def test_loud_channels_are_kept_inside_the_budget(tmp_path: Path) -> None:
     Pipeline.parse(f"{ANNOTATE},allocate-bits{{budget=4.5, fold=true}}").run(model, work)
     note = need_note(model, Budgeted)
     units = {unit.name: unit for unit in quantizable(model)}
-    assert need_note(units["first"].anchor, OutlierColumns).columns == len(LOUD)
+    assert need_note(units["first"].notes, OutlierColumns).columns == len(LOUD)
     assert tuple(outlier_columns(units["first"], work.arrays)) == LOUD
     assert work.report["allocate-bits"]["kept"] == {"first": len(LOUD)}
-    assert note_of(units["second"].anchor, OutlierColumns) is None
+    assert note_of(units["second"].notes, OutlierColumns) is None
     Pipeline.parse("fold-permutations,quantize-weights").run(model, work)
     simulated = ir.from_proto(ir.to_proto(model))
     exact = noise(96, 128)[list(LOUD)].astype(np.float16)

@@ -43,7 +43,7 @@ def ready(work: PassContext) -> ir.Model:
 
 def from_codes(unit: Unit, work: PassContext) -> np.ndarray:
     """The matrix that the side store describes, rows in their own order."""
-    note = need_note(unit.anchor, QuantSpec)
+    note = need_note(unit.notes, QuantSpec)
     parts = []
     for at, (text, count) in enumerate(zip(note.options, note.counts, strict=True)):
         option = Option.parse(text)
@@ -69,8 +69,8 @@ def test_graph_holds_what_the_codes_stand_for(rounding: str, work: PassContext) 
     assert any(f"{name}/order" in work.arrays for name in before), "no unit has two options"
     run(f"quantize-weights{{rounding={rounding}}}", model, work)
     for unit in quantizable(model):
-        note = need_note(unit.anchor, QuantSpec)
-        allocation = need_note(unit.anchor, BitAllocation)
+        note = need_note(unit.notes, QuantSpec)
+        allocation = need_note(unit.notes, BitAllocation)
         assert (note.options, note.counts) == (allocation.options, allocation.counts)
         assert note.rounding == rounding
         np.testing.assert_array_equal(unit.matrix(), from_codes(unit, work))
@@ -79,7 +79,7 @@ def test_graph_holds_what_the_codes_stand_for(rounding: str, work: PassContext) 
 
 def losses(work: PassContext, options: str) -> dict[str, float]:
     model = run(f"quantize-weights{{{options}}}", ready(work), work)
-    notes = [need_note(unit.anchor, BitAllocation) for unit in quantizable(model)]
+    notes = [need_note(unit.notes, BitAllocation) for unit in quantizable(model)]
     return {note.unit: note.loss for note in notes}
 
 
@@ -99,7 +99,7 @@ def test_losses_are_those_of_what_is_stored(work: PassContext) -> None:
     for unit in quantizable(model):
         quadratic = Quadratic.of(unit, work.arrays)
         loss = quadratic.loss(before[unit.name], torch.from_numpy(unit.matrix()))
-        note = need_note(unit.anchor, BitAllocation)
+        note = need_note(unit.notes, BitAllocation)
         assert note.loss == pytest.approx(float(loss.sum()), rel=1e-4)
         total += note.loss
     # The kernels of this table compute in float: there is nothing to add.
@@ -113,10 +113,10 @@ def test_units_without_an_allocation_stay_as_they_are(work: PassContext) -> None
     model = ready(work)
     (head,) = (unit for unit in quantizable(model) if unit.name == "head")
     before = head.matrix()
-    drop_note(head.anchor, BitAllocation)
+    drop_note(head.notes, BitAllocation)
     run("quantize-weights", model, work)
     np.testing.assert_array_equal(head.matrix(), before)
-    assert note_of(head.anchor, QuantSpec) is None
+    assert note_of(head.notes, QuantSpec) is None
 
 
 def test_rounding_repeats(work: PassContext) -> None:
@@ -129,7 +129,7 @@ def test_eight_bits_lose_next_to_nothing(work: PassContext) -> None:
     model = ready(work)
     for unit in quantizable(model):
         rows = unit.shape[0]
-        annotate(unit.anchor, BitAllocation(unit.name, ("8g64",), (rows,), 0.0))
+        annotate(unit.notes, BitAllocation(unit.name, ("8g64",), (rows,), 0.0))
         work.arrays.discard(f"{unit.name}/order")
     before = {unit.name: unit.matrix() for unit in quantizable(model)}
     run("quantize-weights", model, work)

@@ -77,7 +77,7 @@ def test_powers_of_two_change_not_a_bit(tmp_path: Path) -> None:
         for name in site["units"]:
             unit = next(one for one in quantizable(model) if one.name == name)
             assert not np.array_equal(unit.matrix(), original[name])
-            note = note_of(unit.anchor, ColumnScales)
+            note = note_of(unit.notes, ColumnScales)
             assert note is not None
             assert note.alpha == 0.15
 

@@ -38,7 +38,7 @@ def quadratic(
     moments = {"rows": torch.ones(rows), "hessian": hessian, "activation": hessian.diagonal()}
     for what, array in moments.items():
         arrays.put(f"w/0/{what}", array.numpy().copy())
-    annotate(unit.anchor, TensorStats("w", 1, tokens))
+    annotate(unit.notes, TensorStats("w", 1, tokens))
     return unit, Quadratic.of(unit, arrays)
 
 

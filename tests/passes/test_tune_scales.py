@@ -53,7 +53,7 @@ def codes_of(model: ir.Model, work: PassContext) -> dict[str, np.ndarray]:
     return {
         f"{unit.name}/{at}": np.array(work.arrays.get(f"{unit.name}/codes/{at}"))
         for unit in quantizable(model)
-        for at in range(len(need_note(unit.anchor, QuantSpec).options))
+        for at in range(len(need_note(unit.notes, QuantSpec).options))
     }
 
 
@@ -87,7 +87,7 @@ def test_scales_of_more_levels_move_less(work: PassContext) -> None:
     model = run(ROUNDED, language(), work)
     widths = set()
     for unit in quantizable(model):
-        options = [Option.parse(text) for text in need_note(unit.anchor, QuantSpec).options]
+        options = [Option.parse(text) for text in need_note(unit.notes, QuantSpec).options]
         names = [f"{unit.name}/scales/{at}" for at in range(len(options))]
         before = [np.array(work.arrays.get(name), np.float32) for name in names]
         tuned = TunedScales(unit, work.arrays)

@@ -30,7 +30,7 @@ def model(work: PassContext) -> ir.Model:
 
 def judged(metric: str, model: ir.Model, work: PassContext) -> dict[str, float]:
     run(f"annotate-sensitivity{{metric={metric}}}", model, work)
-    return {u.name: need_note(u.anchor, Score).value for u in quantizable(model)}
+    return {u.name: need_note(u.notes, Score).value for u in quantizable(model)}
 
 
 def errors(unit: Unit, text: str) -> np.ndarray:

@@ -241,7 +241,7 @@ def test_a_dropped_outlier_column(tmp_path: Path, monkeypatch: Patch) -> None:
         unit.replace(matrix)
         work.arrays.put(f"{unit.name}/outliers/columns", columns)
         work.arrays.put(f"{unit.name}/outliers/kept", kept)
-        annotate(unit.anchor, OutlierColumns(unit.name, 2))
+        annotate(unit.notes, OutlierColumns(unit.name, 2))
     spoil_constant(monkeypatch, "outliers", lambda array: np.stack([array[0], 0 * array[1]]))
     message = refused("lower-matmul-nbits", model, work)
     assert message.startswith("lower-matmul-nbits: unit 'first': ")

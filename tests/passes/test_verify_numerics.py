@@ -163,7 +163,7 @@ def test_a_regression_is_judged_as_well(
     model = shifted(context, 0.79)
     annotate(model, Budgeted(3.5, 3.5, 3.6, 5120, predicted))
     (unit,) = quantizable(model)
-    annotate(unit.anchor, BitAllocation("w", ("4g64",), (80,), predicted))
+    annotate(unit.notes, BitAllocation("w", ("4g64",), (80,), predicted))
     VerifyNumerics().run(model, context)
     facts = context.report["verify-numerics"]
     assert facts["divergence"] == pytest.approx(0.21**2 / 2, rel=1e-3)

@@ -107,7 +107,7 @@ def _allocate_plainly(model: ir.Model) -> None:
         rows, columns = unit.shape
         group = 64 if columns >= 64 else 32
         option = f"{_PLAIN_BITS}g{group}"
-        annotate(unit.anchor, BitAllocation(unit.name, (option,), (rows,), 0.0))
+        annotate(unit.notes, BitAllocation(unit.name, (option,), (rows,), 0.0))
 
 
 def _forward_backward(model: ir.Model, work: Compilation) -> float:

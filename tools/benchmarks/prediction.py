@@ -82,7 +82,7 @@ def _totals(work: Compilation, passes: tuple[Pass, ...]) -> dict[tuple[str, str]
 
 
 def _notes(model: ir.Model) -> list[Sensitivity]:
-    notes = (note_of(unit.anchor, Sensitivity) for unit in quantizable(model))
+    notes = (note_of(unit.notes, Sensitivity) for unit in quantizable(model))
     return [note for note in notes if note is not None]
 
 

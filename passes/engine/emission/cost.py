@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from ....ir import Capabilities, Option, Unit
+from ....ir.analysis.offered import expands_to_floats
 from ..numerics.dense_codes import dense_layout
 
 POSITIONS_IN_UINT16 = 1 << 16  # rows of a unit whose positions fit into uint16
@@ -19,6 +20,8 @@ _SIZE_BYTES = 24  # of a shape
 _GRID_BYTES = 5  # a float32 scale and a zero point
 _FACTOR_BYTES = 4  # alpha or beta of a Gemm, in float32
 _LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
+_ARRAY_BYTES = 64  # the shape of an array of 8 axes; and the shapes of one of its row classes
+_LEVELS_BYTES = 512  # signed codes in every byte, once for all arrays of a model
 
 
 def order_bytes(rows: int) -> int:
@@ -26,21 +29,31 @@ def order_bytes(rows: int) -> int:
     return rows * (2 if rows <= POSITIONS_IN_UINT16 else 4)
 
 
-def overhead_bytes(unit: Unit, classes: int, *, reordered: bool = True) -> int:
+def overhead_bytes(
+    unit: Unit, classes: int, table: Capabilities, *, reordered: bool = True
+) -> int:
     """Returns how many bytes ``lower-matmul-nbits`` adds to codes and scales, at most.
 
-    Exact for products in float32; lookups add a few small shapes, for which this is an upper
-    bound.
+    Exact for products in float32; lookups and arrays add a few small shapes, for which this is
+    an upper bound.
 
     Args:
         unit: The unit.
         classes: Options that its rows are stored with.
+        table: What the target can do.
         reordered: Whether rows change their order.
     """
     order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
+    if expands_to_floats(unit, table):
+        return order + _ARRAY_BYTES * (1 + classes)
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     factors = sum(_factors(use.node) for use in unit.uses)
     return order + lookups * classes * _LOOKUP_BYTES + factors * _FACTOR_BYTES
+
+
+def levels_bytes(units: Iterable[Unit], table: Capabilities) -> int:
+    """Returns the bytes of the levels that all arrays share, at most."""
+    return _LEVELS_BYTES if any(expands_to_floats(unit, table) for unit in units) else 0
 
 
 def _factors(node: ir.Node) -> int:
@@ -66,11 +79,16 @@ def input_bytes(unit: Unit, table: Capabilities) -> int:
     """Returns the bytes that ``insert-qdq`` may add for the unit's activations, at most."""
     if table.lowering != "insert-qdq":
         return 0
-    return _GRID_BYTES * sum(use.kind != "lookup" for use in unit.uses)
+    return _GRID_BYTES * sum(use.kind in ("product", "conv") for use in unit.uses)
 
 
 def resident_bytes(
-    unit: Unit, rows: Iterable[tuple[Option, int]], *, reordered: bool, kept: int = 0
+    unit: Unit,
+    rows: Iterable[tuple[Option, int]],
+    table: Capabilities,
+    *,
+    reordered: bool,
+    kept: int = 0,
 ) -> int:
     """Returns about how many bytes the unit takes once a runtime has loaded it.
 
@@ -79,10 +97,13 @@ def resident_bytes(
     Args:
         unit: The unit.
         rows: Options with the number of rows that have them.
+        table: What the target can do.
         reordered: Whether rows change their order.
         kept: Input channels that stay in 16 bits.
     """
     columns = unit.shape[1]
+    if expands_to_floats(unit, table):
+        return unit.size * _FLOAT
     kinds = {use.kind for use in unit.uses}
     row_order = unit.shape[0] * _RESIDENT_POSITION if reordered else 0
     codes = sum(option.resident_row_bytes(columns) * count for option, count in rows)

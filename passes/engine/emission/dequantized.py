@@ -114,6 +114,8 @@ def _weight(
 def storable(unit: Unit, spec: QuantSpec) -> str:
     """Returns why DequantizeLinear cannot express the codes of ``unit``; empty if it can."""
     columns = unit.shape[1]
+    if unit.uses[0].kind == "array":
+        return "its readers take floats"
     for option in map(Option.parse, spec.options):
         if option.bits not in WIDTHS:
             return f"opset 21 has no type for codes of {option.bits} bits"

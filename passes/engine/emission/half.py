@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....ir import BlockId, Unit, annotate, note_of
+from .replacing import first_reader
 
 
 def store_as_half(unit: Unit, name: str) -> None:
@@ -26,13 +27,12 @@ def store_as_half(unit: Unit, name: str) -> None:
     dtype, array = unit.tensor.dtype, unit.tensor.numpy().astype(np.float16)
     if dtype == ir.DataType.FLOAT16:
         return
-    readers = list(weight.uses())
+    first, readers = first_reader(graph, unit), list(weight.uses())
     cast = ir.node("Cast", [weight], {"to": int(dtype)}, name=name)
     wide = cast.outputs[0]
     wide.name, wide.type, wide.shape = name, ir.TensorType(dtype), weight.shape
     for usage in readers:
         usage.node.replace_input_with(usage.idx, wide)
-    first = next(node for node in graph if any(usage.node is node for usage in readers))
     graph.insert_before(first, cast)
     block = note_of(first, BlockId)
     if block is not None:

@@ -22,11 +22,15 @@ def replace_node(graph: ir.Graph, old: ir.Node, new: list[ir.Node], result: ir.V
 
 def replace_weight(graph: ir.Graph, unit: Unit, weight: ir.Value, emit: Emitter) -> None:
     """Lets everything that reads the weight, also through views, read ``weight``."""
-    readers = {usage.node for usage in unit.weight.uses()}
-    first = next(node for node in graph if node in readers)
-    graph.insert_before(first, emit.nodes)
+    graph.insert_before(first_reader(graph, unit), emit.nodes)
     unit.weight.replace_all_uses_with(weight)
     forget_weight(graph, unit)
+
+
+def first_reader(graph: ir.Graph, unit: Unit) -> ir.Node:
+    """Returns the first node that reads the weight, or that holds a graph which does."""
+    readers = {*unit.views, *unit.refused, *(use.node for use in unit.uses)}
+    return next(node for node in graph if node in readers)
 
 
 def forget_weight(graph: ir.Graph, unit: Unit) -> None:

@@ -64,7 +64,9 @@ class OutlierSplit:
         """Returns ``H_KK^-1 H_K*``, kept columns x columns."""
         across = hessian[self.columns].double()
         corner = across[:, self.columns]
-        ridge = float(hessian.diagonal().mean()) * self.damping
+        # Inputs that are always zero make any error free, and nothing has to be made up for.
+        mean = float(hessian.diagonal().mean())
+        ridge = mean * self.damping if mean > 0 else 1.0
         damped = corner + torch.eye(len(corner), dtype=torch.float64) * ridge
         solved: torch.Tensor = torch.linalg.solve(damped, across)
         return solved.float()

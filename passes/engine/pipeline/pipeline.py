@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ....ir import Annotation, InternalError, MachineError, MpqcError, UsageError, verify
-from ....ir.annotation import ANNOTATIONS, PREFIX
+from ....ir.annotation import class_of
 from .base import Pass, PassContext
 from .forecast import Forecast
 from .freed_memory import return_freed_memory
@@ -134,7 +134,7 @@ def _carried(model: ir.Model) -> set[type[Annotation]]:
     keys = {*model.metadata_props, *model.graph.metadata_props}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         keys.update(node.metadata_props)
-    return {cls for key, cls in ANNOTATIONS.items() if PREFIX + key in keys}
+    return {cls for cls in map(class_of, keys) if cls is not None}
 
 
 def _missing(one: Pass, cls: type[Annotation], dropper: Pass | None) -> UsageError:

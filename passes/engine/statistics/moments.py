@@ -14,8 +14,9 @@ The smallest and the largest input of every column are kept as well, as ``low`` 
 Where it is asked for, products have ``coupling = E[(dl/dy) (dl/dy)^T]``, rows x rows, too: how
 much errors of different rows add up or cancel in the loss. Its diagonal is ``rows``.
 
-For a convolution, whose positions share their gradient, it is the diagonal Fisher information,
-``rows[n] = E[mean_k (dl/dw_nk)^2]`` with the identity for a Hessian, which is not kept.
+For a weight that its readers take as floats (a convolution, an LSTM), it is the diagonal
+Fisher information, ``rows[n] = E[mean_k (dl/dw_nk)^2]`` with the identity for a Hessian, which
+is not kept.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class UnitMoments:
         rows, columns = self.unit.shape
         for at, use in enumerate(self.unit.uses):
             yield self.name(at, "rows"), (rows,)
-            if use.kind != "conv":
+            if not use.takes_floats:
                 yield self.name(at, "hessian"), (columns, columns)
                 yield self.name(at, "activation"), (columns,)
             if use.kind == "product":

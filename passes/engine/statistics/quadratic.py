@@ -53,10 +53,10 @@ class Quadratic:
 
         Hessians that fewer tokens than columns gave are shrunk towards their diagonals.
         """
-        stats = need_note(unit.anchor, TensorStats)
+        stats = need_note(unit.notes, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
-            if what == "hessian" and unit.uses[at].kind == "conv":
+            if what == "hessian" and unit.uses[at].takes_floats:
                 return torch.ones(unit.shape[1])
             return torch.from_numpy(read_moved(unit, arrays, at, what))
 
@@ -74,7 +74,7 @@ class Quadratic:
 
     def against(self, found: Mapping[Key, RowHessians], unit: Unit) -> Quadratic:
         """Returns the same losses, rounded against other Hessians where there are any."""
-        tokens = need_note(unit.anchor, TensorStats).tokens
+        tokens = need_note(unit.notes, TensorStats).tokens
         others = (found.get((unit.name, at)) for at in range(len(self.rows)))
         local = tuple(_shrunk(one, tokens) if one is not None else None for one in others)
         return replace(self, local=local) if any(local) else self
@@ -171,7 +171,7 @@ class Quadratic:
 
 def outlier_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
     """Returns the input channels of ``unit`` that stay in 16 bits, ascending."""
-    if note_of(unit.anchor, OutlierColumns) is None:
+    if note_of(unit.notes, OutlierColumns) is None:
         return np.zeros(0, dtype=np.int32)
     return arrays.get(f"{unit.name}/outliers/columns")
 
@@ -195,7 +195,7 @@ def _shrunk(local: RowHessians, tokens: int) -> RowHessians:
 
 def _read_local(unit: Unit, arrays: ArrayStore, tokens: int) -> tuple[RowHessians | None, ...]:
     """Returns what ``attention-hessians`` left for a unit."""
-    if note_of(unit.anchor, LocalHessian) is None:
+    if note_of(unit.notes, LocalHessian) is None:
         return ()
 
     def read(at: int) -> RowHessians:

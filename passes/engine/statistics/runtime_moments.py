@@ -152,7 +152,7 @@ def _mean_energy(file: MomentFile, unit: Unit) -> float:
     """Returns the sum over uses of the Hessian's mean diagonal: the probe assumed 1."""
     name = UnitMoments(unit).name
     means = [
-        1.0 if use.kind == "conv" else file.mean_diagonal(name(at, "hessian"))
+        1.0 if use.takes_floats else file.mean_diagonal(name(at, "hessian"))
         for at, use in enumerate(unit.uses)
     ]
     return max(sum(means), 1e-30)

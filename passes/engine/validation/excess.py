@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ....ir import BitAllocation, ChannelSpec, all_nodes, note_of
+from ....ir import BitAllocation, ChannelSpec, all_nodes, all_notes_of
 from ..numerics.estimate import Estimate
 
 WARNED, REFUSED = "warning", "refused"
@@ -47,6 +47,5 @@ def blamed(model: ir.Model) -> list[dict[str, Any]]:
 
 def _losses(nodes: Iterable[ir.Node]) -> Iterable[tuple[str, float]]:
     for node in nodes:
-        note = note_of(node, BitAllocation) or note_of(node, ChannelSpec)
-        if note is not None:
-            yield note.unit, note.loss
+        yield from ((note.unit, note.loss) for note in all_notes_of(node, BitAllocation))
+        yield from ((note.unit, note.loss) for note in all_notes_of(node, ChannelSpec))

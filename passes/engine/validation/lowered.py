@@ -16,7 +16,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
-from ....ir import ArrayStore, Miscompiled, Unit, Use, find_units, quantizable
+from ....ir import (
+    ArrayStore,
+    Miscompiled,
+    Unit,
+    Use,
+    all_nodes,
+    find_units,
+    quantizable,
+)
 from ....ir.analysis.static_values import StaticValues
 from ..execution.parallel import for_each
 from ..pipeline.base import PassContext, Runner
@@ -101,6 +109,8 @@ class Rounded:
             matrix = torch.from_numpy(stored_matrix(unit, self.arrays))
         except Inconsistent as error:
             return str(error)
+        if unit.uses[0].takes_floats:
+            return probe.weight_fault(unit, matrix)
         faults = (probe.fault(use, matrix, generator) for use in unit.uses)
         return next(filter(None, faults), "")
 
@@ -113,7 +123,7 @@ class _Probe:
         self._known = {_name(one) for one in before.graph.inputs} | values_by_name(
             nodes
         ).keys()
-        self._made = values_by_name(list(after.graph))
+        self._made = values_by_name(list(all_nodes(after.graph)))
         self._static = StaticValues(before), StaticValues(after)
         self._exact = rounded_activations(after.graph)
         self._runner = runner
@@ -130,8 +140,6 @@ class _Probe:
         made = self._made.get(_name(end))
         if made is None:
             return f"nothing makes {_name(end)!r} any more"
-        if use.kind == "conv":
-            return self._weight_fault(use, matrix, made)
         weight = use.node.inputs[use.index]
         assert weight is not None
         old = slice_of(end, lambda one: one is weight or one not in self._static[0])
@@ -166,17 +174,31 @@ class _Probe:
             raise CannotRun(next(iter(refused.values())))
         return self._runner.segment(part.nodes, part.inputs, [end]).float()
 
-    def _weight_fault(self, use: Use, matrix: torch.Tensor, made: ir.Value) -> str:
-        """Compares the weight itself, which a convolution reads from a constant expression."""
-        node = made.producer()
-        weight = node.inputs[use.index] if node is not None else None
-        if weight is None or weight not in self._static[1]:
-            return f"{_name(made)!r} is made without a constant weight"
-        part = slice_of(weight, lambda one: one not in self._static[1])
-        actual = self._segment(part, weight)()[0]
-        columns = actual.movedim(use.row_axis, -1).flatten(0, -2)
-        found = find_difference(_name(weight), matrix.T, columns, _TOLERANCE, by_channel=True)
-        return str(found) if found is not None else ""
+    def weight_fault(self, unit: Unit, matrix: torch.Tensor) -> str:
+        """Returns how what the readers of a weight get differs from it, in words.
+
+        Args:
+            unit: A unit in the graph before that its readers take as floats.
+            matrix: What its codes stand for, rows x columns.
+        """
+        for usage in unit.weight.uses():
+            weight = self._read_now(usage.node, usage.idx)
+            if weight is None or weight not in self._static[1]:
+                return f"{_name(usage.node.outputs[0])!r} is made without a constant weight"
+            part = slice_of(weight, lambda one: one not in self._static[1])
+            actual = self._segment(part, weight)()[0]
+            columns = actual.movedim(unit.row_axis, -1).flatten(0, -2)
+            name, rows = _name(weight), matrix.T
+            found = find_difference(name, rows, columns, _TOLERANCE, by_channel=True)
+            if found is not None:
+                return str(found)
+        return ""
+
+    def _read_now(self, node: ir.Node, index: int) -> ir.Value | None:
+        """Returns what the node that stands for ``node`` in the graph after reads."""
+        made = self._made.get(_name(node.outputs[0]))
+        producer = made.producer() if made is not None else None
+        return producer.inputs[index] if producer is not None else None
 
 
 def _inputs(

@@ -94,7 +94,7 @@ class Simulated:
         return len(units)
 
     def _fault(self, unit: Unit, arrays: ArrayStore) -> str:
-        before, allocated = self.weights.get(unit.name), note_of(unit.anchor, BitAllocation)
+        before, allocated = self.weights.get(unit.name), note_of(unit.notes, BitAllocation)
         if not is_rounded(unit):
             half = allocated is not None and allocated.options == (HALF,)
             return "" if before is None else _unrounded_fault(unit, before, half=half)
@@ -107,7 +107,7 @@ class Simulated:
         found = _first_unequal(wanted, unit.matrix())
         if found:
             return f"its weight {found}, by its codes"
-        spec = note_of(unit.anchor, QuantSpec)
+        spec = note_of(unit.notes, QuantSpec)
         if spec is not None and allocated is not None:
             given = (spec.options, spec.counts)
             if given != (allocated.options, allocated.counts):

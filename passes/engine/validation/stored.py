@@ -31,7 +31,7 @@ class Inconsistent(Exception):
 
 def is_rounded(unit: Unit) -> bool:
     """Tells whether codes in the array store stand for the unit's weight."""
-    return any(note_of(unit.anchor, kind) is not None for kind in (QuantSpec, ChannelSpec))
+    return any(note_of(unit.notes, kind) is not None for kind in (QuantSpec, ChannelSpec))
 
 
 def stored_matrix(unit: Unit, arrays: ArrayStore) -> np.ndarray:
@@ -44,12 +44,12 @@ def stored_matrix(unit: Unit, arrays: ArrayStore) -> np.ndarray:
     Raises:
         Inconsistent: Shapes, ranges or orders do not fit the notes.
     """
-    spec = note_of(unit.anchor, QuantSpec)
+    spec = note_of(unit.notes, QuantSpec)
     made = np.full(unit.shape, np.nan, dtype=np.float32)
     if spec is not None:
         _fill_rows(made, spec, arrays)
     else:
-        _fill_columns(made, need_note(unit.anchor, ChannelAllocation), arrays)
+        _fill_columns(made, need_note(unit.notes, ChannelAllocation), arrays)
     _put_outliers(made, unit, arrays)
     if np.isnan(made).any():
         row, column = np.argwhere(np.isnan(made))[0]
@@ -108,14 +108,14 @@ def _even_scales(
 
 
 def _put_outliers(made: np.ndarray, unit: Unit, arrays: ArrayStore) -> None:
-    if note_of(unit.anchor, OutlierColumns) is not None:
+    if note_of(unit.notes, OutlierColumns) is not None:
         columns = arrays.get(f"{unit.name}/outliers/columns")
         shape = (len(columns), len(made))
         made[:, columns] = _shaped(arrays, f"{unit.name}/outliers/kept", shape).T
-    if note_of(unit.anchor, OutlierEntries) is not None:
+    if note_of(unit.notes, OutlierEntries) is not None:
         rows, columns = arrays.get(f"{unit.name}/outliers/entries").T
         values = arrays.get(f"{unit.name}/outliers/values").astype(np.float32)
-        replaced = need_note(unit.anchor, ChannelAllocation).levels == "free"
+        replaced = need_note(unit.notes, ChannelAllocation).levels == "free"
         made[rows, columns] = values if replaced else made[rows, columns] + values
 
 

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from ....frontend.model_source import COMPANIONS
 from ....ir import InputError, read_model
 from ....ir.analysis.static_values import StaticValues
-from ....ir.units import find_units
+from ....ir.unit_search import find_units
 from ...export import export_folder
 from ...inspection import bits_per_weight
 

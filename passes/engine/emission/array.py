@@ -1,0 +1,196 @@
+"""A weight that its readers take as floats: codes, and nodes that expand them at load."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ....ir import (
+    ArrayStore,
+    Capabilities,
+    Option,
+    OutlierColumns,
+    QuantSpec,
+    Unit,
+    note_of,
+)
+from ....ir.analysis.offered import array_obstacle
+from ....ir.unit_arrays import RowClass, UnitArrays
+from ..numerics.packing import code_of_zero, pack
+from .emitter import Emitter
+
+_FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
+_SLICE_BY_INPUTS = 10  # the opset from which Slice takes its bounds as inputs
+
+
+def emit_array(unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -> ir.Value:
+    """Emits the nodes that make the whole weight of its codes; returns what replaces it.
+
+    All of them compute on constants, so a runtime does so once, when it loads the model, and
+    its readers are as quick as ever. Rows x columns come first, row class by row class:
+
+        %codes = Cast(@codes)                          8 bits
+        %codes = Gather(@levels, Cast(@packed))        fewer: all codes of a byte at once
+        %rows  = Mul(%codes, Cast(@scales))
+
+    then Concat and Gather bring the rows into order, and Reshape and Transpose the axes.
+    """
+    return _Expansion(unit, arrays, emit).weight(spec)
+
+
+def expandable(unit: Unit, spec: QuantSpec, table: Capabilities) -> bool:
+    """Tells whether the codes of ``unit`` can be expanded to floats."""
+    options = table.array_options(unit.shape[1])
+    known = all(Option.parse(text) in options for text in spec.options)
+    kept = note_of(unit.notes, OutlierColumns) is not None
+    return known and not kept and not array_obstacle(unit)
+
+
+class _Expansion:
+    """The pieces of one expansion."""
+
+    def __init__(self, unit: Unit, arrays: ArrayStore, emit: Emitter) -> None:
+        self._unit = unit
+        self._rows, self._columns = unit.shape
+        self._own = UnitArrays(unit.name, arrays)
+        graph = unit.anchor.graph
+        self._opset = graph.opset_imports.get("", 1) if graph is not None else 1
+        self._emit = emit
+
+    def weight(self, spec: QuantSpec) -> ir.Value:
+        """Emits all of it."""
+        classes = self._own.row_classes(spec.options, spec.counts)
+        parts = [self._class(one) for one in classes]
+        return self._cast(self._laid_out(self._sorted(parts)))
+
+    def _class(self, one: RowClass) -> ir.Value:
+        """Emits the rows of a class, rows x columns."""
+        rows, group = len(one.rows), one.option.group
+        codes = self._codes(one)
+        scales = self._scales(one)
+        name = f"rows/{one.index}"
+        if group == self._columns:
+            return self._node(name, "Mul", [codes, scales], (rows, self._columns))
+        groups = one.option.groups(self._columns)
+        split = self._reshape(f"groups/{one.index}", codes, (rows, groups, group))
+        values = self._node(
+            f"values/{one.index}", "Mul", [split, scales], (rows, groups, group)
+        )
+        return self._reshape(name, values, (rows, self._columns))
+
+    def _codes(self, one: RowClass) -> ir.Value:
+        """Emits the codes of a class as floats, rows x columns."""
+        codes, bits, at = self._own.get("codes", one.index), one.option.bits, one.index
+        name, dims = f"codes/{at}", codes.shape
+        if bits == 8:
+            stored = self._emit.constant(name, codes.astype(np.int8))
+            return self._node(f"{name}/float", "Cast", [stored], dims, to=int(_FLOAT))
+        packed = pack(codes, bits, -(-self._columns // (8 // bits)) * (8 // bits))[:, 0]
+        stored = self._emit.constant(name, packed)
+        int32 = ir.DataType.INT32
+        places = self._node(
+            f"{name}/places", "Cast", [stored], packed.shape, int32, to=int(int32)
+        )
+        found = self._node(
+            f"{name}/levels",
+            "Gather",
+            [self._levels(bits), places],
+            (*packed.shape, 8 // bits),
+            _INT8,
+        )
+        wide = packed.shape[1] * (8 // bits)
+        flat = self._reshape(f"{name}/flat", found, (dims[0], wide), _INT8)
+        if wide > self._columns:
+            flat = self._unpadded(f"{name}/unpadded", flat, dims)
+        return self._node(f"{name}/float", "Cast", [flat], dims, to=int(_FLOAT))
+
+    def _unpadded(self, name: str, value: ir.Value, dims: tuple[int, ...]) -> ir.Value:
+        """Emits the first columns of ``value``."""
+        bounds = {"starts": 0, "ends": dims[1], "axes": 1}
+        if self._opset < _SLICE_BY_INPUTS:
+            given = {what: [at] for what, at in bounds.items()}
+            return self._node(name, "Slice", [value], dims, _INT8, **given)
+        inputs = [
+            self._emit.constant(f"{name}/{what}", np.array([at], dtype=np.int64))
+            for what, at in bounds.items()
+        ]
+        return self._node(name, "Slice", [value, *inputs], dims, _INT8)
+
+    def _levels(self, bits: int) -> ir.Value:
+        """Stores the signed codes in every byte, once for all units: 256 x codes."""
+        fields = (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)
+        levels = (fields - code_of_zero(bits)).astype(np.int8)
+        return self._emit.shared(f"levels/{bits}", levels)
+
+    def _scales(self, one: RowClass) -> ir.Value:
+        """Emits the scales of a class as floats, rows x 1 or rows x groups x 1."""
+        scales = self._own.get("scales", one.index).astype(np.float16)
+        if one.option.group < self._columns:
+            scales = scales[:, :, None]
+        name = f"scales/{one.index}"
+        stored = self._emit.constant(name, scales)
+        return self._node(f"{name}/float", "Cast", [stored], scales.shape, to=int(_FLOAT))
+
+    def _sorted(self, parts: list[ir.Value]) -> ir.Value:
+        """Emits the return from the stored order of rows to that of the weight."""
+        dims = (self._rows, self._columns)
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = self._node("sorted", "Concat", parts, dims, axis=0)
+        order = self._own.order(self._rows)
+        if np.array_equal(order, np.arange(self._rows)):
+            return whole
+        positions = self._positions(np.argsort(order))
+        return self._node("ordered", "Gather", [whole, positions], dims, axis=0)
+
+    def _positions(self, positions: np.ndarray) -> ir.Value:
+        small = self._rows <= 1 << 16
+        stored = self._emit.constant(
+            "positions", positions.astype(np.uint16 if small else np.int32)
+        )
+        if not small:
+            return stored
+        int32 = ir.DataType.INT32
+        return self._node(
+            "positions/int32", "Cast", [stored], positions.shape, int32, to=int(int32)
+        )
+
+    def _laid_out(self, matrix: ir.Value) -> ir.Value:
+        """Emits the return from rows x columns to the layout of the weight."""
+        dims, axis = tuple(self._unit.tensor.shape.numpy()), self._unit.row_axis
+        moved = (dims[axis], *dims[:axis], *dims[axis + 1 :])
+        if all(one == 1 for one in dims[:axis]):
+            moved, axis = dims, 0  # an axis that passes axes of one entry moves nothing
+        value = matrix
+        if moved != (self._rows, self._columns):
+            value = self._reshape("shaped", value, moved)
+        if axis == 0:
+            return value
+        order = [*range(1, axis + 1), 0, *range(axis + 1, len(dims))]
+        return self._node("turned", "Transpose", [value], dims, perm=order)
+
+    def _cast(self, value: ir.Value) -> ir.Value:
+        dtype = self._unit.tensor.dtype
+        if dtype == _FLOAT:
+            return value
+        dims = tuple(self._unit.tensor.shape.numpy())
+        return self._node("typed", "Cast", [value], dims, dtype, to=int(dtype))
+
+    def _reshape(
+        self, name: str, value: ir.Value, dims: tuple[int, ...], dtype: ir.DataType = _FLOAT
+    ) -> ir.Value:
+        shape = self._emit.constant(f"{name}/dims", np.array(dims, dtype=np.int64))
+        return self._node(name, "Reshape", [value, shape], dims, dtype)
+
+    def _node(
+        self,
+        name: str,
+        op_type: str,
+        inputs: list[ir.Value],
+        dims: tuple[int, ...],
+        dtype: ir.DataType = _FLOAT,
+        **attributes: int | list[int],
+    ) -> ir.Value:
+        made = self._emit.node("expansion", name, op_type, inputs, attributes, dtype=dtype)
+        made.shape = ir.Shape(dims)
+        return made
