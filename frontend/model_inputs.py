@@ -58,8 +58,9 @@ def model_inputs(model: ir.Model) -> list[ModelInput]:
 
 
 def _describe(value: ir.Value, is_tokens: bool, vocabulary: int) -> ModelInput:
-    if value.dtype is None or value.shape is None:
+    if value.dtype in (None, ir.DataType.UNDEFINED) or value.shape is None:
         raise InputError(f"the input {value.name!r} of the model has no type or shape")
+    assert value.dtype is not None
     dims = tuple(dim if isinstance(dim, int) else str(dim.value or "") for dim in value.shape)
     dtype = np.dtype(value.dtype.numpy())
     role: Role = "tokens" if is_tokens else _role(str(value.name), len(dims))

@@ -23,6 +23,7 @@ from .errors import (
     InternalError,
     MachineError,
     Miscompiled,
+    MissingArray,
     MpqcError,
     UsageError,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "LocalHessian",
     "MachineError",
     "Miscompiled",
+    "MissingArray",
     "MpqcError",
     "NoAttention",
     "Option",

@@ -66,6 +66,10 @@ class InternalError(MpqcError):
     code = "internal"
 
 
+class MissingArray(InternalError):
+    """Notes speak of an array that the side store does not have."""
+
+
 class Miscompiled(InternalError):
     """A pass broke its promise: the graph no longer computes what it should."""
 

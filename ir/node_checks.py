@@ -75,6 +75,15 @@ _OF_RUNTIME = {
 }
 
 
+# Fields of attributes that have no default: what such an attribute has to hold.
+_HOLDERS = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+}
+
+
 def _is_positive(value: int) -> bool:
     return 0 < value < _MOST
 
@@ -132,6 +141,8 @@ def check_nodes(model: onnx.ModelProto) -> None:
             for node in graph.node:
                 _check_general(node, in_function=body is not model.graph)
                 domain = _domain(node.domain)
+                if not domain and not opsets.get(domain):
+                    raise _refusal(node, "is a standard operator, but no opset is imported")
                 signature = _signature(domain, node.op_type, opsets.get(domain, 0))
                 if signature is not None:
                     _check_against(node, signature)
@@ -157,6 +168,9 @@ def _check_general(node: onnx.NodeProto, *, in_function: bool) -> None:
             raise _refusal(node, f"takes {attribute.name!r} from a function, but is in none")
         if not attribute.type:
             raise _refusal(node, f"gives {attribute.name!r} without saying its type")
+        field = _HOLDERS.get(attribute.type)
+        if field is not None and not attribute.ref_attr_name and not attribute.HasField(field):
+            raise _refusal(node, f"gives {attribute.name!r} without its value")
 
 
 def _check_against(node: onnx.NodeProto, signature: _Signature) -> None:

@@ -156,15 +156,26 @@ def _names_in(graph: Body) -> Iterator[object]:
         yield from node.input
         yield from node.output
         yield from (attribute.name for attribute in node.attribute)
+        yield from _texts(node.metadata_props)
     if isinstance(graph, onnx.GraphProto):
         yield graph.name
-        yield from (info.name for info in (*graph.input, *graph.output, *graph.value_info))
+        infos = (*graph.input, *graph.output, *graph.value_info)
+        yield from (info.name for info in infos)
+        for holder in (graph, *infos, *graph.initializer):
+            yield from _texts(holder.metadata_props)
+
+
+def _texts(metadata: Iterable[onnx.StringStringEntryProto]) -> Iterator[object]:
+    for entry in metadata:
+        yield from (entry.key, entry.value)
 
 
 def _check_graph(graph: Body) -> None:
     for name in _names_in(graph):
         if isinstance(name, bytes):
-            raise InputError(f"a name is not UTF-8 text: {name[:60]!r}", hint=BROKEN_HINT)
+            raise InputError(
+                f"a name or a note is not UTF-8 text: {name[:60]!r}", hint=BROKEN_HINT
+            )
     for node in graph.node:
         if node.op_type == "EPContext":
             raise InputError(
@@ -226,6 +237,8 @@ def check_model(model: onnx.ModelProto, files: TensorFiles) -> None:
         InputError: Names the first thing that is wrong.
     """
     _check_versions(model)
+    if any(isinstance(one, bytes) for one in _texts(model.metadata_props)):
+        raise InputError("the model's metadata is not UTF-8 text", hint=BROKEN_HINT)
     for graph in nested(model.graph, *model.functions):
         _check_graph(graph)
     check_tensors(model, files)

@@ -150,8 +150,13 @@ class TensorFiles:
     def _resolve(self, location: str) -> Path | None:
         for folder in self._folders():
             found = Path(os.path.realpath(folder / location))
-            if not found.exists():
-                continue
+            try:
+                if not found.exists():
+                    continue
+            except OSError as error:  # a name that no file can have
+                raise InputError(
+                    f"external data {location[:60]!r} cannot be looked up: {error.strerror}"
+                ) from error
             inside = found.is_relative_to(os.path.realpath(folder))
             if not inside and not _in_same_hub_repository(self._model, found):
                 raise InputError(

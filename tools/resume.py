@@ -15,6 +15,7 @@ from ..frontend.model_source import Source
 from ..ir import (
     ArrayStore,
     InputError,
+    MissingArray,
     UsageError,
     listing,
     read_model,
@@ -131,7 +132,13 @@ class _Job:
         settings = dict(self.dump.settings)
         self._prepare_dumps(context)
         instruments = self.watch.instruments(timer, context, self.pipeline, settings)
-        ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
+        try:
+            ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
+        except MissingArray as error:
+            raise InputError(
+                f"the dump lacks arrays that its notes need: {error.message}",
+                hint="dump again, or take an earlier dump of the run",
+            ) from error
         if self.watch.time_passes:
             self.progress.say(timer.table())
         if stage is not None:

@@ -217,6 +217,7 @@ def read_dump(path: Path) -> Dump:
     kinds = {"position": int, "arrays": (str, type(None)), "mounted": list, "report": dict}
     _need(entry, kinds, path.parent / RUN)
     _check_position(parse_passes(run["pipeline"]), entry["position"], path)
+    _check_report(entry["report"], path.parent / RUN)
     arrays = _read_arrays(entry, path.parent)
     model = read_model(path)
     _check_tensors(path)
@@ -229,6 +230,13 @@ def _check_position(passes: tuple[Pass, ...], position: int, path: Path) -> None
     inside = 0 < position <= len(passes)
     if not inside or path.stem != dump_name(position - 1, passes[position - 1].name):
         raise InputError(f"{path.parent / RUN} and the name {path.name} disagree", hint=_HINT)
+
+
+def _check_report(report: Mapping[str, Any], run: Path) -> None:
+    """Refuses a report whose parts, one for each pass, are no objects or lists."""
+    for name, facts in report.items():
+        if not isinstance(facts, (dict, list)):
+            raise InputError(f"{run}: the report of {name[:60]!r} is no object", hint=_HINT)
 
 
 def _check_tensors(path: Path) -> None:
@@ -260,6 +268,13 @@ def _file_in(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or Path(name).name != name:
         raise InputError(f"{folder / RUN} names a file outside the folder: {name!r}")
     path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path} is missing", hint="copy the whole folder of dumps")
+    try:
+        is_there = path.is_file() and not path.is_symlink()
+    except OSError:  # a name that no file can have
+        is_there = False
+    if not is_there:
+        raise InputError(
+            f"{folder / RUN} names {name[:60]!r}, which is missing",
+            hint="copy the whole folder of dumps",
+        )
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
 
@@ -66,7 +65,9 @@ class Validation(Instrument):
         return True
 
     def _report(self, name: str, said: str) -> None:
-        report: dict[str, Any] = self._context.report.setdefault(REPORT, {})
+        report = self._context.report.setdefault(REPORT, {})
+        if not isinstance(report, dict):  # of a dump that somebody edited
+            report = self._context.report[REPORT] = {}
         if said:
             self._context.progress.say(f"{name} was not validated on samples: {said}")
         report[name] = said or "checked"

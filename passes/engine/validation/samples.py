@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from ....ir import Calibration, Feeds
+from .lockstep import CannotRun
 
 _TOKENS = 24  # of a sample: a wrong weight shows at the first, positions need a few
 _SAMPLES = 1
+_HIGHEST_RANK, _LARGEST = 32, 1 << 26  # of inputs that are made up
 _SYNTHETIC = 8  # size of a dimension that the graph leaves open
 
 
@@ -65,6 +68,8 @@ def _synthetic(model: ir.Model, rng: np.random.Generator) -> Feeds:
         if value.is_initializer() or value.shape is None or value.dtype is None:
             continue
         dims = [dim if isinstance(dim, int) else _SYNTHETIC for dim in value.shape]
+        if len(dims) > _HIGHEST_RANK or prod(dims) > _LARGEST:
+            raise CannotRun(f"input {value.name!r} is too large for made-up samples")
         if dims and not isinstance(value.shape[0], int):
             dims[0] = 1
         dtype = value.dtype.numpy()
