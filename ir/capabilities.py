@@ -56,6 +56,8 @@ class Capabilities:
         whole_groups: Whether groups have to divide the row, because codes cannot be padded.
         keeps_columns: Whether some input channels of a product can be multiplied in float,
             apart from the others.
+        smallest_kernel: Entries of the smallest weight that is worth a kernel of codes; those
+            below expand to floats.
     """
 
     target: str
@@ -71,6 +73,7 @@ class Capabilities:
     lowering: str = "lower-matmul-nbits"
     whole_groups: bool = False
     keeps_columns: bool = True
+    smallest_kernel: int = 0
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

@@ -20,7 +20,12 @@ from ..ir import (
     note_of,
     quantizable,
 )
-from ..ir.analysis.offered import expansion_obstacle, obstacle, result_type
+from ..ir.analysis.offered import (
+    expands_to_floats,
+    expansion_obstacle,
+    obstacle,
+    result_type,
+)
 from ..ir.unit_arrays import UnitArrays
 from .engine.emission.array import emit_array, expandable
 from .engine.emission.emitter import CONTRIB, Emitter, Names
@@ -68,8 +73,10 @@ class LowerMatMulNBits(Pass):
             if spec is None:
                 continue
             drop_note(unit.notes, QuantSpec)
-            why = obstacle(unit) or _obstacle(unit, spec, context.capabilities)
-            if why and expandable(unit, spec, context.capabilities):
+            table = context.capabilities
+            why = obstacle(unit) or _obstacle(unit, spec, table)
+            expands = bool(why) or expands_to_floats(unit, table)
+            if expands and expandable(unit, spec, table):
                 _expand(model, unit, spec, context, names)
             elif why:
                 skipped[unit.name] = why

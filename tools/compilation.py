@@ -36,6 +36,7 @@ from .companions import carry_companions
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
+from .kernels import capabilities
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .pass_options import is_lowering
 from .settings import CompileSettings
@@ -95,7 +96,8 @@ class Compilation:
 
     def context(self) -> PassContext:
         """Returns what passes are given."""
-        table = load(self.settings.options.target)
+        options = self.settings.options
+        table = capabilities(options.target, options.kernels, self.input["weights"])
         return PassContext(
             runner=Runner.of(table),
             capabilities=table,

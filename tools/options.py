@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
 
@@ -24,13 +25,13 @@ class MethodOptions:
     """What a model is compiled to, and how."""
 
     budget: float | str | None = option(
-        "stored bits per weight, like 3.5, or the size of all files, like 60MB; weights take"
-        " no more room in memory than in the file",
+        "stored bits per weight, like 3.5, or the size of all files, like 60MB; kernels read"
+        " codes of the width that the file has",
         metavar="BUDGET",
         exclusive="budget",
     )
     file_budget: float | str | None = option(
-        "the same for the file alone: weights may take more room in memory",
+        "the same for the file alone: codes may take more room in memory",
         metavar="BUDGET",
         exclusive="budget",
     )
@@ -64,6 +65,12 @@ class CalibrationOptions:
     target: str = setting(
         "what the result shall run on: ort-cpu, ort-cuda or qdq (standard ONNX)",
         default="ort-cpu",
+    )
+    kernels: str = setting(
+        "products of codes: always, never (expand all weights to floats at load), or auto (not"
+        " for small weights of small models, where they round activations and save no time)",
+        default="always",
+        known=KERNELS,
     )
     calibration: _SEVERAL_PATHS = option(
         "text files, .npz or .safetensors files, or folders of them",

@@ -9,14 +9,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..backend.onnxruntime.capabilities import load
 from ..backend.runner import Runner
 from ..frontend.model_source import Source
 from ..ir import (
     ArrayStore,
+    Capabilities,
     InputError,
     MissingArray,
     UsageError,
+    find_units,
     listing,
     read_model,
     refuse_overlap,
@@ -31,6 +32,7 @@ from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.registry import pass_names
 from .compilation import check_loss, finish
 from .dump_folder import calibration_in, original_in, prepare_dumps
+from .kernels import capabilities
 from .option_fields import specs
 from .options import CompileOptions
 from .stats_cache import stats_folder
@@ -174,8 +176,20 @@ class _Job:
         if context.arrays.in_memory():
             context.arrays.save(stage / "model.safetensors")
 
+    def _table(self) -> Capabilities:
+        """Returns what the target can run, as the run that made the dump saw it."""
+        settings = self.dump.settings
+        target, kernels = (
+            str(settings.get(name, _OPTIONS[name].default)) for name in ("target", "kernels")
+        )
+        entry = settings.get("input")
+        weights = entry.get("weights") if isinstance(entry, dict) else None
+        if not isinstance(weights, int):
+            weights = sum(unit.size for unit in find_units(self.dump.model))
+        return capabilities(target, kernels, weights)
+
     def _context(self, scratch: Path) -> PassContext:
-        table = load(str(self.dump.settings.get("target", _OPTIONS["target"].default)))
+        table = self._table()
         original: Source | None = original_in(self.folder)
         seed = self.dump.settings.get("seed")
         return PassContext(

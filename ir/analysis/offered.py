@@ -87,7 +87,8 @@ def expands_to_floats(unit: Unit, table: Capabilities) -> bool:
 
 def _kernel_options(unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
     """Returns the options that every use has a kernel for; those of arrays for arrays."""
-    if obstacle(unit):
+    small = unit.size < table.smallest_kernel and not unit.uses[0].takes_floats
+    if small or obstacle(unit):
         return set()
     expand = expand and not expansion_obstacle(unit, table)
     return set.intersection(*(_options_of(use, unit, table, expand) for use in unit.uses))

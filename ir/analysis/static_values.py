@@ -13,12 +13,12 @@ from ..tensor_files import byte_size
 
 _KEEPS_SHAPE = {"Identity", "Cast", "DequantizeLinear"}
 # Ops whose output comes from some inputs only; the others say how. If elements are
-# picked from a codebook, it is the indices that grow with the weight, as with a Gather from a
-# table that is smaller than its indices.
+# picked from a codebook, it is the indices that grow with the weight.
 _FIRST = slice(0, 1)
 _CARRYING = {
     "BitShift": _FIRST,
     "Expand": _FIRST,
+    "Gather": _FIRST,
     "GatherElements": slice(1, 2),
     "Pad": _FIRST,
     "QLinearConv": _FIRST,
@@ -69,24 +69,13 @@ class StaticValues:
         if not given or node.op_type in _NEVER_FOLDED or any(subgraphs_of(node)):
             return
         if all(value in self._sources for value in given):
-            carrying = given[self._carrying(node)]
+            carrying = given[_CARRYING.get(node.op_type, slice(None))]
             for value in node.outputs:
                 self._sources[value] = frozenset().union(*(self._sources[v] for v in given))
                 self._carriers[value] = frozenset().union(
                     *(self._carriers[v] for v in carrying)
                 )
                 self._dims[value] = self._dims_after(node, value)
-
-    def _carrying(self, node: ir.Node) -> slice:
-        """Returns the inputs that the contents of the outputs come from."""
-        if node.op_type == "Gather" and len(node.inputs) == 2:
-            data, picked = (self._entries(value) for value in node.inputs)
-            return _FIRST if data >= picked else slice(1, 2)
-        return _CARRYING.get(node.op_type, slice(None))
-
-    def _entries(self, value: ir.Value | None) -> int:
-        dims = self._dims.get(value) if value is not None else None
-        return prod(dims) if dims is not None else 0
 
     def _dims_after(self, node: ir.Node, value: ir.Value) -> tuple[int, ...] | None:
         first = node.inputs[0] if node.inputs else None

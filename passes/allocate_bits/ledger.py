@@ -18,7 +18,7 @@ from ...ir import (
     note_of,
 )
 from ...ir.analysis.offered import missing
-from ..engine.emission.cost import input_bytes, levels_bytes, overhead_bytes
+from ..engine.emission.cost import input_bytes, overhead_bytes, unpacking_bytes
 
 _MOST_NAMED = 3
 
@@ -60,7 +60,7 @@ class Ledger:
             tuple(sorted(in_float, key=lambda unit: (-unit.tensor.nbytes, unit.name))),
             settled.bytes,
             sum(overhead_bytes(unit, 1, table) + input_bytes(unit, table) for unit in in_codes)
-            + levels_bytes(in_codes, table),
+            + unpacking_bytes(in_codes, table),
         )
 
     @property

@@ -193,7 +193,7 @@ class AnnotateSensitivity(Pass):
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
         widths = (table.lookup_bits, table.array_bits, table.convolution_bits, table.expanding)
-        kernels = (table.kernels, *widths)
+        kernels = (table.kernels, *widths, table.smallest_kernel)
         moves = moves_key(quantizable(model), context.arrays)
         return context.cached_file(_FORMAT, stats, self, *kernels, moves, _state(model))
 

@@ -153,8 +153,10 @@ class _Moments:
         if gradient is None or not gradient.any():
             return
         self.untouched[unit.name] = None
-        rows = gradient.float().movedim(unit.row_axis, 0).reshape(unit.shape)
-        self.file.add(tap.moments.name(tap.at, "rows"), rows.square().mean(dim=1), 0)
+        matrix = gradient.float().movedim(unit.row_axis, 0).reshape(unit.shape)
+        rows = matrix.square().mean(dim=1)  # some gates may not have mattered to the samples
+        rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
+        self.file.add(tap.moments.name(tap.at, "rows"), rows, 0)
 
     def add_untouched(self) -> None:
         """Judges arrays that no sample gave a gradient by their own relative error.

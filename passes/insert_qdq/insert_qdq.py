@@ -27,7 +27,7 @@ from ...ir import (
     note_of,
     quantizable,
 )
-from ...ir.analysis.offered import obstacle, result_type
+from ...ir.analysis.offered import expands_to_floats, obstacle, result_type
 from ...ir.text_form import did_you_mean
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.array import emit_array, expandable
@@ -139,8 +139,10 @@ class InsertQdq(Pass):
         for unit in units:
             spec = need_note(unit.notes, QuantSpec)
             drop_note(unit.notes, QuantSpec)
+            table = context.capabilities
             why = obstacle(unit) or storable(unit, spec)
-            if why and expandable(unit, spec, context.capabilities):
+            expands = bool(why) or expands_to_floats(unit, table)
+            if expands and unit.uses[0].kind != "conv" and expandable(unit, spec, table):
                 work.expanded[unit.name] = (unit, spec)
             elif why:
                 work.skipped[unit.name] = why

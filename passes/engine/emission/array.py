@@ -19,7 +19,7 @@ from ....ir.unit_arrays import RowClass, UnitArrays
 from ..numerics.packing import code_of_zero, pack
 from .emitter import Emitter
 
-_FLOAT, _INT8 = ir.DataType.FLOAT, ir.DataType.INT8
+_FLOAT = ir.DataType.FLOAT
 _SLICE_BY_INPUTS = 10  # the opset from which Slice takes its bounds as inputs
 
 
@@ -29,8 +29,7 @@ def emit_array(unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -
     All of them compute on constants, so a runtime does so once, when it loads the model, and
     its readers are as quick as ever. Rows x columns come first, row class by row class:
 
-        %codes = Cast(@codes)                          8 bits
-        %codes = Gather(@levels, Cast(@packed))        fewer: all codes of a byte at once
+        %codes = Cast(@codes)                 8 bits; of fewer, bytes are taken apart
         %rows  = Mul(%codes, Cast(@scales))
 
     then Concat and Gather bring the rows into order, and Reshape and Transpose the axes.
@@ -85,42 +84,55 @@ class _Expansion:
         if bits == 8:
             stored = self._emit.constant(name, codes.astype(np.int8))
             return self._node(f"{name}/float", "Cast", [stored], dims, to=int(_FLOAT))
-        packed = pack(codes, bits, -(-self._columns // (8 // bits)) * (8 // bits))[:, 0]
-        stored = self._emit.constant(name, packed)
-        int32 = ir.DataType.INT32
-        places = self._node(
-            f"{name}/places", "Cast", [stored], packed.shape, int32, to=int(int32)
-        )
-        found = self._node(
-            f"{name}/levels",
-            "Gather",
-            [self._levels(bits), places],
-            (*packed.shape, 8 // bits),
-            _INT8,
-        )
-        wide = packed.shape[1] * (8 // bits)
-        flat = self._reshape(f"{name}/flat", found, (dims[0], wide), _INT8)
+        fields = 8 // bits
+        packed = pack(codes, bits, -(-self._columns // fields) * fields)[:, 0]
+        stored = self._emit.constant(name, packed[..., None])
+        wide = packed.shape[1] * fields
+        flat = self._reshape(f"{name}/flat", self._fields(name, stored, bits), (dims[0], wide))
         if wide > self._columns:
             flat = self._unpadded(f"{name}/unpadded", flat, dims)
-        return self._node(f"{name}/float", "Cast", [flat], dims, to=int(_FLOAT))
+        zero = self._number(bits, "zero", code_of_zero(bits))
+        return self._node(f"{name}/float", "Sub", [flat, zero], dims)
+
+    def _fields(self, name: str, stored: ir.Value, bits: int) -> ir.Value:
+        """Emits the codes of every byte as floats, the lowest first: rows x bytes x codes.
+
+        Of a byte t that was shifted down by a multiple of ``bits``, the lowest bits are
+        ``t - 2^bits floor(t / 2^bits)``; in float32 all of it is exact.
+        """
+        assert stored.shape is not None
+        rows, size = stored.shape.numpy()[:2]
+        one, all_fields = (rows, size, 1), (rows, size, 8 // bits)
+        down = self._number(bits, "down", 0.5 ** np.arange(0, 8, bits))
+        base, inverse = (
+            self._number(bits, what, number)
+            for what, number in (("base", 2.0**bits), ("inverse", 0.5**bits))
+        )
+        value = self._node(f"{name}/bytes", "Cast", [stored], one, to=int(_FLOAT))
+        value = self._node(f"{name}/shifted", "Mul", [value, down], all_fields)
+        value = self._node(f"{name}/whole", "Floor", [value], all_fields)
+        above = self._node(f"{name}/above", "Mul", [value, inverse], all_fields)
+        above = self._node(f"{name}/high", "Floor", [above], all_fields)
+        above = self._node(f"{name}/rest", "Mul", [above, base], all_fields)
+        return self._node(f"{name}/fields", "Sub", [value, above], all_fields)
+
+    def _number(self, bits: int, name: str, value: float | np.ndarray) -> ir.Value:
+        """Stores what unpacking codes of a width needs, once for all units."""
+        return self._emit.shared(f"unpack/{bits}/{name}", np.asarray(value, dtype=np.float32))
 
     def _unpadded(self, name: str, value: ir.Value, dims: tuple[int, ...]) -> ir.Value:
         """Emits the first columns of ``value``."""
         bounds = {"starts": 0, "ends": dims[1], "axes": 1}
         if self._opset < _SLICE_BY_INPUTS:
-            given = {what: [at] for what, at in bounds.items()}
-            return self._node(name, "Slice", [value], dims, _INT8, **given)
+            starts, ends, axes = ([at] for at in bounds.values())
+            return self._node(
+                name, "Slice", [value], dims, starts=starts, ends=ends, axes=axes
+            )
         inputs = [
             self._emit.constant(f"{name}/{what}", np.array([at], dtype=np.int64))
             for what, at in bounds.items()
         ]
-        return self._node(name, "Slice", [value, *inputs], dims, _INT8)
-
-    def _levels(self, bits: int) -> ir.Value:
-        """Stores the signed codes in every byte, once for all units: 256 x codes."""
-        fields = (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & ((1 << bits) - 1)
-        levels = (fields - code_of_zero(bits)).astype(np.int8)
-        return self._emit.shared(f"levels/{bits}", levels)
+        return self._node(name, "Slice", [value, *inputs], dims)
 
     def _scales(self, one: RowClass) -> ir.Value:
         """Emits the scales of a class as floats, rows x 1 or rows x groups x 1."""
@@ -176,11 +188,9 @@ class _Expansion:
         dims = tuple(self._unit.tensor.shape.numpy())
         return self._node("typed", "Cast", [value], dims, dtype, to=int(dtype))
 
-    def _reshape(
-        self, name: str, value: ir.Value, dims: tuple[int, ...], dtype: ir.DataType = _FLOAT
-    ) -> ir.Value:
+    def _reshape(self, name: str, value: ir.Value, dims: tuple[int, ...]) -> ir.Value:
         shape = self._emit.constant(f"{name}/dims", np.array(dims, dtype=np.int64))
-        return self._node(name, "Reshape", [value, shape], dims, dtype)
+        return self._node(name, "Reshape", [value, shape], dims)
 
     def _node(
         self,

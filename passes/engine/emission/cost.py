@@ -20,8 +20,8 @@ _SIZE_BYTES = 24  # of a shape
 _GRID_BYTES = 5  # a float32 scale and a zero point
 _FACTOR_BYTES = 4  # alpha or beta of a Gemm, in float32
 _LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
-_ARRAY_BYTES = 64  # the shape of an array of 8 axes; and the shapes of one of its row classes
-_LEVELS_BYTES = 512  # signed codes in every byte, once for all arrays of a model
+_AXIS_BYTES = 8  # of an array's shape
+_ARRAY_BYTES = 80  # the shapes and bounds of one row class of an array
 
 
 def order_bytes(rows: int) -> int:
@@ -45,15 +45,17 @@ def overhead_bytes(
     """
     order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
     if expands_to_floats(unit, table):
-        return order + _ARRAY_BYTES * (1 + classes)
+        return order + _AXIS_BYTES * len(unit.tensor.shape) + _ARRAY_BYTES * classes
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     factors = sum(_factors(use.node) for use in unit.uses)
     return order + lookups * classes * _LOOKUP_BYTES + factors * _FACTOR_BYTES
 
 
-def levels_bytes(units: Iterable[Unit], table: Capabilities) -> int:
-    """Returns the bytes of the levels that all arrays share, at most."""
-    return _LEVELS_BYTES if any(expands_to_floats(unit, table) for unit in units) else 0
+def unpacking_bytes(units: Iterable[Unit], table: Capabilities) -> int:
+    """Returns the bytes of the numbers that all arrays share, at most."""
+    if not any(expands_to_floats(unit, table) for unit in units):
+        return 0
+    return sum(_FLOAT * (3 + 8 // bits) for bits in table.array_bits if bits < 8)
 
 
 def _factors(node: ir.Node) -> int:
