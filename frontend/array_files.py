@@ -129,7 +129,7 @@ def _read_npy(what: str, stream: IO[bytes], size: int) -> np.ndarray:
     if len(content) != count * dtype.itemsize:
         raise InputError(f"{what} is truncated")
     array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.ascontiguousarray(array)
+    return np.asarray(array, order="C")
 
 
 def array_samples(

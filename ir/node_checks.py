@@ -207,5 +207,5 @@ def _check_sense(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto])
     if node.op_type == "Transpose" and sorted(perm) != list(range(len(perm))):
         raise _refusal(node, f"has perm {perm[:16]}, which is no permutation")
     values = sum(one.name in _CONSTANT_VALUES for one in node.attribute)
-    if node.op_type == "Constant" and values != 1:
-        raise _refusal(node, f"has {values} values; a constant has one")
+    if node.op_type == "Constant" and not values == len(node.attribute) == 1:
+        raise _refusal(node, f"has {values} values; a constant has one, and nothing else")

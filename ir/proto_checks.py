@@ -152,17 +152,33 @@ def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
 
 def _names_in(graph: Body) -> Iterator[object]:
     for node in graph.node:
-        yield from (node.name, node.op_type, node.domain)
+        yield from (node.name, node.op_type, node.domain, node.overload, node.doc_string)
         yield from node.input
         yield from node.output
-        yield from (attribute.name for attribute in node.attribute)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
         yield from _texts(node.metadata_props)
     if isinstance(graph, onnx.GraphProto):
-        yield graph.name
+        yield from (graph.name, graph.doc_string)
         infos = (*graph.input, *graph.output, *graph.value_info)
-        yield from (info.name for info in infos)
+        for info in infos:
+            yield from (info.name, info.doc_string)
+            if info.type.HasField("tensor_type"):
+                yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+        yield from (tensor.doc_string for tensor in graph.initializer)
         for holder in (graph, *infos, *graph.initializer):
             yield from _texts(holder.metadata_props)
+
+
+def _head_texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Yields what a model says about itself as a whole."""
+    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
+    yield from _texts(model.metadata_props)
+    for holder in (model, *model.functions):
+        yield from (entry.domain for entry in holder.opset_import)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.overload, function.doc_string)
+        yield from (*function.input, *function.output, *function.attribute)
 
 
 def _texts(metadata: Iterable[onnx.StringStringEntryProto]) -> Iterator[object]:
@@ -237,8 +253,8 @@ def check_model(model: onnx.ModelProto, files: TensorFiles) -> None:
         InputError: Names the first thing that is wrong.
     """
     _check_versions(model)
-    if any(isinstance(one, bytes) for one in _texts(model.metadata_props)):
-        raise InputError("the model's metadata is not UTF-8 text", hint=BROKEN_HINT)
+    if any(isinstance(one, bytes) for one in _head_texts(model)):
+        raise InputError("the model's own description is not UTF-8 text", hint=BROKEN_HINT)
     for graph in nested(model.graph, *model.functions):
         _check_graph(graph)
     check_tensors(model, files)

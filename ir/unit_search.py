@@ -244,7 +244,8 @@ class _Search:
         tensor = stored_tensor(weight)
         assert tensor is not None
         dims = tuple(int(dim) for dim in tensor.shape.numpy())
-        readers = [self._placed(one) for one in _readers(weight, dims, self.noted)]
+        placed = [self._placed(one) for one in _readers(weight, dims, self.noted)]
+        readers = [one for one in placed if one.node in self.order]  # not of removed graphs
         if not any(reader.multiplies for reader in readers):
             return None
         readers.sort(key=lambda reader: self.order.get(reader.node, -1))

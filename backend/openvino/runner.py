@@ -55,7 +55,7 @@ class OpenVinoSession:
             InputError: The feeds do not fit the model, or it fails on them.
         """
         names = list(outputs) if outputs is not None else [one.name for one in self.outputs]
-        given = {one.name: np.ascontiguousarray(feeds[one.name]) for one in self.inputs}
+        given = {one.name: np.asarray(feeds[one.name], order="C") for one in self.inputs}
         try:
             found = self._compiled(given)
         except RuntimeError as error:  # the library has no class of its own

@@ -37,7 +37,7 @@ class TorchSession:
         Raises:
             InputError: The model fails on the feeds.
         """
-        given = [torch.from_numpy(np.ascontiguousarray(feeds[o.name])) for o in self.inputs]
+        given = [torch.from_numpy(np.asarray(feeds[o.name], order="C")) for o in self.inputs]
         try:
             with torch.no_grad():
                 found = self._module(*given)

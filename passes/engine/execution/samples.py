@@ -75,7 +75,7 @@ class Sample:
     @cached_property
     def inputs(self) -> dict[str, torch.Tensor]:
         """Its inputs, on the device."""
-        arrays = ((name, np.ascontiguousarray(array)) for name, array in self.arrays.items())
+        arrays = ((name, np.asarray(array, order="C")) for name, array in self.arrays.items())
         return {name: torch.from_numpy(array).to(DEVICE) for name, array in arrays}
 
     def __getitem__(self, name: str) -> torch.Tensor:

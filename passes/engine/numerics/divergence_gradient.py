@@ -32,7 +32,7 @@ def divergence(
     total, gradients = 0.0, {}
     kind = _kl if objective == "logits" else _relative
     for name, output in found.items():
-        reference = torch.from_numpy(np.ascontiguousarray(exact[name]))
+        reference = torch.from_numpy(np.asarray(exact[name], order="C"))
         width = output.shape[-1] if output.ndim else 1
         rows = _real_rows(output, real)
         given = output.detach().reshape(-1, width)

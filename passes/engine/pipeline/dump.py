@@ -255,7 +255,7 @@ def _read_arrays(entry: Mapping[str, Any], folder: Path) -> ArrayStore:
         if _content_name(file) != file.name:
             raise InputError(f"{file} is damaged: its content does not match its name")
         arrays.mount(file)
-    if entry["arrays"] is not None:
+    if entry.get("arrays") is not None:
         file = _file_in(folder, entry["arrays"])
         if read_seal(file).key != file.stem:
             raise InputError(f"{file} belongs to another dump")

@@ -15,8 +15,8 @@ Where it is asked for, products have ``coupling = E[(dl/dy) (dl/dy)^T]``, rows x
 much errors of different rows add up or cancel in the loss. Its diagonal is ``rows``.
 
 For a weight that its readers take as floats (a convolution, an LSTM), it is the diagonal
-Fisher information, ``rows[n] = E[mean_k (dl/dw_nk)^2]``, a tenth of it spread over all rows, with
-the identity for a Hessian, which is not kept.
+Fisher information, ``rows[n] = E[mean_k (dl/dw_nk)^2]``, a tenth of it spread over all rows,
+with the identity for a Hessian, which is not kept.
 """
 
 from __future__ import annotations
