@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .option import Option
 
+_WHOLE_BYTE = 8
+_ARRAY_GROUPS = (64, 32, 48, 128, 96)  # the first that divides a row
 _INT8_ACTIVATIONS = 4  # the accuracy_level of MatMulNBits
 
 
@@ -141,8 +143,13 @@ class Capabilities:
         return by_row or self.array_options(columns)
 
     def array_options(self, columns: int) -> tuple[Option, ...]:
-        """Returns every option that a weight may take which a reader takes as floats."""
-        groups = {group for kernel in self.kernels for group in kernel.groups}
-        whole = (one for one in sorted(groups) if one < columns and columns % one == 0)
-        sizes = (*whole, columns)
-        return tuple(Option(bits, group) for bits in self.array_bits for group in sizes)
+        """Returns every option that a weight may take which a reader takes as floats.
+
+        Each option that is used costs nodes, so there is one group size for each width: at 8
+        bits a row, below that the first of a few that divides the row.
+        """
+        group = next((one for one in _ARRAY_GROUPS if columns % one == 0), columns)
+        return tuple(
+            Option(bits, columns if bits == _WHOLE_BYTE else min(group, columns))
+            for bits in self.array_bits
+        )

@@ -141,7 +141,7 @@ class AnnotateSensitivity(Pass):
         left = self._check_target(units, context.capabilities)
         if left:
             context.report[self.name] = {"not_expanding": left}
-        losses = self._losses(model, context)
+        losses = self._losses(model, units, context)
         if losses.facts(context.progress.say) is None:
             losses.write(self._computed(model, units, context), {})
         for unit in units:
@@ -189,13 +189,17 @@ class AnnotateSensitivity(Pass):
         annotate(unit.notes, LeftInFloat(unit.name, missing(unit, context.capabilities)))
         return False
 
-    def _losses(self, model: ir.Model, context: PassContext) -> CachedFile:
+    def _losses(
+        self, model: ir.Model, units: Sequence[Unit], context: PassContext
+    ) -> CachedFile:
+        """Returns the file for the losses of what the target offers for each unit."""
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        widths = (table.lookup_bits, table.array_bits, table.convolution_bits, table.expanding)
-        kernels = (table.kernels, *widths, table.smallest_kernel)
+        offered = [(one.name, *map(str, self.offer.options(one, table))) for one in units]
         moves = moves_key(quantizable(model), context.arrays)
-        return context.cached_file(_FORMAT, stats, self, *kernels, moves, _state(model))
+        return context.cached_file(
+            _FORMAT, stats, self, table.kernels, offered, moves, _state(model)
+        )
 
     def _computed(
         self, model: ir.Model, units: Sequence[Unit], context: PassContext

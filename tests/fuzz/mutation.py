@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import onnx
-from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 
 NUMBERS = (
     0,
@@ -57,7 +57,10 @@ def mutate_model(model: onnx.ModelProto, source: Random) -> bytes:
             _mutate_field(message, field, source, changed)
         except (ValueError, TypeError, OverflowError):
             continue  # nothing that a protobuf can hold
-    data = bytes(changed.SerializeToString())
+    try:
+        data = bytes(changed.SerializeToString())
+    except EncodeError:  # a text that is none, which only some fields let pass
+        data = bytes(model.SerializeToString())
     return mutate_bytes(data, source) if source.random() < 0.1 else data
 
 

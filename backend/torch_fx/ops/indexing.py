@@ -97,7 +97,7 @@ def arange(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
 @lowering("", "ConstantOfShape")
 def constant_of_shape(shape: Tensor, *, value: Tensor | None = None) -> Tensor:
     """A tensor of ``shape`` filled with ``value``, by default a float 0."""
-    lengths = [int(length) for length in shape.tolist()]
+    lengths = [int(length) for length in shape.reshape(-1).tolist()]
     if value is None:
         return torch.zeros(lengths, dtype=torch.float32, device=shape.device)
     return value.reshape(()).expand(lengths).clone()
