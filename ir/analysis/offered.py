@@ -12,7 +12,7 @@ from ..operands import cast_type
 
 DEFAULT_GROUPS = (64,)
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_OLDEST_LOOKUP, _OLDEST_ARRAY = 11, 7
+_OLDEST_LOOKUP, _OLDEST_ARRAY = 10, 7
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def obstacle(unit: Unit) -> str:
         if dtype not in _ACTIVATIONS:
             return f"{use.node.op_type} {use.node.name!r} computes in {dtype.name.lower()}"
         if use.kind == "lookup" and opset < _OLDEST_LOOKUP:
-            return f"opset {opset} has no BitShift; opset {_OLDEST_LOOKUP} has"
+            return f"opset {opset} has no Mod; opset {_OLDEST_LOOKUP} has"
     return ""
 
 

@@ -13,7 +13,10 @@ from ..units import FLOAT_TYPES, SMALLEST_UNIT
 from ..vocabulary import StoredPart
 from .static_values import StaticValues
 
-_FORWARD = {"Reshape", "BitShift", "BitwiseAnd", "Cast", "Sub", "Slice", "Unsqueeze"}
+_FORWARD = {
+    *("BitShift", "BitwiseAnd", "Cast", "Div", "Floor", "Mod"),
+    *("Reshape", "Slice", "Sub", "Unsqueeze"),
+}
 _BACKWARD = {"Reshape", "Cast", "Unsqueeze"}
 _PACKED = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 
@@ -224,20 +227,24 @@ def _downstream(node: ir.Node) -> Iterator[ir.Node]:
 
 def _constant_number(value: ir.Value | None) -> int | None:
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    if tensor is None or tensor.size != 1 or not tensor.dtype.is_integer():
+    if tensor is None or tensor.size != 1:
         return None
-    return int(tensor.numpy().ravel()[0])
+    number = float(tensor.numpy().ravel()[0])
+    return int(number) if number.is_integer() else None
 
 
 def _unpacked_width(gather: ir.Node) -> tuple[int, int]:
     """Returns the width of the codes that are looked up in bytes, and the columns if cut.
 
-    Fields of a byte are shifted up and then down by the remaining bits of the byte.
+    Bytes are divided, then Mod takes the lowest field. Older results shift fields up, and then
+    down by the remaining bits of the byte.
     """
     bits, columns = 8, 0
     for node in _downstream(gather):
         if node.op_type == "BitShift" and node.attributes.get_string("direction") == "RIGHT":
             bits = max(1, 8 - (_constant_number(node.inputs[1]) or 0))
+        if node.op_type == "Mod":
+            bits = max(1, ((_constant_number(node.inputs[1]) or 256) - 1).bit_length())
         if node.op_type == "Slice":
             columns = _constant_number(node.inputs[2]) or 0 if len(node.inputs) > 2 else 0
     return bits, columns

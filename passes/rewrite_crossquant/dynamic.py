@@ -199,11 +199,13 @@ class _Unpacking:
         """Returns int8, columns x rows. All of it depends on constants only."""
         rows, columns = self.shape
         byte = self._reshape("byte", self.packed, [rows, -1, 1], UINT8)
-        up = self.emit.constant("up", np.array([8 - self.bits, 0], np.uint8))
-        high = self._op("high", "BitShift", [byte, up], UINT8, direction="LEFT")
-        down = self.emit.constant("down", np.array(8 - self.bits, np.uint8))
-        field = self._op("field", "BitShift", [high, down], UINT8, direction="RIGHT")
-        flat = self._reshape("flat", field, [rows, self.padded], UINT8)
+        number = self._op("number", "Cast", [byte], FLOAT, to=int(FLOAT))
+        powers = self.emit.constant("powers", np.array([1, 1 << self.bits], np.float32))
+        low = self._op("low", "Div", [number, powers], FLOAT)
+        whole = self._op("whole", "Floor", [low], FLOAT)
+        base = self.emit.constant("base", np.array(1 << self.bits, np.float32))
+        field = self._op("field", "Mod", [whole, base], FLOAT, fmod=1)
+        flat = self._reshape("flat", field, [rows, self.padded], FLOAT)
         flat.shape = ir.Shape([rows, self.padded])
         wide = self._op("wide", "Cast", [flat], INT32, to=int(INT32))
         zero = self.emit.constant("zero", np.array(code_of_zero(self.bits), np.int32))

@@ -199,19 +199,22 @@ class _Lookup:
     def _fields(self, one: StoredClass, codes: ir.Value, groups: int) -> ir.Value:
         """Emits the codes of every byte, lowest first.
 
-        Shifting up drops the higher fields, shifting down the lower ones; uint8 BitShift is in
-        opset 11, BitwiseAnd only in 18.
+        Division drops the lower fields, and Mod the higher ones, in floats, which hold bytes
+        exactly. OpenVINO's BitShift keeps what leaves a byte, and rounds what is left of it;
+        BitwiseAnd came with opset 18.
         """
         bits, index = one.option.kernel_bits, one.index
         if bits == 8:
             return codes
         size = one.option.group * bits // 8
         byte = self.reshape(f"byte/{index}", codes, [*self._lead, groups, size, 1])
-        up = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
-        left = self.emit.constant(f"up/{index}", up)
-        high = self.node(f"high/{index}", "BitShift", [byte, left], UINT8, direction="LEFT")
-        down = self.number(f"down/{index}", 8 - bits, UINT8)
-        return self.node(f"field/{index}", "BitShift", [high, down], UINT8, direction="RIGHT")
+        number = self.cast(f"number/{index}", byte, self.dtype)
+        powers = (2.0 ** np.arange(0, 8, bits)).astype(self.dtype.numpy())
+        divisors = self.emit.constant(f"powers/{index}", powers)
+        low = self.node(f"low/{index}", "Div", [number, divisors], self.dtype)
+        whole = self.node(f"whole/{index}", "Floor", [low], self.dtype)
+        base = self.number(f"base/{index}", 1 << bits, self.dtype)
+        return self.node(f"field/{index}", "Mod", [whole, base], self.dtype, fmod=1)
 
     def block_quantized(self, one: StoredClass, ids: ir.Value) -> ir.Value:
         """Emits com.microsoft GatherBlockQuantized.
