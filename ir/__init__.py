@@ -23,7 +23,7 @@ from .errors import (
     InternalError,
     MachineError,
     Miscompiled,
-    MissingArray,
+    MissingFact,
     MpqcError,
     UsageError,
 )
@@ -92,7 +92,7 @@ __all__ = [
     "LocalHessian",
     "MachineError",
     "Miscompiled",
-    "MissingArray",
+    "MissingFact",
     "MpqcError",
     "NoAttention",
     "Option",

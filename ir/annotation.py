@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, TypeVar, cast
 
 import onnx_ir as ir
 
-from .errors import InternalError
+from .errors import InternalError, MissingFact
 from .operands import all_graphs
 from .text_form import build_record, parse_record, print_record
 
@@ -127,11 +127,11 @@ def need_note(target: Annotated, cls: type[N]) -> N:
     """Returns the note of class ``cls``.
 
     Raises:
-        InternalError: There is none.
+        MissingFact: There is none.
     """
     note = note_of(target, cls)
     if note is None:
-        raise InternalError(f"{getattr(target, 'name', target)} carries no #{cls.key}")
+        raise MissingFact(f"{getattr(target, 'name', target)} carries no #{cls.key}")
     return note
 
 

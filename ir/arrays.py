@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError, MachineError, MissingArray
+from .errors import InputError, MachineError, MissingFact
 from .sealed_file import read_seal, write_sealed
 
 # A file may be broken in ways that its reader did not foresee.
@@ -33,13 +33,13 @@ class ArrayStore:
         """Returns the array called ``name``.
 
         Raises:
-            MissingArray: There is no such array.
+            MissingFact: There is no such array.
             MachineError: The file with it has vanished, or can no longer be read.
         """
         if name in self._memory:
             return self._memory[name]
         if name not in self._files:
-            raise MissingArray(f"no array {name!r} in the side store")
+            raise MissingFact(f"no array {name!r} in the side store")
         path = self._files[name]
         try:
             with safe_open(path, framework="numpy") as file:

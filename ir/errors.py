@@ -66,8 +66,8 @@ class InternalError(MpqcError):
     code = "internal"
 
 
-class MissingArray(InternalError):
-    """Notes speak of an array that the side store does not have."""
+class MissingFact(InternalError):
+    """A note or an array that a pass counts on is not there."""
 
 
 class Miscompiled(InternalError):

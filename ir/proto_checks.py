@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from .errors import InputError
+from .proto_texts import check_texts
 from .tensor_files import LARGEST_SIZE, TensorFiles, byte_size, element_count, extent_of
 
 _KNOWN_TYPES = {int(one) for one in ir.DataType} - {0}
@@ -105,8 +106,6 @@ def _check_typed(tensor: onnx.TensorProto, dtype: ir.DataType, count: int) -> No
 
 
 def _check_tensor(tensor: onnx.TensorProto) -> None:
-    if isinstance(tensor.name, bytes):
-        raise InputError(f"a tensor's name is not UTF-8 text: {tensor.name!r}")
     if tensor.data_type not in _KNOWN_TYPES:
         raise InputError(f"tensor {tensor.name!r} has no known data type: {tensor.data_type}")
     if tensor.HasField("segment"):
@@ -150,48 +149,7 @@ def check_tensors(model: onnx.ModelProto, files: TensorFiles) -> None:
         )
 
 
-def _names_in(graph: Body) -> Iterator[object]:
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, node.overload, node.doc_string)
-        yield from node.input
-        yield from node.output
-        for attribute in node.attribute:
-            yield from (attribute.name, attribute.ref_attr_name, attribute.doc_string)
-        yield from _texts(node.metadata_props)
-    if isinstance(graph, onnx.GraphProto):
-        yield from (graph.name, graph.doc_string)
-        infos = (*graph.input, *graph.output, *graph.value_info)
-        for info in infos:
-            yield from (info.name, info.doc_string)
-            if info.type.HasField("tensor_type"):
-                yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
-        yield from (tensor.doc_string for tensor in graph.initializer)
-        for holder in (graph, *infos, *graph.initializer):
-            yield from _texts(holder.metadata_props)
-
-
-def _head_texts(model: onnx.ModelProto) -> Iterator[object]:
-    """Yields what a model says about itself as a whole."""
-    yield from (model.producer_name, model.producer_version, model.domain, model.doc_string)
-    yield from _texts(model.metadata_props)
-    for holder in (model, *model.functions):
-        yield from (entry.domain for entry in holder.opset_import)
-    for function in model.functions:
-        yield from (function.name, function.domain, function.overload, function.doc_string)
-        yield from (*function.input, *function.output, *function.attribute)
-
-
-def _texts(metadata: Iterable[onnx.StringStringEntryProto]) -> Iterator[object]:
-    for entry in metadata:
-        yield from (entry.key, entry.value)
-
-
 def _check_graph(graph: Body) -> None:
-    for name in _names_in(graph):
-        if isinstance(name, bytes):
-            raise InputError(
-                f"a name or a note is not UTF-8 text: {name[:60]!r}", hint=BROKEN_HINT
-            )
     for node in graph.node:
         if node.op_type == "EPContext":
             raise InputError(
@@ -253,8 +211,7 @@ def check_model(model: onnx.ModelProto, files: TensorFiles) -> None:
         InputError: Names the first thing that is wrong.
     """
     _check_versions(model)
-    if any(isinstance(one, bytes) for one in _head_texts(model)):
-        raise InputError("the model's own description is not UTF-8 text", hint=BROKEN_HINT)
+    check_texts(model)
     for graph in nested(model.graph, *model.functions):
         _check_graph(graph)
     check_tensors(model, files)

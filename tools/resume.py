@@ -15,7 +15,7 @@ from ..ir import (
     ArrayStore,
     Capabilities,
     InputError,
-    MissingArray,
+    MissingFact,
     UsageError,
     find_units,
     listing,
@@ -136,9 +136,9 @@ class _Job:
         instruments = self.watch.instruments(timer, context, self.pipeline, settings)
         try:
             ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
-        except MissingArray as error:
+        except MissingFact as error:
             raise InputError(
-                f"the dump lacks arrays that its notes need: {error.message}",
+                f"the dump lacks what the passes need: {error.message}",
                 hint="dump again, or take an earlier dump of the run",
             ) from error
         if self.watch.time_passes:
