@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from .errors import InputError
 from .proto_texts import check_texts
-from .tensor_files import LARGEST_SIZE, TensorFiles, byte_size, element_count, extent_of
+from .tensor_files import LARGEST_RANK, LARGEST_SIZE, TensorFiles, byte_size, element_count, extent_of
 
 _KNOWN_TYPES = {int(one) for one in ir.DataType} - {0}
 BROKEN_HINT = "export the model again; onnx.checker.check_model may say more"
@@ -173,7 +173,10 @@ def _check_shape(info: onnx.ValueInfoProto) -> None:
     """Checks the sizes in a value's type; -1, with which some writers say unknown, goes."""
     if not info.type.HasField("tensor_type"):
         return
-    for dim in info.type.tensor_type.shape.dim:
+    dims = info.type.tensor_type.shape.dim
+    if len(dims) > LARGEST_RANK:
+        raise InputError(f"value {info.name!r} has {len(dims)} axes", hint=BROKEN_HINT)
+    for dim in dims:
         if dim.HasField("dim_value") and dim.dim_value == -1:
             dim.ClearField("dim_value")
         if not 0 <= dim.dim_value < LARGEST_SIZE:
