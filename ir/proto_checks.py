@@ -13,7 +13,14 @@ import onnx_ir as ir
 
 from .errors import InputError
 from .proto_texts import check_texts
-from .tensor_files import LARGEST_RANK, LARGEST_SIZE, TensorFiles, byte_size, element_count, extent_of
+from .tensor_files import (
+    LARGEST_RANK,
+    LARGEST_SIZE,
+    TensorFiles,
+    byte_size,
+    element_count,
+    extent_of,
+)
 
 _KNOWN_TYPES = {int(one) for one in ir.DataType} - {0}
 BROKEN_HINT = "export the model again; onnx.checker.check_model may say more"
