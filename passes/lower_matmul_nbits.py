@@ -27,11 +27,11 @@ from ..ir.analysis.offered import (
     result_type,
 )
 from ..ir.unit_arrays import UnitArrays
-from .engine.emission.array import emit_array, expandable
+from .engine.emission.array import expand_unit, expandable
 from .engine.emission.emitter import CONTRIB, Emitter, Names
 from .engine.emission.lookup import emit_lookup
 from .engine.emission.product import emit_product
-from .engine.emission.replacing import forget_weight, replace_node, replace_weight
+from .engine.emission.replacing import forget_weight, replace_node
 from .engine.emission.slim_product import SlimProduct
 from .engine.emission.stored import StoredUnit
 from .engine.pipeline.base import Pass, PassContext, Promise
@@ -77,7 +77,7 @@ class LowerMatMulNBits(Pass):
             why = obstacle(unit) or _obstacle(unit, spec, table)
             expands = bool(why) or expands_to_floats(unit, table)
             if expands and expandable(unit, spec, table):
-                _expand(model, unit, spec, context, names)
+                expand_unit(model.graph, unit, spec, context.arrays, names)
             elif why:
                 skipped[unit.name] = why
                 annotate(unit.notes, LeftInFloat(unit.name, why))
@@ -154,16 +154,6 @@ def _lower(
     for folder in ("codes", "outliers"):
         UnitArrays(unit.name, context.arrays).discard(folder, "")  # the graph holds them now
     model.opset_imports.setdefault(CONTRIB, 1)
-
-
-def _expand(
-    model: ir.Model, unit: Unit, spec: QuantSpec, context: PassContext, names: Names
-) -> None:
-    """Lets the readers of ``unit`` read floats that are made of its codes."""
-    shared = Emitter(model.graph, names, unit.name, unit.anchor)
-    weight = emit_array(unit, spec, context.arrays, shared)
-    replace_weight(model.graph, unit, weight, shared)
-    UnitArrays(unit.name, context.arrays).discard("codes", "")
 
 
 def _kept(unit: Unit, context: PassContext, emit: Emitter) -> SlimProduct | None:

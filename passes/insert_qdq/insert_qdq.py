@@ -30,7 +30,7 @@ from ...ir import (
 from ...ir.analysis.offered import expands_to_floats, obstacle, result_type
 from ...ir.text_form import did_you_mean
 from ...ir.unit_arrays import UnitArrays
-from ..engine.emission.array import emit_array, expandable
+from ..engine.emission.array import expand_unit, expandable
 from ..engine.emission.convolution import emit_convolution
 from ..engine.emission.dequantized import (
     WIDTHS,
@@ -156,7 +156,7 @@ class InsertQdq(Pass):
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         for unit, spec in work.expanded.values():
-            _expand(unit, spec, work)
+            expand_unit(model.graph, unit, spec, context.arrays, work.names)
         count = len(work.specs) + len(work.expanded)
         lowered = {"lowered": count, "skipped": work.skipped}
         context.report[self.name] = {**lowered, **facts}
@@ -322,14 +322,6 @@ def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:
     else:
         _lower_matrix(unit, spec, work, shared)
     UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
-
-
-def _expand(unit: Unit, spec: QuantSpec, work: _Work) -> None:
-    """Lets the readers of ``unit`` read floats that are made of its codes."""
-    shared = Emitter(work.model.graph, work.names, unit.name, unit.anchor)
-    weight = emit_array(unit, spec, work.context.arrays, shared)
-    replace_weight(work.model.graph, unit, weight, shared)
-    UnitArrays(unit.name, work.context.arrays).discard("codes", "")
 
 
 def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpqc.ir import read_model
+
 from .compiled import compiled
 from .models import WIDTH, by_torchscript
 
@@ -86,3 +88,14 @@ def test_they_take_the_bits_that_were_asked_for(
     assert len(units) >= arrays
     assert found.evaluation.cosine is not None
     assert found.evaluation.cosine > cosine
+
+
+@pytest.mark.parametrize(("kernels", "products"), [("always", 4), ("auto", 0), ("never", 0)])
+def test_products_of_codes_are_a_choice(kernels: str, products: int, tmp_path: Path) -> None:
+    module = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(4)))
+    path = by_torchscript(module, torch.randn(1, WIDTH), tmp_path / "model.onnx", 17)
+    found = compiled(path, 8.8, tmp_path, samples=16, kernels=kernels)
+    graph = read_model(found.result.model).graph
+    assert sum(node.op_type == "MatMulNBits" for node in graph) == products
+    assert found.evaluation.cosine is not None
+    assert found.evaluation.cosine > 0.999

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ KERNELS = 0.03  # relative: ONNX Runtime's kernels round activations, OpenVINO's
 
 
 @pytest.mark.parametrize("build", [bert, gpt2, llama])
-def test_openvino_agrees(build, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_openvino_agrees(build: Callable[[], Any], tmp_path: Path) -> None:
     from mpqc.backend.openvino.runner import open_openvino
 
     torch.manual_seed(0)

@@ -227,3 +227,11 @@ def test_insert_qdq_refuses_what_it_would_lose(tmp_path: Path) -> None:
     text = f"raise-opset,{ANNOTATE},allocate-bits{{budget=5.5}},quantize-weights,insert-qdq"
     with pytest.raises(UsageError, match="keeps no input channels"):
         Pipeline.parse(text).run(model, work)
+
+
+def test_inputs_that_are_always_zero_leave_nothing_to_make_up_for() -> None:
+    split = OutlierSplit(torch.tensor([1, 3]), damping=0.1)
+    nothing = torch.zeros(6, 6)
+    assert not split.reduced(nothing).any()
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).half().float()
+    assert torch.equal(split.completed(weight, weight, nothing), weight)

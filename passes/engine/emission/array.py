@@ -17,10 +17,21 @@ from ....ir import (
 from ....ir.analysis.offered import array_obstacle
 from ....ir.unit_arrays import RowClass, UnitArrays
 from ..numerics.packing import code_of_zero, pack
-from .emitter import Emitter
+from .emitter import Emitter, Names
+from .positions import emit_positions
+from .replacing import replace_weight
 
-_FLOAT = ir.DataType.FLOAT
+_FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 _SLICE_BY_INPUTS = 10  # the opset from which Slice takes its bounds as inputs
+
+
+def expand_unit(
+    graph: ir.Graph, unit: Unit, spec: QuantSpec, arrays: ArrayStore, names: Names
+) -> None:
+    """Lets the readers of ``unit`` read floats that are made of its codes."""
+    emit = Emitter(graph, names, unit.name, unit.anchor)
+    replace_weight(graph, unit, emit_array(unit, spec, arrays, emit), emit)
+    UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
 
 
 def emit_array(unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -> ir.Value:
@@ -98,7 +109,8 @@ class _Expansion:
         """Emits the codes of every byte as floats, the lowest first: rows x bytes x codes.
 
         Of a byte t that was shifted down by a multiple of ``bits``, the lowest bits are
-        ``t - 2^bits floor(t / 2^bits)``; in float32 all of it is exact.
+        ``t - 2^bits floor(t / 2^bits)``; in float32 all of it is exact. Lookups say Mod, which
+        came with opset 10.
         """
         assert stored.shape is not None
         rows, size = stored.shape.numpy()[:2]
@@ -152,20 +164,9 @@ class _Expansion:
         order = self._own.order(self._rows)
         if np.array_equal(order, np.arange(self._rows)):
             return whole
-        positions = self._positions(np.argsort(order))
+        places = np.argsort(order)
+        positions = emit_positions("positions", places, self._rows, _INT32, self._emit)
         return self._node("ordered", "Gather", [whole, positions], dims, axis=0)
-
-    def _positions(self, positions: np.ndarray) -> ir.Value:
-        small = self._rows <= 1 << 16
-        stored = self._emit.constant(
-            "positions", positions.astype(np.uint16 if small else np.int32)
-        )
-        if not small:
-            return stored
-        int32 = ir.DataType.INT32
-        return self._node(
-            "positions/int32", "Cast", [stored], positions.shape, int32, to=int(int32)
-        )
 
     def _laid_out(self, matrix: ir.Value) -> ir.Value:
         """Emits the return from rows x columns to the layout of the weight."""
