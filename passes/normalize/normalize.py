@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ...ir import all_nodes, find_units, inline_functions
+from ...ir import all_graphs, all_nodes, find_units, inline_functions
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from .constant_weights import fold_weights
 from .tied_weights import tie_weights
@@ -49,6 +50,7 @@ class Normalize(Pass):
         changed |= _separate_weights(model)
         lift = common.LiftConstantsToInitializersPass(size_limit=_LIFTED)
         changed |= lift(model).modified
+        _part_names(model)
         changed |= common.LiftSubgraphInitializersToMainGraphPass()(model).modified
         changed |= fold_weights(model)
         changed |= _drop_identities(model)
@@ -72,6 +74,31 @@ def _separate_weights(model: ir.Model) -> bool:
         inputs.clear()
         inputs.extend(kept)
     return changed
+
+
+def _part_names(model: ir.Model) -> None:
+    """Renames initializers of inner graphs whose name another graph uses too.
+
+    Two branches may, as long as neither name is in the graph around both.
+    """
+    graphs = list(all_graphs(model.graph))
+    used = Counter(
+        value.name
+        for graph in graphs
+        for values in (graph.inputs, graph.initializers.values(), *(n.outputs for n in graph))
+        for value in values
+    )
+    for graph in graphs[1:]:
+        for name, value in list(graph.initializers.items()):
+            if used[name] < 2 or value.is_graph_input():
+                continue
+            at = 1
+            while used[f"{name}_{at}"]:
+                at += 1
+            del graph.initializers[name]
+            value.name = f"{name}_{at}"
+            used[value.name] += 1
+            graph.register_initializer(value)
 
 
 def _drop_identities(model: ir.Model) -> bool:
