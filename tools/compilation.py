@@ -38,6 +38,7 @@ from .export import export_into
 from .inspection import model_bytes
 from .kernels import capabilities
 from .manifest import input_facts, manifest, measured_by, write_manifest
+from .memory import check_memory
 from .pass_options import is_lowering
 from .settings import CompileSettings
 from .watch import Watch
@@ -172,8 +173,9 @@ def prepare(
 
     Raises:
         InputError: The model is broken, quantized already, or does not fit the samples.
-        MachineError: This machine cannot run the target.
+        MachineError: This machine cannot run the target, or has too little memory.
     """
+    check_memory()
     options = settings.options
     problem = installed_runtime_problem(options.target)
     if problem is not None:
@@ -183,6 +185,7 @@ def prepare(
     source = exported(source, scratch, progress)
     assert source.onnx is not None
     model = _foreign(source.onnx)
+    check_memory(model_bytes(source.onnx))
     refuse_quantized(model)
     check_finite(model)
     calibration = SampleMaker.of(model, source, progress.say).calibration(

@@ -127,12 +127,17 @@ def test_files_that_may_not_grow(attempt: Attempt) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("megabytes", [5, 20, 60, 150, 300])
-def test_too_little_memory(attempt: Attempt, megabytes: int) -> None:
+@pytest.mark.parametrize("megabytes", [1, 5, 20, 60, 150, 250])
+def test_too_little_memory_is_refused_first(attempt: Attempt, megabytes: int) -> None:
     ended, left = attempt(AS=megabytes << 20)
-    if ended.code != 0:
-        check_refused(ended, "memory")
-        assert [one for one in left if not one.startswith("cache")] == []
+    check_refused(ended, "out of memory")
+    assert left == []
+    assert ended.seconds < 5, "after the work"
+
+
+def test_just_enough_memory(attempt: Attempt) -> None:
+    ended, _ = attempt(AS=400 << 20)
+    assert ended.code == 0, ended.errors
 
 
 def test_no_folder_for_temporary_files_and_no_home(attempt: Attempt) -> None:

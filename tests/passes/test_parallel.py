@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_container_bounds_what_the_system_has(
     system.write_text("MemTotal:  9 kB\nMemAvailable:   4 kB\n")
     monkeypatch.setattr(memory, "_SYSTEM", system)
     monkeypatch.setattr(memory, "_CONTAINER", tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert memory.available_memory() == 4096
     (tmp_path / "memory.max").write_text("2000\n")
     (tmp_path / "memory.current").write_text("1500\n")
@@ -60,3 +62,16 @@ def test_a_container_bounds_what_the_system_has(
     assert memory.available_memory() == 4096
     monkeypatch.setattr(memory, "_SYSTEM", tmp_path / "none")
     assert memory.available_memory() is None
+
+
+def test_a_limit_of_the_process_bounds_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "statm").write_text("3 1 1 1 0 1 0\n")
+    for name, path in [("_SYSTEM", "none"), ("_CONTAINER", "none"), ("_PROCESS", "statm")]:
+        monkeypatch.setattr(memory, name, tmp_path / path)
+    page = resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10 * page, 10 * page))
+    assert memory.available_memory() == 7 * page
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (page, page))
+    assert memory.available_memory() == 0

@@ -6,15 +6,17 @@ import re
 from pathlib import Path
 
 _SYSTEM = Path("/proc/meminfo")
+_PROCESS = Path("/proc/self/statm")
 _CONTAINER = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
     """Returns the bytes that can still be taken, or None where the system does not tell.
 
-    Inside a container it is what the container may still take, if that is less.
+    Inside a container it is what the container may still take, if that is less, and under
+    ``ulimit -v`` what this process may.
     """
-    found = [one for one in (_of_system(), _of_container()) if one is not None]
+    found = [one for one in (_of_system(), _of_container(), _of_process()) if one is not None]
     return min(found, default=None)
 
 
@@ -37,3 +39,18 @@ def _of_container() -> int | None:
         return max(int(most) - taken + (int(cached[1]) if cached else 0), 0)
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return None
+
+
+def _of_process() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY:
+        return None
+    try:
+        pages = int(_PROCESS.read_text().split()[0])
+    except (OSError, ValueError):
+        return None
+    return max(most - pages * resource.getpagesize(), 0)
