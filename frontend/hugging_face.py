@@ -1,8 +1,8 @@
 """A Hugging Face folder -> ONNX.
 
-Decoders get a cache from onnxruntime-genai's model builder; models unknown to it go through
-torch.export. No code from the folder
-is run, and no weights are unpickled: the exporters see links to the harmless files only.
+Decoders go through onnxruntime-genai's model builder; what it cannot build, and every other
+model, goes through torch.export. No code from the folder is run, and no weights are unpickled:
+the exporters see links to the harmless files only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from ..ir import InputError, MachineError
 from ..ir.undoing import undone
@@ -26,7 +26,6 @@ Route = Literal["genai-builder", "torch-export"]
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _INDEX = "model.safetensors.index.json"
-_UNKNOWN_TO_BUILDER = "NotImplementedError"
 _EXPORT_SECONDS = 3600
 
 
@@ -42,7 +41,7 @@ def export_folder(folder: Path, stage: Path) -> Route:
 
     Raises:
         InputError: The folder is unsafe, incomplete, or of a kind that nothing can export.
-        MachineError: A package is missing.
+        MachineError: A package is missing, or there is too little memory or space.
     """
     settings = check_folder(folder)
     links = stage / ".input"
@@ -138,7 +137,11 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _build(folder: Path, stage: Path) -> bool:
-    """Runs the model builder in its own process; False when it does not know the model."""
+    """Runs the model builder in its own process; False when it cannot build the model.
+
+    It fails in many ways at models that it does not know, and at versions of config.json that
+    are newer than it is.
+    """
     if find_spec("onnxruntime_genai") is None:
         raise MachineError(
             "exporting a decoder needs onnxruntime-genai", hint="pip install 'mpqc[hf]'"
@@ -166,8 +169,7 @@ def _build(folder: Path, stage: Path) -> bool:
     if done.returncode == 0 and (stage / "model.onnx").is_file():
         _keep_only(stage, {"model.onnx", "model.onnx.data", *COMPANIONS})
         return True
-    if _UNKNOWN_TO_BUILDER not in done.stderr:
-        _refuse(done)
+    _refuse_machine(done)
     _keep_only(stage, set())
     return False
 
@@ -201,17 +203,16 @@ def _keep_only(stage: Path, names: set[str]) -> None:
             path.unlink()
 
 
-def _refuse(done: subprocess.CompletedProcess[str]) -> NoReturn:
+def _refuse_machine(done: subprocess.CompletedProcess[str]) -> None:
+    """Raises MachineError if the builder failed for want of memory or space."""
     if done.returncode < 0:
         raise MachineError(
             f"the model builder was killed by signal {-done.returncode}",
             hint="it may have run out of memory",
         )
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    if lines and "No space left" in lines[-1]:
-        raise MachineError(f"the disk is full: {lines[-1].strip()}")
-    reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
-    raise InputError(f"onnxruntime-genai's model builder failed: {reason}")
+    last = next((one for one in reversed(done.stderr.splitlines()) if one.strip()), "")
+    if "No space left" in last:
+        raise MachineError(f"the disk is full: {last.strip()}")
 
 
 def _environment(cache: Path) -> Iterator[tuple[str, str]]:

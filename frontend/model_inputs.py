@@ -13,11 +13,12 @@ import onnx_ir as ir
 from ..ir import InputError
 from .model_source import section
 
-Role = Literal["tokens", "mask", "positions", "segments", "past", "other"]
+Role = Literal["tokens", "source", "mask", "positions", "segments", "past", "other"]
 
 _PASSED_THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _TOKEN_NAMES = ("input_ids", "tokens", "token_ids", "ids", "input")
+_DECODED = "decoder_input_ids"  # by the convention of transformers
 _LARGEST_SAMPLE = 1 << 30
 
 
@@ -29,8 +30,10 @@ class ModelInput:
         name: Its name.
         dims: Its axes: sizes, or the names of those that vary (empty when unnamed).
         dtype: The NumPy type of its feeds.
-        role: What it is for.
+        role: What it is for; "source" is the text that an encoder reads while a decoder reads
+            the tokens.
         vocabulary: Rows of the table that token ids look up; 0 for other roles.
+        window: Rows that a cache of a sliding window must have even while it is empty.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ModelInput:
     dtype: np.dtype[Any]
     role: Role
     vocabulary: int = 0
+    window: int = 0
 
     @property
     def length(self) -> int | None:
@@ -54,17 +58,32 @@ def model_inputs(model: ir.Model) -> list[ModelInput]:
     """
     values = [value for value in model.graph.inputs if value.const_value is None]
     tokens, vocabulary = _token_input(values)
-    return [_describe(value, value is tokens, vocabulary) for value in values]
+    roles: dict[ir.Value | None, Role] = {tokens: "source"}
+    roles[next((one for one in values if one.name == _DECODED), tokens)] = "tokens"
+    return [_describe(value, roles.get(value), vocabulary) for value in values]
 
 
-def _describe(value: ir.Value, is_tokens: bool, vocabulary: int) -> ModelInput:
+def _describe(value: ir.Value, known: Role | None, vocabulary: int) -> ModelInput:
     if value.dtype in (None, ir.DataType.UNDEFINED) or value.shape is None:
         raise InputError(f"the input {value.name!r} of the model has no type or shape")
     assert value.dtype is not None
     dims = tuple(dim if isinstance(dim, int) else str(dim.value or "") for dim in value.shape)
     dtype = np.dtype(value.dtype.numpy())
-    role: Role = "tokens" if is_tokens else _role(str(value.name), len(dims))
-    return ModelInput(str(value.name), dims, dtype, role, vocabulary if is_tokens else 0)
+    role = known or _role(str(value.name), len(dims))
+    rows = vocabulary if known else 0
+    return ModelInput(str(value.name), dims, dtype, role, rows, _window(value))
+
+
+def _window(value: ir.Value) -> int:
+    """Returns the tokens that the operators reading a windowed cache look back at."""
+    return max(
+        (
+            node.attributes.get_int("local_window_size", 0)
+            for node, _ in value.uses()
+            if node.attributes.get_int("sliding_window_cache", 0)
+        ),
+        default=0,
+    )
 
 
 def _role(name: str, rank: int) -> Role:
@@ -83,19 +102,24 @@ def _role(name: str, rank: int) -> Role:
 
 def _token_input(values: list[ir.Value]) -> tuple[ir.Value | None, int]:
     """Returns the input that looks up the largest table, and that table's rows."""
-    integers = [
-        value
-        for value in values
-        if value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-        and value.shape is not None
-        and len(value.shape) == 2
-    ]
+    integers = _id_inputs(values)
     sized = [(_table_rows(value), value) for value in integers]
     best = max(sized, key=lambda pair: pair[0], default=(0, None))
     if best[0] > 0 and best[1] is not None:
         return best[1], best[0]
     named = [value for name in _TOKEN_NAMES for value in integers if value.name == name]
     return (named[0], 0) if named else (None, 0)
+
+
+def _id_inputs(values: list[ir.Value]) -> list[ir.Value]:
+    """Returns the inputs that can be token ids."""
+    return [
+        value
+        for value in values
+        if value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+        and value.shape is not None
+        and len(value.shape) == 2
+    ]
 
 
 def _table_rows(value: ir.Value) -> int:
@@ -155,6 +179,7 @@ def longest_sequence(genai: Mapping[str, Any], settings: Mapping[str, Any]) -> i
         _positive(section(genai, "model").get("context_length")),
         _positive(settings.get("max_position_embeddings")),
         _positive(settings.get("n_positions")),
+        _positive(settings.get("max_target_positions")),
     ]
     known = [one for one in found if one is not None]
     return min(known) if known else None
@@ -172,11 +197,21 @@ def token_feed(
     """Returns everything that the model wants for one sequence of token ids.
 
     The mask is all ones, positions count from zero, segments are zero, and the cache is empty.
+    An encoder reads the first half of the ids, its decoder the second.
 
     Raises:
         InputError: An input has none of those roles, or a size that nothing gives.
     """
-    return {one.name: _fill(one, ids, heads) for one in inputs}
+    if not any(one.role == "source" for one in inputs):
+        return {one.name: _fill(one, ids, heads) for one in inputs}
+    first, second = np.array_split(ids, 2)
+    return {
+        one.name: _fill(one, second if _is_decoders(one) else first, heads) for one in inputs
+    }
+
+
+def _is_decoders(one: ModelInput) -> bool:
+    return one.role in ("tokens", "past") or "decoder" in one.name
 
 
 def _fill(one: ModelInput, ids: np.ndarray, heads: HeadShape) -> np.ndarray:
@@ -189,6 +224,7 @@ def _fill(one: ModelInput, ids: np.ndarray, heads: HeadShape) -> np.ndarray:
         )
     rows = {
         "tokens": ids,
+        "source": ids,
         "mask": np.ones_like(ids),
         "positions": np.arange(len(ids)),
         "segments": np.zeros_like(ids),
@@ -211,7 +247,7 @@ def _past_shape(one: ModelInput, heads: HeadShape) -> tuple[int, ...]:
         elif len(one.dims) == 4 and axis == 1:
             shape.append(_known(one, "number of heads", heads.heads))
         else:
-            shape.append(0)
+            shape.append(one.window)
     _check_size(one, shape)
     return tuple(shape)
 
@@ -254,7 +290,7 @@ def _noise(
         for axis, dim in enumerate(one.dims)
     )
     _check_size(one, shape)
-    if one.role == "tokens" and one.vocabulary:
+    if one.role in ("tokens", "source") and one.vocabulary:
         return source.integers(0, one.vocabulary, shape).astype(one.dtype)
     if one.role == "mask":
         return np.ones(shape, one.dtype)

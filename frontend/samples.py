@@ -71,7 +71,12 @@ class SampleMaker:
 
     @property
     def mask(self) -> str | None:
-        """Name of the input that tells tokens from padding, if there is one."""
+        """Name of the input that tells tokens from padding, if there is one.
+
+        That of an encoder tells nothing about its decoder's tokens.
+        """
+        if any(one.role == "source" for one in self.inputs):
+            return None
         return next((one.name for one in self.inputs if one.role == "mask"), None)
 
     @property

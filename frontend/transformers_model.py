@@ -1,4 +1,4 @@
-"""A model that transformers knows -> ONNX through torch.export, without a cache.
+"""A model that transformers knows -> ONNX through torch.export.
 
 The pooling and normalization that a sentence-transformers folder adds after the encoder are
 not part of the exported model; ``mpqc eval`` pools by itself.
@@ -9,49 +9,28 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from ..ir import InputError, MachineError, write_model
+from .cached_model import cached_decoder, encoder_decoder
+from .experts import one_operator
 from .model_source import COMPANIONS, architectures
 from .torch_module import from_module
+from .traced import EXAMPLE_BATCH, EXAMPLE_TOKENS, ByPosition, Example, Traced
 
-_EXAMPLE_BATCH = 2
-_EXAMPLE_TOKENS = 16
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
-
-
-@dataclass(frozen=True)
-class Example:
-    """The example that a model is traced with.
-
-    Attributes:
-        inputs: Example arrays by the names that transformers uses.
-        dynamic: The axes of each that may vary, by name.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    dynamic: dict[str, dict[int, Any]]
-
-
-class _ByPosition(torch.nn.Module):
-    """Calls a transformers model by keyword and returns a tuple of its main outputs."""
-
-    def __init__(
-        self, model: torch.nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
-    ):
-        super().__init__()
-        self.model, self.inputs, self.outputs = model, inputs, outputs
-
-    def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns the chosen outputs."""
-        given = dict(zip(self.inputs, arrays, strict=True))
-        found = self.model(**given, return_dict=True)
-        return tuple(found[name] for name in self.outputs)
+_OUTPUTS = (
+    "logits",
+    "logits_per_image",
+    "text_embeds",
+    "image_embeds",
+    "last_hidden_state",
+    "pooler_output",
+)
 
 
 def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None:
@@ -62,6 +41,45 @@ def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None
         MachineError: transformers is not installed.
     """
     model = _load(folder, settings)
+    with one_operator(model):
+        write_model(_exported(model), stage / "model.onnx")
+    for name in COMPANIONS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, stage / name)
+
+
+def _exported(model: Any) -> ir.Model:
+    traced = _traced(model)
+    graph = from_module(
+        traced.module,
+        tuple(traced.example.inputs.values()),
+        (tuple(traced.example.dynamic.values()),),
+        input_names=tuple(traced.example.inputs),
+        output_names=traced.outputs,
+    )
+    for value in list(graph.graph.initializers.values()):
+        value.name = str(value.name).removeprefix("model.")  # the name of our own wrapper
+    return graph
+
+
+def _traced(model: Any) -> Traced:
+    """Returns what to export: with a cache if the model generates, else from end to end."""
+    generates = model.can_generate()
+    if getattr(model.config, "is_encoder_decoder", False):
+        found = encoder_decoder(model, _example(model.get_encoder())) if generates else None
+        if found is not None:
+            return found
+        raise InputError(
+            f"no export for {type(model).__name__}: an encoder-decoder without logits",
+            hint="export its parts to ONNX yourself and give the .onnx files",
+        )
+    found = cached_decoder(model) if generates else None
+    if found is not None:
+        return found
+    return _uncached(model)
+
+
+def _uncached(model: Any) -> Traced:
     example = _example(model)
     names = tuple(example.inputs)
     with torch.no_grad():
@@ -73,23 +91,11 @@ def export_model(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None
         )
     if "logits" in outputs:
         outputs = ("logits",)
-    graph = from_module(
-        _ByPosition(model, names, outputs),
-        tuple(example.inputs.values()),
-        (tuple(example.dynamic[name] for name in names),),
-        input_names=names,
-        output_names=outputs,
-    )
-    for value in list(graph.graph.initializers.values()):
-        value.name = str(value.name).removeprefix("model.")  # the name of our own wrapper
-    write_model(graph, stage / "model.onnx")
-    for name in COMPANIONS:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, stage / name)
+    return Traced(ByPosition(model, names, outputs), example, outputs)
 
 
 def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
-    """Returns the model in evaluation mode; of an encoder-decoder, the encoder."""
+    """Returns the model in evaluation mode."""
     try:
         import transformers
     except ImportError as error:
@@ -115,8 +121,6 @@ def _load(folder: Path, settings: Mapping[str, Any]) -> Any:
         reason = text[0] if text else type(error).__name__
         raise InputError(f"transformers cannot read the folder: {reason}") from error
     model.config.use_cache = False
-    if getattr(model.config, "is_encoder_decoder", False):
-        model = model.get_encoder()
     return model.eval()
 
 
@@ -143,9 +147,9 @@ def _text_example(model: Any) -> Example:
     names = [name for name in _TEXT_INPUTS if name in taken]
     if segments < 1 and "token_type_ids" in names:
         names.remove("token_type_ids")
-    shape = (_EXAMPLE_BATCH, _EXAMPLE_TOKENS)
+    shape = (EXAMPLE_BATCH, EXAMPLE_TOKENS)
     values = {
-        "input_ids": torch.arange(_EXAMPLE_BATCH * _EXAMPLE_TOKENS).reshape(shape)
+        "input_ids": torch.arange(EXAMPLE_BATCH * EXAMPLE_TOKENS).reshape(shape)
         % int(getattr(model.config, "vocab_size", 32)),
         "attention_mask": torch.ones(shape, dtype=torch.int64),
         "token_type_ids": torch.zeros(shape, dtype=torch.int64),
@@ -163,13 +167,13 @@ def _text_example(model: Any) -> Example:
 def _image_example(model: Any) -> Example:
     size = model.config.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    image = torch.zeros(_EXAMPLE_BATCH, model.config.num_channels, height, width)
+    image = torch.zeros(EXAMPLE_BATCH, model.config.num_channels, height, width)
     return Example({"pixel_values": image}, {"pixel_values": {0: torch.export.Dim("batch")}})
 
 
 def _feature_example(model: Any) -> Example:
     frames = 2 * int(model.config.max_source_positions)  # the first convolution halves them
-    features = torch.zeros(_EXAMPLE_BATCH, int(model.config.num_mel_bins), frames)
+    features = torch.zeros(EXAMPLE_BATCH, int(model.config.num_mel_bins), frames)
     return Example(
         {"input_features": features}, {"input_features": {0: torch.export.Dim("batch")}}
     )
@@ -177,5 +181,5 @@ def _feature_example(model: Any) -> Example:
 
 def _wave_example(model: Any) -> Example:
     del model
-    wave = torch.zeros(_EXAMPLE_BATCH, 16_000)
+    wave = torch.zeros(EXAMPLE_BATCH, 16_000)
     return Example({"input_values": wave}, {"input_values": {0: torch.export.Dim("batch")}})

@@ -125,6 +125,20 @@ def _gathered(bits: int, zero_points: bool) -> tuple[ir.Model, list[Tensor]]:
     )
 
 
+def _moe(inner: int, biases: bool = False, **more: Any) -> tuple[ir.Model, list[Tensor]]:
+    inputs = [
+        _f(2, 5, 8),
+        3 * _f(10, 4),
+        _f(4, inner, 8),
+        _f(4, inner) if biases else None,
+        _f(4, 8, 6),
+        _f(4, 8) if biases else None,
+    ]
+    return _microsoft("MoE", inputs, k=2, **more)
+
+
+_SWIGLU: dict[str, Any] = {"activation_type": "swiglu", "swiglu_fusion": 1}
+
 CONTRIB: dict[str, Callable[[], tuple[ir.Model, list[Tensor]]]] = {
     "gqa prompt": lambda: _gqa([6, 6], 6, 0),
     "gqa step": lambda: _gqa([8, 8], 8, 7),
@@ -189,6 +203,13 @@ CONTRIB: dict[str, Callable[[], tuple[ir.Model, list[Tensor]]]] = {
     "fused matmul": lambda: _microsoft(
         "FusedMatMul", [_f(3, 2, 4), _f(5, 2, 4)], transBatchA=1, transBatchB=1, transB=1
     ),
+    "experts": lambda: _moe(6, True),
+    "experts gelu": lambda: _moe(6, activation_type="gelu", normalize_routing_weights=1),
+    "experts silu": lambda: _moe(6, activation_type="silu"),
+    "experts swiglu": lambda: _moe(12, True, **_SWIGLU, normalize_routing_weights=1),
+    "experts bent swiglu": lambda: _moe(
+        12, **_SWIGLU, activation_alpha=1.7, activation_beta=1.0, swiglu_limit=0.5
+    ),
     "bias gelu": lambda: _microsoft("BiasGelu", [_f(2, 3, 8), _f(8)]),
     "fast gelu": lambda: _microsoft("FastGelu", [_f(2, 3, 8), _f(8)]),
     "quick gelu": lambda: _microsoft("QuickGelu", [_f(2, 3, 8)]),
@@ -235,3 +256,40 @@ def test_prompt_padded_on_the_right() -> None:
     expected, *_ = _runtime(model, inputs)
     np.testing.assert_allclose(output[0].numpy(), expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(output[1, :3].numpy(), expected[1, :3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("rows", [3, 5])
+@pytest.mark.parametrize(("steps", "before"), [(9, 0), (2, 0), (1, 2), (1, 9), (4, 7), (1, 4)])
+def test_gqa_with_a_cache_of_a_window(steps: int, before: int, rows: int) -> None:
+    total = steps + before
+    model, inputs = _microsoft(
+        "GroupQueryAttention",
+        [
+            _f(1, steps, 128),
+            None,
+            None,
+            _f(1, 2, rows, 16),
+            _f(1, 2, rows, 16) + 1,
+            _i(total) - 1,
+            torch.tensor(total, dtype=torch.int32),
+            _f(32, 8),
+            _f(32, 8) + 1,
+        ],
+        3,
+        num_heads=4,
+        kv_num_heads=2,
+        do_rotary=1,
+        local_window_size=3,
+        sliding_window_cache=1,
+    )
+    freed = rows - 3 + 1
+    resident = total - freed * -(-max(total - rows, 0) // freed)
+    wanted = _runtime(model, inputs)
+    got = lower_model(model)(*inputs)
+    np.testing.assert_allclose(got[0].numpy(), wanted[0], atol=1e-5)
+    for ours, theirs in zip(got[1:], wanted[1:], strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(
+            ours.numpy()[:, :, :resident], theirs[:, :, :resident], atol=1e-5
+        )

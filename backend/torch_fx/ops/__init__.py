@@ -9,6 +9,7 @@ from . import casting as casting
 from . import convolution as convolution
 from . import detection as detection
 from . import elementwise as elementwise
+from . import experts as experts
 from . import grouped_query as grouped_query
 from . import indexing as indexing
 from . import logic as logic

@@ -35,12 +35,13 @@ def group_query_attention(
     scale: float | None = None,
     smooth_softmax: int = 0,
     softcap: float = 0.0,
+    sliding_window_cache: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention with a cache; returns output, present key and present value.
 
     ``seqlens_k`` holds, per sequence, its valid keys (cached and new) less one. New keys go
     behind the valid cached ones; in a first prompt, which may be padded on the right, they
-    start at 0.
+    start at 0. With ``sliding_window_cache`` the cache holds the most recent keys only.
     """
     query, key, value = _unpacked(query, key, value, num_heads, kv_num_heads)
     steps, total = query.shape[2], int(total_sequence_length.item())
@@ -51,6 +52,9 @@ def group_query_attention(
         cos, sin = cos_cache[turns], sin_cache[turns]
         query = rotated(query, cos, sin, interleaved=bool(rotary_interleaved))
         key = rotated(key, cos, sin, interleaved=bool(rotary_interleaved))
+    window = _Window(past_key, local_window_size) if sliding_window_cache else None
+    if window is not None:
+        past_key, past_value = (window.placed(one, start) for one in (past_key, past_value))
     key = _cached(past_key, key, start, total)
     value = _cached(past_value, value, start, total)
     allowed = _causal(positions, total, local_window_size)
@@ -69,7 +73,49 @@ def group_query_attention(
         softcap=softcap,
         sink=sink,
     )
+    if window is not None:
+        ends = seqlens_k.reshape(-1).to(torch.int64) + 1
+        key, value = window.kept(key, ends), window.kept(value, ends)
     return by_steps(output), key, value
+
+
+class _Window:
+    """A cache of fewer rows than tokens, laid out as onnxruntime documents it.
+
+    Of ``tokens`` so far, the last ``resident(tokens)`` stand in the first rows, in order; the
+    other rows mean nothing.
+    """
+
+    def __init__(self, past: Tensor | None, window: int) -> None:
+        self._rows = 0 if past is None else past.shape[2]
+        self._freed = self._rows - window + 1  # rows that one eviction frees
+
+    def resident(self, tokens: Tensor) -> Tensor:
+        """How many tokens the cache holds after ``tokens``."""
+        over = (tokens - self._rows).clamp(min=0)
+        return tokens - self._freed * ((over + self._freed - 1) // self._freed)
+
+    def placed(self, past: Tensor | None, tokens: Tensor) -> Tensor | None:
+        """The cache with every resident row at the position of its token."""
+        if past is None:
+            return None
+        slots = torch.arange(int(tokens.max()), device=past.device)
+        source = slots - (tokens - self.resident(tokens))[:, None]
+        return _rows_of(past, source.clamp(min=0))
+
+    def kept(self, full: Tensor, tokens: Tensor) -> Tensor:
+        """The cache that ``tokens`` rows of ``full`` leave."""
+        if self._rows == 0:
+            return full
+        slots = torch.arange(self._rows, device=full.device)
+        source = slots + (tokens - self.resident(tokens))[:, None]
+        return _rows_of(full, source.clamp(max=full.shape[2] - 1))
+
+
+def _rows_of(states: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``states`` (batch, heads, rows, size) by ``index`` (batch, rows)."""
+    wide = index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    return states.gather(2, wide)
 
 
 def _unpacked(
@@ -98,8 +144,7 @@ def _cached(past: Tensor | None, new: Tensor, start: Tensor, total: int) -> Tens
     begin = start[:, None]
     source = torch.where(slots < begin, slots, length + slots - begin)
     kept = torch.where(slots < begin + steps, source, slots.clamp(max=length - 1))
-    index = kept[:, None, :, None].expand(-1, new.shape[1], -1, new.shape[3])
-    return torch.cat([past, new], dim=2).gather(2, index)
+    return _rows_of(torch.cat([past, new], dim=2), kept)
 
 
 def _causal(positions: Tensor, total: int, window: int) -> Tensor:
