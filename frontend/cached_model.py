@@ -8,11 +8,13 @@ the graph can be cut into an encoder and a decoder that does not repeat its work
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from ..ir import DECODER_TOKENS, ENCODER_STATES
 from .traced import EXAMPLE_BATCH, EXAMPLE_PAST, EXAMPLE_TOKENS, Example, Traced
 
 _DECODER_TOKENS = 5  # another number than of the encoder's tokens, so that axes stay apart
@@ -23,7 +25,7 @@ class _Decoder(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cached = model, _cache_argument(model)
 
     def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Returns logits and what the cache holds then, from tokens, mask and past."""
@@ -31,7 +33,7 @@ class _Decoder(torch.nn.Module):
         found = self.model(
             input_ids=arrays[0],
             attention_mask=arrays[1],
-            past_key_values=cache,
+            **{self.cached: cache},
             use_cache=True,
             return_dict=True,
         )
@@ -43,10 +45,10 @@ class _EncoderDecoder(torch.nn.Module):
 
     def __init__(self, model: Any, inputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self.inputs = model, inputs
+        self.model, self.inputs, self.cached = model, inputs, _cache_argument(model)
 
     def forward(self, *arrays: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns logits, the decoder's cache, and keys and values of the encoder."""
+        """Returns logits, the decoder's cache, and the encoder's keys, values and states."""
         count = len(self.inputs)
         given = dict(zip(self.inputs, arrays[:count], strict=True))
         encoded = self.model.get_encoder()(**given, return_dict=True)
@@ -55,13 +57,19 @@ class _EncoderDecoder(torch.nn.Module):
         found = self.model(
             encoder_outputs=encoded,
             decoder_input_ids=arrays[count],
-            past_key_values=cache,
             use_cache=True,
             return_dict=True,
             **mask,
+            **{self.cached: cache},
         )
         own, crossed = cache.self_attention_cache, cache.cross_attention_cache
-        return (found.logits, *_held(own), *_held(crossed))
+        return (found.logits, *_held(own), *_held(crossed), encoded.last_hidden_state)
+
+
+def _cache_argument(model: Any) -> str:
+    """Returns the name of the cache, which newer versions of transformers have changed."""
+    taken = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"
 
 
 def cached_decoder(model: Any) -> Traced | None:
@@ -103,7 +111,7 @@ def encoder_decoder(model: Any, encoder: Example) -> Traced | None:
     ids = torch.arange(EXAMPLE_BATCH * _DECODER_TOKENS).reshape(shape)
     try:
         with torch.no_grad():
-            _, *held = module(*encoder.inputs.values(), ids)
+            _, *held, _ = module(*encoder.inputs.values(), ids)
     except Exception:  # whatever a model raises that knows no such cache
         return None
     own = held[: len(held) // 2]
@@ -111,13 +119,14 @@ def encoder_decoder(model: Any, encoder: Example) -> Traced | None:
         return None
     batch = next(iter(encoder.dynamic.values()))[0]
     tokens = torch.export.Dim("decoder_sequence_length", min=2)
-    example = Example({"decoder_input_ids": ids}, {"decoder_input_ids": {0: batch, 1: tokens}})
+    example = Example({DECODER_TOKENS: ids}, {DECODER_TOKENS: {0: batch, 1: tokens}})
     length = "past_decoder_sequence_length"
     past = _past("past_key_values.{layer}.decoder.{kind}", own, batch, length)
     outputs = (
         "logits",
         *_names("present.{layer}.decoder.{kind}", len(own)),
         *_names("present.{layer}.encoder.{kind}", len(own)),
+        ENCODER_STATES,
     )
     return Traced(module, encoder | example | past, outputs)
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from .model_source import COMPANIONS, architectures, is_inside, read_settings
 from .text import has_tokenizer
 
 Route = Literal["genai-builder", "torch-export"]
+Say = Callable[[str], None]
 
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -29,12 +30,13 @@ _INDEX = "model.safetensors.index.json"
 _EXPORT_SECONDS = 3600
 
 
-def export_folder(folder: Path, stage: Path) -> Route:
+def export_folder(folder: Path, stage: Path, say: Say) -> Route:
     """Writes ``folder``'s model as ``stage/model.onnx`` (+ data), companion files beside it.
 
     Args:
         folder: Holds config.json and safetensors weights.
         stage: An empty folder; a failed export leaves rubbish in it.
+        say: Gets a line if a part of the model is not exported.
 
     Returns:
         The exporter that was used.
@@ -49,7 +51,7 @@ def export_folder(folder: Path, stage: Path) -> Route:
     try:
         if _is_decoder(settings) and _has_tokenizer(links) and _build(links, stage):
             return "genai-builder"
-        _export(links, stage, settings)
+        _export(links, stage, settings, say)
         return "torch-export"
     finally:
         shutil.rmtree(links, ignore_errors=True)
@@ -168,6 +170,7 @@ def _build(folder: Path, stage: Path) -> bool:
         shutil.rmtree(cache, ignore_errors=True)
     if done.returncode == 0 and (stage / "model.onnx").is_file():
         _keep_only(stage, {"model.onnx", "model.onnx.data", *COMPANIONS})
+        _add_companions(folder, stage)
         return True
     _refuse_machine(done)
     _keep_only(stage, set())
@@ -203,6 +206,13 @@ def _keep_only(stage: Path, names: set[str]) -> None:
             path.unlink()
 
 
+def _add_companions(folder: Path, stage: Path) -> None:
+    """Copies the files that the builder leaves behind, config.json among them."""
+    for name in COMPANIONS:
+        if (folder / name).is_file() and not (stage / name).exists():
+            shutil.copyfile(folder / name, stage / name)
+
+
 def _refuse_machine(done: subprocess.CompletedProcess[str]) -> None:
     """Raises MachineError if the builder failed for want of memory or space."""
     if done.returncode < 0:
@@ -231,7 +241,7 @@ def _environment(cache: Path) -> Iterator[tuple[str, str]]:
     }.items()
 
 
-def _export(folder: Path, stage: Path, settings: Mapping[str, Any]) -> None:
+def _export(folder: Path, stage: Path, settings: Mapping[str, Any], say: Say) -> None:
     from .transformers_model import export_model
 
-    export_model(folder, stage, settings)
+    export_model(folder, stage, settings, say)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from ..ir import InputError
+from ..ir import DECODER_TOKENS, InputError
 from .model_source import section
 
 Role = Literal["tokens", "source", "mask", "positions", "segments", "past", "other"]
@@ -18,8 +18,7 @@ Role = Literal["tokens", "source", "mask", "positions", "segments", "past", "oth
 _PASSED_THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _TOKEN_NAMES = ("input_ids", "tokens", "token_ids", "ids", "input")
-_DECODED = "decoder_input_ids"  # by the convention of transformers
-_LARGEST_SAMPLE = 1 << 30
+_LARGEST_SAMPLE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def model_inputs(model: ir.Model) -> list[ModelInput]:
     values = [value for value in model.graph.inputs if value.const_value is None]
     tokens, vocabulary = _token_input(values)
     roles: dict[ir.Value | None, Role] = {tokens: "source"}
-    roles[next((one for one in values if one.name == _DECODED), tokens)] = "tokens"
+    roles[next((one for one in values if one.name == DECODER_TOKENS), tokens)] = "tokens"
     return [_describe(value, roles.get(value), vocabulary) for value in values]
 
 

@@ -33,6 +33,7 @@ from .model_checks import check_finite, inline_functions, refuse_quantized
 from .operands import all_graphs, all_nodes, captures, operands, subgraphs_of
 from .option import HALF, Option
 from .owned_folder import temporary_folder
+from .part_names import DECODER_FILE, DECODER_TOKENS, ENCODER_FILE, ENCODER_STATES
 from .reader import read_model
 from .samples import Calibration, Feeds
 from .staging import refuse_overlap, staged_folder
@@ -62,9 +63,13 @@ from .vocabulary import (
     StoredPart,
     TensorStats,
 )
-from .writer import write_model
+from .writer import write_model, write_references
 
 __all__ = [
+    "DECODER_FILE",
+    "DECODER_TOKENS",
+    "ENCODER_FILE",
+    "ENCODER_STATES",
     "FLOAT_TYPES",
     "HALF",
     "Annotation",
@@ -144,4 +149,5 @@ __all__ = [
     "type_text",
     "verify",
     "write_model",
+    "write_references",
 ]

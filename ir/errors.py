@@ -46,10 +46,18 @@ class MachineError(MpqcError):
 
 
 class InfeasibleBudget(MpqcError):
-    """No choice of options fits the budget; the message names the smallest that does."""
+    """No choice of options fits the budget; the message names the smallest that does.
+
+    Attributes:
+        smallest: The smallest budget that works, in stored bits per weight, if it is known.
+    """
 
     exit_code = 5
     code = "infeasible-budget"
+
+    def __init__(self, message: str, *, hint: str = "", smallest: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.smallest = smallest
 
 
 class ExcessLoss(MpqcError):

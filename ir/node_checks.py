@@ -19,6 +19,7 @@ from .errors import InputError
 from .proto_checks import BROKEN_HINT, nested
 
 _MOST = 1 << 31
+_MOST_AXES = 64  # of any tensor in sense
 _INT = int(onnx.AttributeProto.INT)
 _CONSTANT_VALUES = (
     "value",
@@ -94,6 +95,11 @@ def _is_width(value: int) -> bool:
 
 def _is_type(value: int) -> bool:
     return value in {int(one) for one in ir.DataType} - {0}
+
+
+def _is_axis(value: int) -> bool:
+    """Runtimes cut larger ones to 32 bits: an axis of 2^40 is axis 0 to them."""
+    return -_MOST_AXES <= value < _MOST_AXES
 
 
 # What an integer must be for the operator to mean anything.
@@ -200,7 +206,7 @@ def _check_count(node: onnx.NodeProto, what: str, count: int, least: int, most: 
 
 def _check_sense(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> None:
     """Checks values without which an operator means nothing."""
-    for name, makes_sense in _SENSE.get(node.op_type, {}).items():
+    for name, makes_sense in {"axis": _is_axis, **_SENSE.get(node.op_type, {})}.items():
         if name in given and given[name].type == _INT and not makes_sense(given[name].i):
             raise _refusal(node, f"has {name} {given[name].i}, which makes no sense")
     perm = list(given["perm"].ints) if "perm" in given else []

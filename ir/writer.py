@@ -177,3 +177,14 @@ def write_model(model: ir.Model, path: Path, *, shared: Path | None = None) -> N
             empty = weights.tell() == 0
         if empty:
             data.unlink()
+
+
+def write_references(model: ir.Model, path: Path) -> None:
+    """Writes ``model`` to ``path`` with its external tensors where they are, beside ``path``.
+
+    Raises:
+        MachineError: The disk is full or the place cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    with machine_errors(path), replacing(path) as file:
+        file.write(_serialize(model))

@@ -77,7 +77,9 @@ def _export(chosen: argparse.Namespace) -> int:
     progress.say(f"exporting {chosen.folder}")
     options = resolved(ExportOptions(**options_in(chosen, ExportOptions)))
     folder = utf8_path(chosen.folder)
-    result = export_folder(folder, options.output, overwrite=options.overwrite)
+    result = export_folder(
+        folder, options.output, overwrite=options.overwrite, progress=progress
+    )
     if chosen.json:
         _print_json(dataclasses.asdict(result))
         return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..frontend.model_source import Source, read_settings, section
-from ..ir import Capabilities, machine_errors
+from ..ir import DECODER_FILE, Capabilities, machine_errors
 
 _GENAI = "genai_config.json"
 _GENAI_PROVIDERS = {"CPUExecutionProvider": None, "CUDAExecutionProvider": "cuda"}
@@ -41,9 +41,11 @@ def carry_companions(
 def _carry_genai(path: Path, new: Path, target: Capabilities | None) -> None:
     """Copies genai_config.json with the name of the new file and the target's provider."""
     settings = read_settings(path)
-    if decoder := cast("dict[str, Any]", section(settings, "model", "decoder")):
-        decoder["filename"] = "model.onnx"
-        options = decoder.get("session_options")
+    for name in ("encoder", "decoder"):
+        part = cast("dict[str, Any]", section(settings, "model", name))
+        if name == "decoder" and part and part.get("filename") != DECODER_FILE:
+            part["filename"] = "model.onnx"
+        options = part.get("session_options")
         if (
             target is not None
             and target.provider in _GENAI_PROVIDERS

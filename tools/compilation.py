@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ..backend.encoder_decoder import write_parts
 from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
 from ..backend.onnxruntime.runner import open_session
 from ..backend.runner import Runner
@@ -19,6 +20,7 @@ from ..ir import (
     Calibration,
     ExcessLoss,
     InfeasibleBudget,
+    InputError,
     MachineError,
     check_finite,
     find_units,
@@ -48,6 +50,7 @@ _NODE_BYTES = 1000  # first guess of what a unit's nodes take in the protobuf
 _ROW_BYTES = 1500  # ... and its rows in mpqc.json and report.html
 _REPORT_BYTES = 8_000
 _SPARE_BYTES = 128
+_NO_BITS = 1e-3  # a budget that no model meets
 _ROUNDING = 1e-6
 _SLACK = 0.005  # share of the size that may stay unused without another attempt
 
@@ -111,7 +114,35 @@ class Compilation:
         )
 
     def run(self, stage: Path) -> Outcome:
-        """Fills ``stage`` with the result for the budget of the settings."""
+        """Fills ``stage`` with the result for the budget of the settings.
+
+        Raises:
+            InfeasibleBudget: It cannot be met, and nothing smaller was allowed instead.
+        """
+        try:
+            return self._run_asked(stage)
+        except InfeasibleBudget as error:
+            less = self._as_small_as_possible(error)
+            if less is None:
+                raise
+        _empty(stage)
+        return less.run(stage)
+
+    def _as_small_as_possible(self, error: InfeasibleBudget) -> Compilation | None:
+        """Returns the same with the smallest budget, if that is allowed and another one."""
+        asked, least = self.settings.budget, error.smallest
+        if not self.settings.options.as_small_as_possible:
+            return None
+        if least is not None:
+            self.progress.say(f"{asked} cannot be met: taking {least:g} bits per weight")
+        elif asked.bits is None:
+            least = _NO_BITS  # this names the smallest
+        if least is None or (asked.bits is not None and asked.bits >= least):
+            return None
+        budget = replace(asked, bits=least, size=None)
+        return replace(self, settings=replace(self.settings, budget=budget))
+
+    def _run_asked(self, stage: Path) -> Outcome:
         if self.settings.budget.bits is not None:
             return self.run_bits(self.settings.budget.bits, stage)
         return self._run_size(self.settings.budget.size or 0, stage)
@@ -158,6 +189,7 @@ class Compilation:
             raise InfeasibleBudget(
                 f"{size} bytes for all files leave {bits:.3f} bits a weight: {error.message}",
                 hint=error.hint,
+                smallest=error.smallest,
             ) from error
 
 
@@ -232,7 +264,7 @@ def exported(source: Source, scratch: Path, progress: Progress) -> Source:
     progress.say(f"exporting {source.named} to ONNX")
     folder = scratch / "exported"
     folder.mkdir()
-    export_into(source.folders[0], folder)
+    export_into(source.folders[0], folder, progress)
     return Source(source.named, folder / "model.onnx", (folder, *source.folders))
 
 
@@ -274,8 +306,9 @@ def finish(
     """
     write_model(model, stage / "model.onnx")
     carry_companions(source, stage, context.capabilities)
-    with open_session(stage / "model.onnx", context.capabilities.provider):
-        pass
+    for path in (stage / "model.onnx", *_parts(stage / "model.onnx", context)):
+        with open_session(path, context.capabilities.provider):
+            pass
     facts = manifest(stage, model, context, pipeline, kept, timer)
     if any(map(is_lowering, pipeline.passes[:ran])):  # a run may stop before, with floats
         _check_bits(facts)
@@ -283,6 +316,15 @@ def finish(
         write_manifest(stage, facts)
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
     return Outcome(facts, size)
+
+
+def _parts(path: Path, context: PassContext) -> tuple[Path, ...]:
+    """Writes encoder and decoder beside a model that has both."""
+    try:
+        return write_parts(path)
+    except InputError as error:  # the whole graph is a result by itself
+        context.progress.say(f"warning: {error.message}; it stays one graph")
+        return ()
 
 
 def check_loss(context: PassContext, pipeline: Pipeline, *, accept: bool) -> None:

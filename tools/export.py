@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..frontend.model_source import locate
 from ..ir import UsageError, refuse_overlap, staged_folder
+from ..passes.engine.pipeline.base import Progress, SilentProgress
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,24 @@ class ExportResult:
 
 
 def export_folder(
-    folder: Path | str, output: Path | str | None = None, *, overwrite: bool = False
+    folder: Path | str,
+    output: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> ExportResult:
     """Exports the model of a Hugging Face folder to ONNX.
 
-    Decoders get a key/value cache and ``genai_config.json``; everything else is one graph from
-    inputs to outputs. The folder appears complete or not at all.
+    Models that generate get a key/value cache and, where onnxruntime-genai runs them,
+    ``genai_config.json``; everything else is one graph from inputs to outputs. An
+    encoder-decoder is one graph, with its two parts beside it as files that share its weights.
+    The folder appears complete or not at all.
 
     Args:
         folder: Holds config.json, safetensors weights and, for text, tokenizer files.
         output: Where to write; ``<folder>-onnx`` in the current folder by default.
         overwrite: Whether an existing output may be replaced.
+        progress: Where to say what is not exported.
 
     Raises:
         InputError: The folder is unsafe, incomplete, or of a kind that nothing can export.
@@ -54,20 +62,24 @@ def export_folder(
     output = Path(output) if output is not None else Path(f"{home.name}-onnx")
     refuse_overlap(output, [home])
     with staged_folder(output, overwrite=overwrite) as stage:
-        route = export_into(home, stage)
+        route = export_into(home, stage, progress or SilentProgress())
         files = {one.name: one.stat().st_size for one in sorted(stage.iterdir())}
     return ExportResult(output, output / "model.onnx", route, files)
 
 
-def export_into(folder: Path, stage: Path) -> str:
+def export_into(folder: Path, stage: Path, progress: Progress) -> str:
     """Exports into an empty folder and proves that ONNX Runtime loads the result.
 
     Returns:
         The exporter that was used.
     """
+    from ..backend.encoder_decoder import write_parts
     from ..backend.onnxruntime.runner import open_session
     from ..frontend import hugging_face
 
-    route = hugging_face.export_folder(folder, stage)
-    with open_session(stage / "model.onnx"):
-        return route
+    route = hugging_face.export_folder(folder, stage, progress.say)
+    model = stage / "model.onnx"
+    for path in (model, *write_parts(model)):
+        with open_session(path):
+            pass
+    return route

@@ -42,6 +42,9 @@ class MethodOptions:
         short="-o",
     )
     overwrite: bool = option("replace an existing output", bool)
+    as_small_as_possible: bool = option(
+        "if the budget cannot be met, take the smallest that can", bool
+    )
     activations: str = setting(
         "for target qdq, the inputs of products of INT8 weights: none (floats), int8 or uint8",
         default="none",

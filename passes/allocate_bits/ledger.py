@@ -107,7 +107,8 @@ class Ledger:
         raise InfeasibleBudget(
             f"{self.budget} stored bits per weight cannot be reached: the smallest{by_method}"
             f" is {'at least ' if at_least else ''}{least:.3f}{why}",
-            hint=f"ask for --budget {least:.3f} or more",
+            hint=f"ask for --budget {least:.3f} or more, or for --as-small-as-possible",
+            smallest=least,
         )
 
     def _why_in_float(self, table: Capabilities) -> str:

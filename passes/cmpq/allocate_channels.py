@@ -288,6 +288,7 @@ class AllocateChannels(Pass):
                 f"{budget} stored bits per weight cannot be reached: "
                 f"the smallest is {least:.3f}",
                 hint=f"ask for --budget {least:.3f} or more, or for other levels",
+                smallest=least,
             )
         for _ in range(_STEPS):
             middle = (low + high) / 2

@@ -71,7 +71,7 @@ def vit() -> Any:
     return ViTModel(config)
 
 
-def whisper() -> Any:
+def whisper(places: int = 24) -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(
@@ -84,7 +84,7 @@ def whisper() -> Any:
         encoder_ffn_dim=2 * WIDTH,
         decoder_ffn_dim=2 * WIDTH,
         num_mel_bins=80,
-        max_source_positions=24,
+        max_source_positions=places,
         max_target_positions=24,
         pad_token_id=0,
         bos_token_id=1,
@@ -106,6 +106,64 @@ def qwen() -> Any:
         **_SMALL,
     )
     return Qwen2ForCausalLM(config)
+
+
+def t5() -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        d_kv=16,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=4,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        intermediate_size=2 * WIDTH,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=64,
+        **_SMALL,
+    )
+    return MixtralForCausalLM(config)
+
+
+def gemma() -> Any:
+    """Gemma 3: five layers that look back a few tokens for each that looks back at all."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY,
+        intermediate_size=2 * WIDTH,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=8,
+        max_position_embeddings=64,
+        **{**_SMALL, "num_hidden_layers": 6},
+    )
+    return Gemma3ForCausalLM(config)
+
+
+def clip() -> Any:
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"intermediate_size": 2 * WIDTH, **_SMALL}
+    config = CLIPConfig(
+        text_config={"vocab_size": VOCABULARY, "max_position_embeddings": 40, **tower},
+        vision_config={"image_size": 32, "patch_size": 8, **tower},
+        projection_dim=32,
+    )
+    return CLIPModel(config)
 
 
 def hugging_face_folder(model: Any, folder: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 
 from mpqc.ir import read_model
 from mpqc.ir.analysis.attention import Found, find_attention
+from mpqc.passes.engine.pipeline.base import SilentProgress
 from mpqc.tools.export import export_into
 
 from . import models
@@ -41,7 +42,7 @@ def qwen() -> Any:
 def exported(model: Any, folder: Path) -> Found:
     source, stage = folder / "source", folder / "stage"
     stage.mkdir()
-    export_into(models.hugging_face_folder(model, source), stage)
+    export_into(models.hugging_face_folder(model, source), stage, SilentProgress())
     return find_attention(read_model(stage / "model.onnx"))
 
 

@@ -40,7 +40,7 @@ def test_language_models(make: Callable[[], Any], tmp_path: Path) -> None:
     assert found.evaluation.kl < low.evaluation.kl < 0.5
 
 
-@pytest.mark.parametrize("make", [models.vit, models.whisper])
+@pytest.mark.parametrize("make", [models.vit])
 def test_encoders_with_convolutions(make: Callable[[], Any], tmp_path: Path) -> None:
     found = compiled(exported(make, tmp_path), HIGH, tmp_path)
     assert not found.reasons

@@ -89,6 +89,7 @@ BROKEN: dict[str, tuple[Callable[[], Model], str]] = {
     "Constant without value": (lambda: add("Constant", []), "has 0 values"),
     "Cast to nothing": (lambda: add("Cast", ["x"], to=99), "to 99"),
     "transB as text": (lambda: add("Gemm", ["x", "w"], transB="1"), "'transB' as STRING"),
+    "axis beyond 32 bits": (lambda: add("Softmax", ["w"], axis=1 << 40), "makes no sense"),
     "axis as text": (lambda: add("Gather", ["w", "x"], axis="0"), "'axis' as STRING"),
     "no outputs": (lambda: changed(lambda m: m.graph.node.add(op_type="Own")), "no outputs"),
     "attribute of a function": (

@@ -153,6 +153,16 @@ def test_an_infeasible_budget_names_the_smallest(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("asked", ["0.5", "20kB"])
+def test_the_smallest_that_can_be_met(asked: str, folder: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {**FEW, "output": tmp_path / "out", "as_small_as_possible": True}
+    result = mpqc.compile(folder, budget=asked, **few)
+    assert 0.5 < result.asked < 4
+    assert result.got <= result.asked
+    with pytest.raises(InfeasibleBudget, match=f"smallest is {result.asked:.3f}"):
+        mpqc.compile(folder, budget=result.asked - 0.01, **FEW)
+
+
 def test_evaluation(folder: Path, text: Path, tmp_path: Path) -> None:
     result = mpqc.compile(folder, budget=4, output=tmp_path / "out", calibration=text, **FEW)
     same = evaluate(folder, folder, [text], samples=2, sequence_length=32)
