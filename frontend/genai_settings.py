@@ -36,10 +36,13 @@ def write_genai_settings(graph: ir.Model, config: Any, generation: Any, stage: P
         kind = _SPEECH
     else:
         return
-    tokens = _special_tokens(config, generation)
+    shape = graph.graph.outputs[0].shape
+    vocabulary = shape[-1] if shape is not None else None
     length = longest_sequence({}, config.to_dict())
-    vocabulary = graph.graph.outputs[0].shape
-    if tokens is None or length is None or vocabulary is None:
+    if length is None or not isinstance(vocabulary, int):
+        return
+    tokens = _special_tokens(config, generation, vocabulary)
+    if tokens is None:
         return
     sizes = {"hidden_size": config.hidden_size}  # an attribute map of transformers, if need be
     heads = getattr(config, "num_attention_heads", None)
@@ -50,7 +53,7 @@ def write_genai_settings(graph: ir.Model, config: Any, generation: Any, stage: P
             **tokens,
             "context_length": length,
             "type": kind,
-            "vocab_size": vocabulary[-1],
+            "vocab_size": vocabulary,
             **{name: {**one, **sizes} for name, one in parts.items()},
         },
         "search": {
@@ -64,28 +67,22 @@ def write_genai_settings(graph: ir.Model, config: Any, generation: Any, stage: P
     (stage / _NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _special_tokens(config: Any, generation: Any) -> dict[str, Any] | None:
+def _special_tokens(config: Any, generation: Any, vocabulary: int) -> dict[str, Any] | None:
     """Returns begin, end and padding tokens; None without an end, for genai needs one."""
 
-    def found(name: str) -> Any:
-        return next(
-            (
-                value
-                for one in (generation, config)
-                if (value := getattr(one, name, None)) is not None
-            ),
-            None,
-        )
+    def found(name: str) -> list[int]:
+        values = [getattr(one, name, None) for one in (generation, config)]
+        lists = [one if isinstance(one, list) else [one] for one in values if one is not None]
+        known = [[one for one in ids if 0 <= one < vocabulary] for ids in lists]
+        return next((ids for ids in known if ids), [])
 
     end = found("eos_token_id")
-    if end is None:
+    if not end:
         return None
-    first = end[0] if isinstance(end, list) else end
-    begin, padding = found("bos_token_id"), found("pad_token_id")
     return {
-        "bos_token_id": first if begin is None else begin,
-        "eos_token_id": end,
-        "pad_token_id": first if padding is None else padding,
+        "bos_token_id": (found("bos_token_id") or end)[0],
+        "eos_token_id": end if len(end) > 1 else end[0],
+        "pad_token_id": (found("pad_token_id") or end)[0],
     }
 
 

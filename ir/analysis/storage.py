@@ -33,6 +33,7 @@ from .static_values import StaticValues
 from .storage_slots import Part, Slot, codes_of, distant_scales, part_of, slots_of
 
 _PACKS_ITS_WEIGHT = {"MatMul", "Gemm", "MatMulNBits"}
+_LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _NOT_FOLDED = {"DequantizeLinear"}  # runtimes keep the codes and expand them in each run
 
 
@@ -261,8 +262,19 @@ class _Accounts:
         if note.role == "channels" and node.op_type == "MatMul" and len(node.inputs) > 1:
             self._enter_columns(node, note.unit)
         for value in node.inputs:
-            if value in self._static.constants and not self._may_be_weight(value):
+            if value not in self._static.constants or self._may_be_weight(value):
+                continue
+            if not self._is_place(node, value, note.unit):
                 self._owner.setdefault(value, note.unit)
+
+    def _is_place(self, node: ir.Node, value: ir.Value, name: str) -> bool:
+        """Tells whether ``value`` says where a table is read, which the model says itself.
+
+        What says where the rows of an array are is made with its codes.
+        """
+        table = node.inputs[0] if node.op_type in _LOOKUPS else None
+        is_table = table is not None and table in self._static
+        return is_table and value is node.inputs[1] and "lookup" in self._accounts[name].kinds
 
     def _may_be_weight(self, value: ir.Value) -> bool:
         """Tells whether a constant is too much for a note to take it away."""

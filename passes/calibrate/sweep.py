@@ -182,11 +182,14 @@ class _Moments:
         counts = torch.bincount(ids, minlength=rows).float()
         name = tap.moments.name(tap.at, "rows")
         self.seen[name] = self.seen[name] + counts if name in self.seen else counts
+        found = values.tokens(tap.output)
         if _name(tap.output) in gradients:
-            gradient = gradients.tokens(tap.output)
+            # A row of zeros (that of padding) is exact in any codes, and a norm after it makes
+            # its gradient larger than all others.
+            gradient = gradients.tokens(tap.output) * found.any(dim=1, keepdim=True)
             gram = gradient.T @ gradient / len(ids)
         else:
-            gram = torch.diag(own_error(values.tokens(tap.output)))
+            gram = torch.diag(own_error(found))
         self.file.add(tap.moments.name(tap.at, "hessian"), gram, len(ids))
 
     def add_frequencies(self) -> None:

@@ -28,6 +28,7 @@ pytestmark = [
 ]
 PROMPTS = 20
 NEW = 12
+TIE = 0.15  # of the spread of all scores
 
 
 def _compiled(folder: Path, **options: Any) -> Path:
@@ -44,14 +45,25 @@ def _prompts() -> np.ndarray:
     return np.random.default_rng(0).integers(3, 250, (PROMPTS, 5))
 
 
-def _wanted(model: Any, prompt: np.ndarray, **encoder: Any) -> list[int]:
-    """Returns what the original writes after a prompt, greedily and without a cache."""
-    ids, name = prompt.tolist(), "decoder_input_ids" if encoder else "input_ids"
-    for _ in range(NEW):
+def _check_written(
+    model: Any, prompts: np.ndarray, written: list[list[int]], **read: Any
+) -> None:
+    """Checks that the original would write the same, greedily.
+
+    Random models are often undecided, and 8 bits are not exact: a token that the original
+    likes almost as much as its own first choice will do, if most choices are its first.
+    """
+    first = []
+    for prompt, ids in zip(prompts, written, strict=True):
+        assert ids[: len(prompt)] == prompt.tolist()
+        name = "decoder_input_ids" if read else "input_ids"
         with torch.no_grad():
-            logits = model(**{name: torch.tensor([ids])}, **encoder).logits
-        ids.append(int(logits[0, -1].argmax()))
-    return list(ids)
+            logits = model(**{name: torch.tensor([ids[:-1]])}, **read).logits[0]
+        for scores, chosen in list(zip(logits, ids[1:], strict=True))[len(prompt) - 1 :]:
+            assert scores.max() - scores[chosen] < TIE * scores.std()
+            first.append(int(scores.argmax()) == chosen)
+    assert len(first) == PROMPTS * NEW
+    assert np.mean(first) > 0.9
 
 
 def _run_by_genai(folder: Path, prompt: np.ndarray, **inputs: np.ndarray) -> list[int]:
@@ -108,37 +120,36 @@ def test_decoders_write_what_the_original_writes(
 ) -> None:
     torch.manual_seed(0)
     model = make()
-    models.hugging_face_folder(model, tmp_path / "saved")
+    model.eval().save_pretrained(tmp_path / "saved")
     out = _compiled(tmp_path, random_calibration=True, sequence_length=32)
-    for prompt in _prompts():
-        assert _run_by_genai(out, prompt) == _wanted(model, prompt)
+    prompts = _prompts()
+    _check_written(model, prompts, [_run_by_genai(out, prompt) for prompt in prompts])
 
 
 def test_an_encoder_decoder_of_text(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = models.t5()
-    models.hugging_face_folder(model, tmp_path / "saved")
+    model.eval().save_pretrained(tmp_path / "saved")
     out = _compiled(tmp_path, random_calibration=True, sequence_length=32)
     source = np.random.default_rng(1).integers(3, 250, 9)
     read = {
         "input_ids": torch.tensor(source[None]),
         "attention_mask": torch.ones(1, 9, dtype=torch.int64),
     }
-    for prompt in _prompts():
-        assert _run_by_parts(out, prompt, source) == _wanted(model, prompt, **read)
+    prompts = _prompts()
+    written = [_run_by_parts(out, prompt, source) for prompt in prompts]
+    _check_written(model, prompts, written, **read)
 
 
 def test_an_encoder_decoder_of_speech(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = models.whisper(places=1500)
-    models.hugging_face_folder(model, tmp_path / "saved")
+    model.eval().save_pretrained(tmp_path / "saved")
     out = _compiled(tmp_path, random_calibration=True, sequence_length=20)
-    rng = np.random.default_rng(1)
-    for prompt in _prompts():
-        heard = rng.standard_normal((1, 80, 3000), np.float32)
-        read = {"input_features": torch.tensor(heard)}
-        found = _run_by_genai(out, prompt, input_features=heard)
-        assert found == _wanted(model, prompt, **read)
+    heard = np.random.default_rng(1).standard_normal((1, 80, 3000), np.float32)
+    prompts = _prompts()
+    written = [_run_by_genai(out, one, input_features=heard) for one in prompts]
+    _check_written(model, prompts, written, input_features=torch.tensor(heard))
 
 
 def test_both_towers_of_a_model_that_reads_and_sees(tmp_path: Path) -> None:

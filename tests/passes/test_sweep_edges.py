@@ -215,3 +215,26 @@ def test_a_sample_of_nothing_but_padding_keeps_the_others_in_place(tmp_path: Pat
     tokens = np.array(work.arrays.get("up/0/tokens"))
     assert len(tokens) == 24 * (len(samples.training) - 1)
     assert tokens.all()
+
+
+def test_a_row_of_zeros_does_not_speak_for_the_others(tmp_path: Path) -> None:
+    """A norm gives padding's row of zeros a gradient a thousand times that of any word."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[n, s] input_ids) => (float[n, s, 64] y) {
+            found = Gather (table, input_ids)
+            normal = LayerNormalization <epsilon = 1e-6> (found, gain)
+            y = MatMul (normal, head)
+        }"""
+    table = noise(96, 64)
+    ids = np.random.default_rng(0).integers(1, 96, (12, 1, 16))
+    grams = []
+    for name, first in [("with", 0), ("without", 1)]:
+        table[0], ids[:, :, 0] = 0, first
+        weights = {"table": table, "gain": np.ones(64, np.float32), "head": noise(64, 64)}
+        feeds: list[Feeds] = [{"input_ids": one} for one in ids]
+        calibration = Calibration(feeds, "noise", name, "input_ids", held_out=0)
+        (tmp_path / name).mkdir()
+        work = context(tmp_path / name, calibration)
+        run(CALIBRATE, parse(text, weights), work)
+        grams.append(np.trace(np.array(work.arrays.get("table/0/hessian"))))
+    assert grams[0] < 1.1 * grams[1]

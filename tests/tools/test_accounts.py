@@ -213,3 +213,22 @@ def test_tables_that_constants_look_up_are_units(tmp_path: Path) -> None:
     assert max(bits.values()) < 13  # scales and shapes weigh on small ones
     loose = {one["name"] for one in result.report["left_in_float"]}
     assert {"other", "bias", "gain"} <= loose
+
+
+@pytest.mark.parametrize("budget", [10, 8])
+def test_places_that_the_model_looks_up_are_no_storage_of_the_table(
+    budget: int, tmp_path: Path
+) -> None:
+    """A table that is read at more places than its codes have bytes keeps its budget."""
+    nodes = [
+        helper.make_node("Gather", ["table", "places"], ["found"], "lookup"),
+        helper.make_node("Add", ["x", "found"], ["y"], "add"),
+    ]
+    places = numpy_helper.from_array(np.arange(2048) % 8, "places")
+    model = _floats(
+        nodes, [weight("table", (64, WIDTH), 1), places], [2048, WIDTH], tmp_path / "m.onnx"
+    )
+    result = mpqc.compile(
+        model, budget=budget, output=tmp_path / "out", samples=2, random_calibration=True
+    )
+    assert budget / 2 < result.got <= budget
