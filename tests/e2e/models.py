@@ -40,8 +40,8 @@ def opt() -> Any:
 def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    sizes: dict[str, Any] = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes, **ends))
 
 
