@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..ir import DECODER_TOKENS, InputError
 from .model_source import section
 
-Role = Literal["tokens", "source", "mask", "positions", "segments", "past", "other"]
+Role = Literal["tokens", "source", "mask", "positions", "segments", "lengths", "past", "other"]
 
 _PASSED_THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}
@@ -31,7 +31,7 @@ class ModelInput:
         dtype: The NumPy type of its feeds.
         role: What it is for; "source" is the text that an encoder reads while a decoder reads
             the tokens.
-        vocabulary: Rows of the table that token ids look up; 0 for other roles.
+        vocabulary: Rows of the table that the ids look up; 0 for what looks up none.
         window: Rows that a cache of a sliding window must have even while it is empty.
     """
 
@@ -68,8 +68,8 @@ def _describe(value: ir.Value, known: Role | None, vocabulary: int) -> ModelInpu
     assert value.dtype is not None
     dims = tuple(dim if isinstance(dim, int) else str(dim.value or "") for dim in value.shape)
     dtype = np.dtype(value.dtype.numpy())
-    role = known or _role(str(value.name), len(dims))
-    rows = vocabulary if known else 0
+    role = known or _role(str(value.name), len(dims), dtype)
+    rows = vocabulary if known else _table_rows(value)
     return ModelInput(str(value.name), dims, dtype, role, rows, _window(value))
 
 
@@ -85,7 +85,7 @@ def _window(value: ir.Value) -> int:
     )
 
 
-def _role(name: str, rank: int) -> Role:
+def _role(name: str, rank: int, dtype: np.dtype[Any]) -> Role:
     """The role that an input's name announces, by the convention of transformers."""
     lowered = name.lower()
     if "past" in lowered or "cache" in lowered:
@@ -96,6 +96,8 @@ def _role(name: str, rank: int) -> Role:
         return "positions"
     if "token_type" in lowered or "segment" in lowered:
         return "segments"
+    if "len" in lowered and rank <= 1 and dtype.kind in "iu":
+        return "lengths"
     return "other"
 
 
@@ -216,6 +218,9 @@ def _is_decoders(one: ModelInput) -> bool:
 def _fill(one: ModelInput, ids: np.ndarray, heads: HeadShape) -> np.ndarray:
     if one.role == "past":
         return np.zeros(_past_shape(one, heads), one.dtype)
+    if one.role == "lengths":
+        dims = [dim if isinstance(dim, int) else 1 for dim in one.dims]
+        return np.full(dims, len(ids), one.dtype)
     if one.role == "other" or len(one.dims) != 2:
         raise InputError(
             f"cannot make up the input {one.name!r} from text",
@@ -271,7 +276,7 @@ def random_feed(
 ) -> dict[str, np.ndarray]:
     """Returns noise that fits the inputs: open sizes are 1 for axis 0, else ``length``.
 
-    Integers of unknown meaning are zero; token ids are uniform over the vocabulary.
+    Integers of unknown meaning are zero; ids are uniform over the rows of what they look up.
 
     Raises:
         InputError: The model asks for an unreasonable amount of input.
@@ -289,7 +294,9 @@ def _noise(
         for axis, dim in enumerate(one.dims)
     )
     _check_size(one, shape)
-    if one.role in ("tokens", "source") and one.vocabulary:
+    if one.role == "lengths":
+        return np.full(shape, length, one.dtype)
+    if one.role in ("tokens", "source", "other") and one.vocabulary:
         return source.integers(0, one.vocabulary, shape).astype(one.dtype)
     if one.role == "mask":
         return np.ones(shape, one.dtype)

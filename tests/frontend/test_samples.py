@@ -54,12 +54,57 @@ def test_everything_around_the_tokens_is_made_up(decoder: ir.Model) -> None:
         token_feed(model_inputs(decoder), np.array([5]), HeadShape(2, None))
 
 
+SPEECH = """<ir_version: 9, opset_import: ["" : 18]>
+both (int64[batch, heard] input_ids, int64[batch, heard] attention_mask,
+      int64[batch, said] decoder_input_ids, float[batch, 2, past, 4] past_key_values_0_key)
+    => (float[batch, heard, 4] x, float[batch, said, 4] y)
+    <float[50, 4] table = {TABLE}> {
+    x = Gather(table, input_ids)
+    y = Gather(table, decoder_input_ids)
+}""".replace("TABLE", TABLE)
+
+
+def test_an_encoder_reads_the_first_half_and_its_decoder_the_second() -> None:
+    inputs = model_inputs(ir.from_onnx_text(SPEECH))
+    assert [one.role for one in inputs] == ["source", "mask", "tokens", "past"]
+    feed = token_feed(inputs, np.arange(1, 8), HeadShape(2, 4))
+    assert feed["input_ids"].tolist() == [[1, 2, 3, 4]]
+    assert feed["attention_mask"].tolist() == [[1, 1, 1, 1]]
+    assert feed["decoder_input_ids"].tolist() == [[5, 6, 7]]
+
+
+WINDOW = """<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]>
+windowed (float[batch, tokens, 32] x, float[batch, 1, past, 8] past_key,
+          float[batch, 1, past, 8] past_value, int32[batch] ends, int32 total)
+    => (float[batch, tokens, 16] y) {
+    y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 1,
+        local_window_size = 6, sliding_window_cache = 1>
+        (x, , , past_key, past_value, ends, total)
+}"""
+
+
+def test_a_cache_of_a_window_is_as_wide_as_the_window() -> None:
+    inputs = model_inputs(ir.from_onnx_text(WINDOW))
+    feed = random_feed(inputs, 9, np.random.default_rng(0), HeadShape(1, 8))
+    assert feed["past_key"].shape == (1, 1, 6, 8)
+
+
 def test_noise_fits_the_inputs(decoder: ir.Model) -> None:
     source = np.random.default_rng(0)
     feed = random_feed(model_inputs(decoder), 6, source, HeadShape(2, 8))
     assert feed["words"].shape == (1, 6)
     assert 0 <= feed["words"].min() <= feed["words"].max() < 50
     assert feed["past_key_0"].shape == (1, 2, 0, 8)
+
+
+def test_lengths_and_ids_of_other_tables_are_made_up() -> None:
+    """Lengths of 0 hide everything, and an index beyond its table ends the run."""
+    text = DECODER.replace("int64[batch, all] attention_mask", "int32[batch] input_lengths")
+    decoder = ir.from_onnx_text(text.replace("position_ids", "tones"))
+    source = np.random.default_rng(0)
+    feed = random_feed(model_inputs(decoder), 60, source, HeadShape(2, 8))
+    assert feed["input_lengths"].tolist() == [60]
+    assert feed["tones"].max() == 8
 
 
 PLAIN = """<ir_version: 9, opset_import: ["" : 18]>

@@ -44,6 +44,8 @@ def _natural(one: ModelInput, entry: Entry, rng: np.random.Generator) -> np.ndar
         return np.full(dims, not entry.masks_padding, one.dtype)
     if one.role == "positions":
         return np.broadcast_to(np.arange(dims[-1]), dims).astype(one.dtype)
+    if one.role == "lengths":
+        return np.full(dims, max(entry.sizes.values(), default=_LENGTH), one.dtype)
     if one.role == "segments":
         return np.zeros(dims, one.dtype)
     if one.dtype.kind in "iu":
