@@ -41,10 +41,11 @@ def write_parts(joined: Path) -> tuple[Path, ...]:
     """
     if not _is_joined(ir.load(joined).graph):
         return ()
-    encoder, decoder = joined.with_name(ENCODER_FILE), joined.with_name(DECODER_FILE)
-    write_references(_encoder(ir.load(joined)), encoder)
-    write_references(_decoder(ir.load(joined)), decoder)
-    return encoder, decoder
+    parts = {ENCODER_FILE: _encoder(ir.load(joined)), DECODER_FILE: _decoder(ir.load(joined))}
+    files = tuple(joined.with_name(name) for name in parts)
+    for file, part in zip(files, parts.values(), strict=True):
+        write_references(part, file)
+    return files
 
 
 def _is_joined(graph: ir.Graph) -> bool:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from ..ir import DECODER_TOKENS, ENCODER_STATES
 from .traced import EXAMPLE_BATCH, EXAMPLE_PAST, EXAMPLE_TOKENS, Example, Traced
 
+_LAYERS = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")  # of configs
 _DECODER_TOKENS = 5  # another number than of the encoder's tokens, so that axes stay apart
 
 
@@ -145,9 +146,9 @@ def _held(cache: Any) -> list[torch.Tensor]:
 
 def _are_keys_and_values(held: list[Any], tokens: int, model: Any) -> bool:
     """Whether the cache has keys and values of every token, for every layer."""
-    layers = getattr(model.config, "num_hidden_layers", None)
-    layers = getattr(model.config, "decoder_layers", None) or layers
-    if not held or (isinstance(layers, int) and len(held) < 2 * layers):
+    known = (getattr(model.config, name, None) for name in _LAYERS)
+    layers = next((one for one in known if isinstance(one, int)), 0)
+    if not held or len(held) < 2 * layers:
         return False
     return all(
         isinstance(one, torch.Tensor) and one.dim() == 4 and one.shape[2] == tokens

@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..backend.encoder_decoder import write_parts
 from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
 from ..backend.onnxruntime.runner import open_session
 from ..backend.runner import Runner
@@ -20,7 +19,6 @@ from ..ir import (
     Calibration,
     ExcessLoss,
     InfeasibleBudget,
-    InputError,
     MachineError,
     check_finite,
     find_units,
@@ -41,6 +39,7 @@ from .inspection import model_bytes
 from .kernels import capabilities
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
+from .parts import cut_in_parts
 from .pass_options import is_lowering
 from .settings import CompileSettings
 from .watch import Watch
@@ -306,7 +305,8 @@ def finish(
     """
     write_model(model, stage / "model.onnx")
     carry_companions(source, stage, context.capabilities)
-    for path in (stage / "model.onnx", *_parts(stage / "model.onnx", context)):
+    parts = cut_in_parts(stage / "model.onnx", context.progress.say)
+    for path in (stage / "model.onnx", *parts):
         with open_session(path, context.capabilities.provider):
             pass
     facts = manifest(stage, model, context, pipeline, kept, timer)
@@ -316,15 +316,6 @@ def finish(
         write_manifest(stage, facts)
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
     return Outcome(facts, size)
-
-
-def _parts(path: Path, context: PassContext) -> tuple[Path, ...]:
-    """Writes encoder and decoder beside a model that has both."""
-    try:
-        return write_parts(path)
-    except InputError as error:  # the whole graph is a result by itself
-        context.progress.say(f"warning: {error.message}; it stays one graph")
-        return ()
 
 
 def check_loss(context: PassContext, pipeline: Pipeline, *, accept: bool) -> None:

@@ -73,13 +73,13 @@ def export_into(folder: Path, stage: Path, progress: Progress) -> str:
     Returns:
         The exporter that was used.
     """
-    from ..backend.encoder_decoder import write_parts
     from ..backend.onnxruntime.runner import open_session
     from ..frontend import hugging_face
+    from .parts import cut_in_parts
 
     route = hugging_face.export_folder(folder, stage, progress.say)
     model = stage / "model.onnx"
-    for path in (model, *write_parts(model)):
+    for path in (model, *cut_in_parts(model, progress.say)):
         with open_session(path):
             pass
     return route
