@@ -47,7 +47,7 @@ def joined(path: Path, *more: onnx.NodeProto, scores: str = "scores") -> Path:
         helper.make_node("Div", [scores, "count"], ["even"]),
         helper.make_node("MatMul", ["even", "present.0.encoder.key"], ["logits"]),
     ]
-    floats = {
+    floats: dict[str, list[str | int]] = {
         "heard": ["batch", "frames", WIDTH],
         "past_key_values.0.decoder.key": ["batch", "past", WIDTH],
         "logits": ["batch", "said", WIDTH],
