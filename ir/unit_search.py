@@ -34,6 +34,7 @@ _WEIGHT_INPUTS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("", "Conv"): (1,),
     ("", "ConvTranspose"): (1,),
     ("", "Gather"): (0,),
+    ("", "GatherND"): (0,),
     ("", "Einsum"): (0, 1, 2, 3),
     ("", "LSTM"): (1, 2),
     ("", "GRU"): (1, 2),

@@ -68,6 +68,7 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
     "GRU": (Slot(1, "array", 1), Slot(2, "array", 1)),
     "RNN": (Slot(1, "array", 1), Slot(2, "array", 1)),
     "Gather": (Slot(0, "lookup", 0),),
+    "GatherND": (Slot(0, "array", 0),),
     "MatMulNBits": _codes(1, "product", 0, 2, 3, 4),
     "MatMulBnb4": _codes(1, "product", 0, 2),
     "GatherBlockQuantized": _codes(0, "lookup", 0, 2, 3),

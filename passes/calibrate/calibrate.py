@@ -74,7 +74,7 @@ class Calibrate(Pass):
         units = find_units(model)
         good = [unit for unit in units if not unit.reason]
         objective = choose_objective(model, context.calibration.tokens, self.objective)
-        stats, facts = self._stats(model, context, context.calibration)
+        stats, facts = self._stats(model, good, context, context.calibration)
         reused = facts is not None
         if facts is None:
             facts = _gather(model, good, objective, stats, context, coupled=self.coupled)
@@ -89,13 +89,18 @@ class Calibrate(Pass):
         return True
 
     def _stats(
-        self, model: ir.Model, context: PassContext, samples: Calibration
+        self, model: ir.Model, units: list[Unit], context: PassContext, samples: Calibration
     ) -> tuple[CachedFile, dict[str, Any] | None]:
         """Returns the file for the stats of this model and samples, and its facts if any.
 
-        Statistics with couplings between rows also serve those who need none.
+        Statistics with couplings between rows also serve those who need none. Another version
+        may see other units in the same model, so the key holds what is measured of it.
         """
-        inputs = (_FORMAT, model_key(model), samples.key, len(samples.training), context.seed)
+        measured = sorted(moment_layout(units, coupled=False))
+        inputs = (
+            *(_FORMAT, model_key(model), *measured),
+            *(samples.key, len(samples.training), context.seed),
+        )
         for variant in (replace(self, coupled=True), self):
             stats = context.cached_file(*inputs, variant)
             facts = stats.facts(context.progress.say)

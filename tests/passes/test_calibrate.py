@@ -229,6 +229,19 @@ def test_stats_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(moments(again)[name], array, rtol=0, atol=0)
 
 
+def test_stats_of_a_version_that_saw_fewer_units_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = vectors()
+    module = sys.modules["mpqc.passes.calibrate.calibrate"]
+    with monkeypatch.context() as older:
+        older.setattr(module, "find_units", lambda model: find_units(model)[:1])
+        run(CALIBRATE, vector(), context(tmp_path, samples))
+    newer = context(tmp_path, samples)
+    run(CALIBRATE, vector(), newer)
+    assert newer.report["calibrate"]["reused"] is False
+
+
 def test_what_couples_rows_is_gathered_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
