@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ class Sweeps:
     """Counts the sweeps that really run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        module: Any = sys.modules["mpqc.passes.calibrate.calibrate"]
+        module: Any = importlib.import_module("mpqc.passes.calibrate.calibrate")
         self.count = 0
         inner = module.sweep
 
@@ -233,7 +233,7 @@ def test_stats_of_a_version_that_saw_fewer_units_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = vectors()
-    module = sys.modules["mpqc.passes.calibrate.calibrate"]
+    module = importlib.import_module("mpqc.passes.calibrate.calibrate")
     with monkeypatch.context() as older:
         older.setattr(module, "find_units", lambda model: find_units(model)[:1])
         run(CALIBRATE, vector(), context(tmp_path, samples))
