@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,8 @@ def test_too_little_memory_is_refused_first(attempt: Attempt, megabytes: int) ->
 
 
 def test_just_enough_memory(attempt: Attempt) -> None:
-    ended, _ = attempt(AS=400 << 20)
+    stacks = 32 * (os.cpu_count() or 1)  # each core gets a thread
+    ended, _ = attempt(AS=(400 + stacks) << 20)
     assert ended.code == 0, ended.errors
 
 
