@@ -39,7 +39,7 @@ def _compiled(folder: Path, **options: Any) -> Path:
     assert result.got <= 8.5
     assert not [unit for unit in result.report["units"] if unit.get("reason")]
     left = [one["name"] for one in result.report["left_in_float"]]
-    assert not [name for name in left if "embed" in name]
+    assert not [name for name in left if "embed" in name and name.endswith("weight")]
     return result.output
 
 
