@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 _IMPLEMENTATION = "mpqc"
-_GENERAL = (
-    "batched_mm"  # of transformers: exports everything, but reads weights for each token
-)
+# Of transformers: exports everything, but reads weights for each token.
+_GENERAL = "batched_mm"
+_PLAIN_GATE = "transformers.integrations.moe"  # module of the gate that most models share
 _SILU = ("SiLU", "SiLUActivation")
 _OPERATOR = "com.microsoft::MoE"
 _GATED_SILU: dict[str, Any] = {
@@ -87,6 +87,7 @@ def _is_plain(layer: Any) -> bool:
     return (
         type(act).__name__ in _SILU
         and layer.has_gate
+        and type(layer)._apply_gate.__module__ == _PLAIN_GATE
         and layer.is_concatenated
         and not (layer.is_transposed or layer.has_bias or layer.has_post_expert_norm)
     )

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 PROMPTS = 20
 NEW = 12
-TIE = 0.3  # of the spread of all scores; with a wrong cache, gaps are beyond 1
+TIE = 0.3  # of the spread of all scores
 
 
 def _compiled(folder: Path, **options: Any) -> Path:
