@@ -6,12 +6,15 @@ KILLS ?= 50
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-full methods test test-sample test-slow kill fuzz lint format clean
+.PHONY: help venv javascript demo demo-full methods test test-sample test-slow kill fuzz lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 venv: .venv/stamp  ## Make .venv, or bring it up to date
+
+javascript:  ## Install ONNX Runtime for Node.js and for browsers, which some tests run results in
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix tests/e2e/javascript
 
 demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits per weight and show a table (minutes)
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +15,72 @@ import mpqc
 from mpqc.backend.onnxruntime.runner import open_session
 from mpqc.tools.export import export_folder
 
+from . import javascript_runtime
 from .compiled import noise
 from .models import bert, gpt2, hugging_face_folder, llama
 
-pytest.importorskip("openvino")
-
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.ort, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ort, pytest.mark.timeout(180)]
 
 KERNELS = 0.03  # relative: ONNX Runtime's kernels round activations, OpenVINO's do not
+SAME_KERNELS = 0.003  # relative: one library, built for another language
 
 
-@pytest.mark.parametrize("build", [bert, gpt2, llama])
-def test_openvino_agrees(build: Callable[[], Any], tmp_path: Path) -> None:
-    from mpqc.backend.openvino.runner import open_openvino
+@dataclass(frozen=True)
+class Result:
+    """What mpqc made, one sample, and what ONNX Runtime makes of it."""
 
+    model: Path
+    feeds: dict[str, np.ndarray]
+    expected: dict[str, np.ndarray]
+
+    def check(self, found: dict[str, np.ndarray], tolerance: float) -> None:
+        """Fails where another runtime's outputs differ by more than its kernels round."""
+        assert set(found) == set(self.expected)
+        for name, wanted in self.expected.items():
+            error = np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted)
+            assert error < tolerance, name
+
+
+@pytest.fixture(scope="module", params=[bert, gpt2, llama])
+def result(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    """A model of mixed widths, compiled from a Hugging Face folder."""
+    return _compiled(request.param, tmp_path_factory.mktemp("compiled"))
+
+
+def _compiled(build: Callable[[], Any], folder: Path) -> Result:
     torch.manual_seed(0)
-    export_folder(hugging_face_folder(build(), tmp_path / "hf"), tmp_path / "onnx")
-    samples = noise(tmp_path / "onnx" / "model.onnx", tmp_path / "samples.npz", 10, 24, seed=0)
-    result = mpqc.compile(
-        tmp_path / "onnx",
+    export_folder(hugging_face_folder(build(), folder / "hf"), folder / "onnx")
+    samples = noise(folder / "onnx" / "model.onnx", folder / "samples.npz", 10, 24, seed=0)
+    made = mpqc.compile(
+        folder / "onnx",
         budget=3.5,
-        output=tmp_path / "out",
+        output=folder / "out",
         calibration=[samples],
         preset="fast",
-        cache=tmp_path / "cache",
+        cache=folder / "cache",
     )
-    widths = {width for unit in result.report["units"] for width in unit["widths"]}
+    widths = {width for unit in made.report["units"] for width in unit["widths"]}
     assert {"2", "4"} <= widths
     arrays = np.load(samples)
     feeds = {name: arrays[name][:1] for name in arrays.files}
-    with open_session(result.model) as session:
+    with open_session(made.model) as session:
         expected = session.run(feeds)
+    return Result(made.model, feeds, expected)
+
+
+def test_openvino_agrees(result: Result) -> None:
+    pytest.importorskip("openvino")
+    from mpqc.backend.openvino.runner import open_openvino
+
     with open_openvino(result.model, exact=True) as session:
-        found = session.run(feeds)
-    for name, wanted in expected.items():
-        error = np.linalg.norm(found[name] - wanted) / np.linalg.norm(wanted)
-        assert error < KERNELS, name
+        result.check(session.run(result.feeds), KERNELS)
+
+
+@pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
+def test_javascript_agrees(result: Result, package: str) -> None:
+    if why := javascript_runtime.lacking(package):
+        pytest.skip(why)
+    found = javascript_runtime.run(package, result.model, result.feeds)
+    result.check(found, KERNELS if package == "onnxruntime-web" else SAME_KERNELS)
