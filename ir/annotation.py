@@ -7,7 +7,7 @@ several units may share a node, each has notes of its own, under ``mpqc.<key>@<u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Protocol, TypeVar, cast
@@ -140,13 +140,20 @@ def drop_note(target: Annotated, cls: type[Annotation]) -> None:
     target.metadata_props.pop(PREFIX + cls.key, None)
 
 
-def forget_notes(model: ir.Model) -> None:
-    """Removes every note of a model from outside: what it claims, nobody has checked."""
+def forget_notes(model: ir.Model, *, keep: Collection[type[Annotation]] = ()) -> None:
+    """Removes notes: every one of a model from outside, whose claims nobody has checked.
+
+    Args:
+        model: The graph.
+        keep: Classes whose notes stay.
+    """
     bodies = [model.graph, *(function.graph for function in model.functions.values())]
     for graph in (one for body in bodies for one in all_graphs(body)):
         for target in (model, graph, *graph):
-            for key in [key for key in target.metadata_props if key.startswith(PREFIX)]:
-                del target.metadata_props[key]
+            own = [key for key in target.metadata_props if key.startswith(PREFIX)]
+            for key in own:
+                if class_of(key) not in keep:
+                    del target.metadata_props[key]
 
 
 def notes_of(target: Annotated) -> list[Annotation]:

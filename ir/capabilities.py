@@ -145,11 +145,11 @@ class Capabilities:
     def array_options(self, columns: int) -> tuple[Option, ...]:
         """Returns every option that a weight may take which a reader takes as floats.
 
-        Each option that is used costs nodes, so there is one group size for each width: at 8
-        bits a row, below that the first of a few that divides the row.
+        Each option that is used costs nodes, so there is one group size for each width: from
+        8 bits on a row, below that the first of a few that divides the row.
         """
         group = next((one for one in _ARRAY_GROUPS if columns % one == 0), columns)
         return tuple(
-            Option(bits, columns if bits == _WHOLE_BYTE else min(group, columns))
+            Option(bits, columns if bits >= _WHOLE_BYTE else min(group, columns))
             for bits in self.array_bits
         )

@@ -10,7 +10,7 @@ from .errors import UsageError
 SCALE_BYTES = 2  # scales are stored as float16
 KERNEL_WIDTHS = (2, 4, 8)  # of the codes that kernels read
 HALF = "f16"  # how an option without codes is written
-_HALF_BITS = 16
+_WIDE_BITS = 16
 _TEXT = re.compile(r"(\d+)g(\d+)\Z")
 
 
@@ -20,15 +20,15 @@ class Option:
 
     The printed form is ``4g64``. Codes of 3, 5, 6 and 7 bits have no kernel of their own: the
     file stores them densely, and when it loads the model the runtime expands them to the width
-    of the next wider kernel. A code ``q`` in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for
-    ``q * scale``; the stored code is ``q + 2^(bits-1)``, which is what MatMulNBits expects
-    when it has no zero points.
+    of the next wider kernel. Codes of 16 bits are for what takes floats anyway. A code ``q``
+    in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for ``q * scale``; kernels read
+    ``q + 2^(bits-1)``, which is what MatMulNBits expects when it has no zero points.
 
     ``f16`` has no codes: the file stores float16 numbers, which the runtime widens when it
     loads the model.
 
     Attributes:
-        bits: Width of a code in the file, from 2 to 8; 16 for ``f16``.
+        bits: Width of a code in the file, from 2 to 8, or 16; 16 for ``f16``.
         group: Columns that share a scale; 0 for ``f16``.
     """
 
@@ -38,12 +38,12 @@ class Option:
     @classmethod
     def half(cls) -> Option:
         """Returns ``f16``."""
-        return cls(_HALF_BITS, 0)
+        return cls(_WIDE_BITS, 0)
 
     @property
     def is_half(self) -> bool:
         """Whether rows are stored as float16, without codes."""
-        return self.bits == _HALF_BITS
+        return self.group == 0
 
     def __str__(self) -> str:
         return HALF if self.is_half else f"{self.bits}g{self.group}"
@@ -59,10 +59,11 @@ class Option:
             return cls.half()
         match = _TEXT.match(text)
         option = cls(int(match.group(1)), int(match.group(2))) if match is not None else None
-        if option is None or not KERNEL_WIDTHS[0] <= option.bits <= KERNEL_WIDTHS[-1]:
+        known = (*range(KERNEL_WIDTHS[0], KERNEL_WIDTHS[-1] + 1), _WIDE_BITS)
+        if option is None or option.bits not in known or not option.group:
             raise UsageError(
                 f"{text!r} is not a storage option",
-                hint="write BITSgGROUP, like 4g64, with 2 to 8 bits",
+                hint="write BITSgGROUP, like 4g64, with 2 to 8 or 16 bits",
             )
         return option
 
@@ -70,11 +71,9 @@ class Option:
     def kernel_bits(self) -> int:
         """Width of the codes that the kernel reads, and that stay in memory.
 
-        Of ``f16``, which no kernel of codes reads, it is its own.
+        Of 16 bits, which no kernel of codes reads, it is its own.
         """
-        if self.is_half:
-            return self.bits
-        return next(bits for bits in KERNEL_WIDTHS if bits >= self.bits)
+        return next((bits for bits in KERNEL_WIDTHS if bits >= self.bits), self.bits)
 
     @property
     def expands(self) -> bool:

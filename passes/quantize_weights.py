@@ -28,6 +28,7 @@ from ..ir import (
     quantizable,
 )
 from ..ir.analysis.attention import find_attention
+from ..ir.analysis.offered import expands_to_floats
 from ..ir.text_form import did_you_mean
 from ..ir.unit_arrays import RowClass, UnitArrays
 from .engine.emission.emitter import Names
@@ -170,7 +171,8 @@ class QuantizeWeights(Pass):
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
         stored = torch.empty_like(weight)
         if coupling is None or _is_half(unit):
-            made = [self._round_rows(one, left, parts) for one in classes]
+            in_floats = expands_to_floats(unit, context.capabilities)
+            made = [self._round_rows(one, left, parts, in_floats) for one in classes]
         else:
             made = self._round_coupled(classes, left, coupling, parts[0].factor)
         for one, rounded in zip(classes, made, strict=True):
@@ -195,13 +197,14 @@ class QuantizeWeights(Pass):
         return loss, _kernel_loss(note, quadratic, weight, context)
 
     def _round_rows(
-        self, one: RowClass, left: torch.Tensor, parts: Sequence[Part]
+        self, one: RowClass, left: torch.Tensor, parts: Sequence[Part], in_floats: bool
     ) -> Rounded | None:
         """Rounds the rows of a class, each by itself; None where they stay in float16."""
         if one.option.is_half:
             return None
         rows = torch.from_numpy(one.rows)
-        return round_parts(left, rows, parts, partial(self._round, one.option))
+        rounder = partial(self._round, one.option, in_floats=in_floats)
+        return round_parts(left, rows, parts, rounder)
 
     def _round_coupled(
         self,
@@ -222,11 +225,20 @@ class QuantizeWeights(Pass):
         )
         return [made[by_width.index(at)] for at in range(len(classes))]
 
-    def _round(self, option: Option, weight: torch.Tensor, factor: Factor) -> Rounded:
+    def _round(
+        self, option: Option, weight: torch.Tensor, factor: Factor, *, in_floats: bool = False
+    ) -> Rounded:
         bits, group = option.bits, option.group
         if self.rounding == "nearest":
             return nearest(weight, bits, group, factor.price)
-        return round_rows(weight, bits, group, factor, refinements=self.refinements)
+        return round_rows(
+            weight,
+            bits,
+            group,
+            factor,
+            refinements=self.refinements,
+            in_floats=in_floats,
+        )
 
 
 def _check_coupled(forecast: Forecast) -> None:

@@ -19,7 +19,9 @@ from ..ir import (
     Calibration,
     ExcessLoss,
     InfeasibleBudget,
+    LeftInFloat,
     MachineError,
+    StoredPart,
     check_finite,
     find_units,
     forget_notes,
@@ -303,7 +305,7 @@ def finish(
     Raises:
         InfeasibleBudget: The result takes more bits than were asked for.
     """
-    write_model(model, stage / "model.onnx")
+    write_model(_for_users(model), stage / "model.onnx")
     carry_companions(source, stage, context.capabilities)
     parts = cut_in_parts(stage / "model.onnx", context.progress.say)
     for path in (stage / "model.onnx", *parts):
@@ -316,6 +318,16 @@ def finish(
         write_manifest(stage, facts)
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
     return Outcome(facts, size)
+
+
+def _for_users(model: ir.Model) -> ir.Model:
+    """Returns the graph without what passes have noted for one another.
+
+    That is in ``mpqc.json`` and in dumps; in a small model it is a good part of the file.
+    """
+    result = model.clone()
+    forget_notes(result, keep=(StoredPart, LeftInFloat))
+    return result
 
 
 def check_loss(context: PassContext, pipeline: Pipeline, *, accept: bool) -> None:

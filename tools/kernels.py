@@ -12,7 +12,7 @@ KERNELS = ("auto", "always", "never")
 _SMALL_MODEL = 1 << 23  # weights; as floats they take 32 MB
 # Entries of a weight that stays in a processor's cache as floats, where a float product is as
 # quick as one of codes, and does not round its activations.
-_CACHED = 1 << 18
+_CACHED = 1 << 20
 _ANY = 1 << 62
 
 

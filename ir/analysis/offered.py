@@ -34,7 +34,8 @@ class Offer:
         offered = offered_options(unit, table, self.groups, expand=self.expand)
         wanted = [one for one in offered if one.bits in self.bits]
         half = Option.half()
-        if offered and half.bits in self.bits and not half_obstacle(unit):
+        wide = half.bits in self.bits and all(one.bits != half.bits for one in offered)
+        if offered and wide and not half_obstacle(unit):
             wanted.append(half)
         return wanted or offered
 

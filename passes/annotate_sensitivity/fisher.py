@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ...ir import Option, Unit, UsageError
+from ...ir.analysis.offered import expands_to_floats
 from ..engine.execution.parallel import for_each
 from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
 from ..engine.numerics.row_hessians import round_parts
@@ -81,13 +82,14 @@ def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked[Settings]) -> Keepin
 def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
     weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
     left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
+    in_floats = expands_to_floats(unit, asked.context.capabilities)
     for option in asked.options[unit.name]:
         if option.is_half:
             columns.append(quadratic.loss(weight, as_half(weight)))
             continue
 
         def rounded_so(part: torch.Tensor, factor: Factor, one: Option = option) -> Rounded:
-            return round_rows(part, one.bits, one.group, factor)
+            return round_rows(part, one.bits, one.group, factor, in_floats=in_floats)
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...ir import Option, Unit
+from ...ir.analysis.offered import expands_to_floats
 from ..engine.execution.executor import BlockRunner, Weights, weight_of
 from ..engine.execution.samples import Samples
 from ..engine.numerics.gptq import as_half, round_rows
@@ -87,7 +88,8 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
     if option.is_half:
         return as_half(weight).numpy()
     factor = Quadratic.of(unit, context.arrays).factor()
-    rounded = round_rows(weight, option.bits, option.group, factor)
+    in_floats = expands_to_floats(unit, context.capabilities)
+    rounded = round_rows(weight, option.bits, option.group, factor, in_floats=in_floats)
     return rounded.dequantize(option.group).numpy()
 
 

@@ -157,6 +157,11 @@ class _Moments:
         rows = matrix.square().mean(dim=1)  # some gates may not have mattered to the samples
         rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
         self.file.add(tap.moments.name(tap.at, "rows"), rows, 0)
+        hessian = tap.moments.name(tap.at, "hessian")
+        if hessian in self.file:
+            gram = matrix.T @ matrix
+            count = max(round(float(gram.trace() ** 2 / gram.square().sum())), 1)
+            self.file.add(hessian, gram / count, count)
 
     def add_untouched(self) -> None:
         """Judges arrays that no sample gave a gradient by their own relative error.

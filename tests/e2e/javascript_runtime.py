@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,6 @@ def _plain(array: np.ndarray) -> dict[str, object]:
     return {"type": array.dtype.name, "dims": list(array.shape), "data": data}
 
 
-def _array(one: dict[str, str]) -> np.ndarray:
+def _array(one: dict[str, Any]) -> np.ndarray:
     data = base64.b64decode(one["data"])
     return np.frombuffer(data, _TYPES[one["type"]]).reshape(one["dims"])

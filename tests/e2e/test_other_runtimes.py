@@ -42,9 +42,7 @@ class Result:
 
 
 @pytest.fixture(scope="module", params=[bert, gpt2, llama])
-def result(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Result:
+def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A model of mixed widths, compiled from a Hugging Face folder."""
     return _compiled(request.param, tmp_path_factory.mktemp("compiled"))
 

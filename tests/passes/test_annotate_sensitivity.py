@@ -118,7 +118,12 @@ def test_without_a_kernel_a_unit_expands_to_floats(tmp_path: Path) -> None:
     model = parse(text, {"w": noise(64, 90), "v": noise(90, 72)})
     run(f"{CALIBRATE},annotate-sensitivity", model, context(tmp_path, vectors()))
     units = {unit.name: unit for unit in quantizable(model)}
-    assert need_note(units["v"].notes, Sensitivity).options == ("2g90", "4g90", "8g90")
+    assert need_note(units["v"].notes, Sensitivity).options == (
+        "2g90",
+        "4g90",
+        "8g90",
+        "16g90",
+    )
     assert note_of(units["w"].notes, Sensitivity) is not None
 
 

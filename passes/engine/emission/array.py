@@ -40,7 +40,7 @@ def emit_array(unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -
     All of them compute on constants, so a runtime does so once, when it loads the model, and
     its readers are as quick as ever. Rows x columns come first, row class by row class:
 
-        %codes = Cast(@codes)                 8 bits; of fewer, bytes are taken apart
+        %codes = Cast(@codes)                 8 or 16 bits; of fewer, bytes are taken apart
         %rows  = Mul(%codes, Cast(@scales))
 
     then Concat and Gather bring the rows into order, and Reshape and Transpose the axes.
@@ -92,8 +92,8 @@ class _Expansion:
         """Emits the codes of a class as floats, rows x columns."""
         codes, bits, at = self._own.get("codes", one.index), one.option.bits, one.index
         name, dims = f"codes/{at}", codes.shape
-        if bits == 8:
-            stored = self._emit.constant(name, codes.astype(np.int8))
+        if bits >= 8:
+            stored = self._emit.constant(name, codes)
             return self._node(f"{name}/float", "Cast", [stored], dims, to=int(_FLOAT))
         fields = 8 // bits
         packed = pack(codes, bits, -(-self._columns // fields) * fields)[:, 0]

@@ -23,7 +23,9 @@ _FRACTIONS = {
     4: (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05),
     5: (0.9, 0.95, 1.0, 1.05),
 }
-_SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: no zero, no denormal scale is stored
+# The smallest normal float16, so that no runtime takes a scale for zero. Steps of 16 bits are
+# smaller than that; what reads those scales is a Cast on the CPU, which keeps denormals.
+_SMALLEST_SCALE, _SMALLEST_WIDE_SCALE = 2.0**-14, 2.0**-20
 _LARGEST_SCALE = 65504.0
 _SMALLEST_GROUP = 32
 _ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
@@ -31,7 +33,10 @@ _ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
 # by large products beyond it. What goes one by one is left to numpy, which takes a third of
 # torch's time to begin with an operation: for 32 rows that is nearly all there is.
 _BLOCK, _STRIP = 64, 16
-LOSSLESS_BITS = 8  # from here on, compensation gains nothing worth its time
+# From here on, compensation gains nothing worth its time: at 8 bits kernels that round their
+# activations hide it. Kernels that compute in floats show it.
+LOSSLESS_BITS, LOSSLESS_FLOAT_BITS = 8, 16
+_WIDEST_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Rounded:
     """A rounded matrix.
 
     Attributes:
-        codes: int8, rows x columns.
+        codes: int8, or int16 of more than 8 bits; rows x columns.
         scales: float16, rows x groups.
     """
 
@@ -127,10 +132,15 @@ def _range(bits: int) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def storable(scales: torch.Tensor) -> torch.Tensor:
-    """Rounds scales to what float16 can hold; a zero becomes the smallest normal number."""
+def _code_type(bits: int) -> torch.dtype:
+    return torch.int8 if bits <= _WIDEST_BYTE else torch.int16
+
+
+def storable(scales: torch.Tensor, bits: int = _WIDEST_BYTE) -> torch.Tensor:
+    """Rounds scales to what float16 can hold; a zero becomes the smallest number allowed."""
     sign = torch.where(scales < 0, -1.0, 1.0)
-    size = scales.abs().clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
+    smallest = _SMALLEST_SCALE if bits <= _WIDEST_BYTE else _SMALLEST_WIDE_SCALE
+    size = scales.abs().clamp(smallest, _LARGEST_SCALE)
     return (sign * size).half().float()
 
 
@@ -154,10 +164,10 @@ def search_scales(
     blocks, prices = _grouped(weight, group), _grouped(price[None], group)
     extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
     best = torch.full_like(extreme, torch.inf)
-    scales = storable(extreme / low)
+    scales = storable(extreme / low, bits)
     for sign in (1.0, -1.0) if bits <= 3 else (1.0,):
         for fraction in _FRACTIONS.get(bits, (1.0,)):
-            scale = storable(extreme * (sign * fraction / low))
+            scale = storable(extreme * (sign * fraction / low), bits)
             codes = (blocks / scale).round_().clamp_(low, high)
             error = codes.mul_(scale).sub_(blocks).square_().mul_(prices).sum(2, keepdim=True)
             better = error < best
@@ -178,7 +188,7 @@ def nearest(weight: torch.Tensor, bits: int, group: int, price: torch.Tensor) ->
     scales = search_scales(weight, bits, group, price)
     wide = scales.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
     codes = (weight / wide).round_().clamp_(low, high)
-    return Rounded(codes.to(torch.int8), scales.half())
+    return Rounded(codes.to(_code_type(bits)), scales.half())
 
 
 def _compensated(
@@ -303,7 +313,7 @@ def _round_chunk(
     for _ in range(refinements):
         scales = _refit_scales(weight, codes, group, factor.damped)
         codes = _descend(weight, codes, scales, bits, group, factor.damped)
-    return Rounded(codes.to(torch.int8), scales.half())
+    return Rounded(codes.to(_code_type(bits)), scales.half())
 
 
 def gptq(
@@ -330,10 +340,25 @@ def gptq(
 
 
 def round_rows(
-    weight: torch.Tensor, bits: int, group: int, factor: Factor, *, refinements: int = 0
+    weight: torch.Tensor,
+    bits: int,
+    group: int,
+    factor: Factor,
+    *,
+    refinements: int = 0,
+    in_floats: bool = False,
 ) -> Rounded:
-    """Rounds as well as is worth the time: ``gptq``, and ``nearest`` from 8 bits on."""
-    if bits >= LOSSLESS_BITS:
+    """Rounds as well as is worth the time: by ``gptq``, and by ``nearest`` at many bits.
+
+    Args:
+        weight: Float32, rows x columns.
+        bits: Width of a code.
+        group: Columns that share a scale.
+        factor: The factorized Hessian.
+        refinements: Rounds of scale refit plus coordinate descent over all codes.
+        in_floats: Whether what reads the weight computes in floats.
+    """
+    if bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
         return nearest(weight, bits, group, factor.price)
     return gptq(weight, bits, group, factor, refinements=refinements)
 

@@ -67,15 +67,17 @@ def round_parts(
     """
     if len(parts) == 1:
         return rounder(weight[rows], parts[0].factor)
-    codes = torch.empty(len(rows), weight.shape[1], dtype=torch.int8)
+    codes: torch.Tensor | None = None
     scales: torch.Tensor | None = None
     for part in parts:
         picked = torch.isin(rows, part.rows).nonzero()[:, 0]
         if not len(picked):
             continue
         rounded = rounder(weight[rows[picked]], part.factor)
-        if scales is None:
+        if codes is None or scales is None:
+            codes = rounded.codes.new_empty(len(rows), weight.shape[1])
             scales = rounded.scales.new_empty(len(rows), rounded.scales.shape[1])
         codes[picked], scales[picked] = rounded.codes, rounded.scales
-    assert scales is not None, "every row is in a part"
+    assert codes is not None, "every row is in a part"
+    assert scales is not None
     return Rounded(codes, scales)

@@ -14,9 +14,14 @@ The smallest and the largest input of every column are kept as well, as ``low`` 
 Where it is asked for, products have ``coupling = E[(dl/dy) (dl/dy)^T]``, rows x rows, too: how
 much errors of different rows add up or cancel in the loss. Its diagonal is ``rows``.
 
-For a weight that its readers take as floats (a convolution, an LSTM), it is the diagonal
-Fisher information, ``rows[n] = E[mean_k (dl/dw_nk)^2]``, a tenth of it spread over all rows,
-with the identity for a Hessian, which is not kept.
+For a weight that its readers take as floats (a convolution, an LSTM), whose products nobody
+sees, it is made of the weight's own gradient ``G = dl/dW``, rows x columns, of each sample:
+
+    hessian = E[G^T G]                    rows[n] = E[mean_k G_nk^2]
+
+a tenth of ``rows`` spread over all of them. The Hessian, the right factor of Shampoo (Gupta,
+Koren and Singer, 2018), is scaled to a mean diagonal of 1 when it is read. It holds how
+errors add up along an image or a sequence, which second moments of single places do not.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from .token_file import TokenFile
 WEIGHT_RANGE = (0.05, 4.0)
 ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
 MOST_COUPLED_ROWS = 8192  # the matrix between rows has the square of this
+MOST_ARRAY_COLUMNS = 4608  # of 512 channels and 9 places; beyond, errors count one by one
 UNSEEN = 0.1  # share of the probability that goes to rows that calibration did not see
 
 
@@ -53,8 +59,9 @@ class UnitMoments:
         rows, columns = self.unit.shape
         for at, use in enumerate(self.unit.uses):
             yield self.name(at, "rows"), (rows,)
-            if not use.takes_floats:
+            if not use.takes_floats or columns <= MOST_ARRAY_COLUMNS:
                 yield self.name(at, "hessian"), (columns, columns)
+            if not use.takes_floats:
                 yield self.name(at, "activation"), (columns,)
             if use.kind == "product":
                 yield self.name(at, "low"), (columns,)
@@ -148,9 +155,13 @@ class MomentFile:
         )
 
     def rows_seen(self) -> dict[str, int]:
-        """Returns how many rows every unit's Hessian is of; of several, the fewest."""
+        """Returns how many rows every unit's Hessian is of; of several, the fewest.
+
+        Of an array that several nodes read, one has the Hessian and the others have nothing.
+        """
         seen: dict[str, int] = {}
-        for name in (one for one in self._names if one.endswith("/hessian")):
+        hessians = (one for one in self._names if one.endswith("/hessian"))
+        for name in (one for one in hessians if self._counts[one]):
             unit, count = name.rsplit("/", 2)[0], self._counts[name]
             seen[unit] = min(seen.get(unit, count), count)
         return seen
@@ -166,6 +177,9 @@ class MomentFile:
     def finish(self, positions: float) -> None:
         """Turns sums into expectations, and adds ``<unit>/<t>/tokens``, the ``c_t``, float16.
 
+        A row that mattered nowhere, like that of a dead ReLU, may matter at the next place: it
+        is given what an average row has at one place.
+
         Args:
             positions: At how many places the loss was taken: what plain sums are divided by.
         """
@@ -173,6 +187,8 @@ class MomentFile:
         for name in sorted(self._names - self._ranged):
             array = self._file.array(name)
             array /= self._counts[name] or max(positions, 1.0)
+            if name.endswith("/rows"):
+                array[array == 0] = array.mean() / max(positions, 1.0)
         for name, weights in self._tokens.take():
             self._file.append(name, weights)
 

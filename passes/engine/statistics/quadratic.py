@@ -56,14 +56,18 @@ class Quadratic:
         stats = need_note(unit.notes, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
-            if what == "hessian" and unit.uses[at].takes_floats:
-                return torch.ones(unit.shape[1])
             return torch.from_numpy(read_moved(unit, arrays, at, what))
+
+        def hessian(at: int) -> torch.Tensor:
+            if not unit.uses[at].takes_floats:
+                return shrunk(read(at, "hessian"), stats.tokens)
+            known = f"{unit.name}/{at}/hessian" in arrays
+            return _unscaled(read(at, "hessian") if known else None, unit, stats.tokens)
 
         terms = range(stats.terms)
         return cls(
             tuple(read(at, "rows") for at in terms),
-            tuple(shrunk(read(at, "hessian"), stats.tokens) for at in terms),
+            tuple(hessian(at) for at in terms),
             tuple(
                 read(at, "activation") if unit.uses[at].kind == "product" else None
                 for at in terms
@@ -174,6 +178,14 @@ def outlier_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
     if note_of(unit.notes, OutlierColumns) is None:
         return np.zeros(0, dtype=np.int32)
     return arrays.get(f"{unit.name}/outliers/columns")
+
+
+def _unscaled(hessian: torch.Tensor | None, unit: Unit, tokens: int) -> torch.Tensor:
+    """Returns the Hessian of an array with a mean diagonal of 1; the identity without any."""
+    mean = 0.0 if hessian is None else float(hessian.diagonal().mean())
+    if hessian is None or not mean > 0:
+        return torch.ones(unit.shape[1])
+    return shrunk(hessian / mean, tokens)
 
 
 def _scaled(hessian: torch.Tensor, local: RowHessians | None, owner: int) -> torch.Tensor:

