@@ -25,6 +25,8 @@ from .vocabulary import StoredPart
 _LARGEST_WEIGHT = 65504.0 * 128  # what a code of 8 bits and a float16 scale can stand for
 _SMALLEST_KERNEL = 4096  # entries; a weight with fewer is not worth a kernel's nodes
 _SHORTEST_ROW = 32  # columns that a row should have where any axis may count rows
+# A filter of 3 x 3: channels differ so much in size that scales of their own are worth it.
+_SHORTEST_FILTER = 9
 
 # Inputs that carry weights. What else reads a constant (a mask that is added, a table of
 # rotations inside an attention) does not make it a weight.
@@ -177,6 +179,11 @@ def _array_axis(
     if node.op_type == "Gemm":
         turned = node.attributes.get_int("transB" if index else "transA", 0) != 0
         return axes[0 if turned == bool(index) else 1]
+    if (
+        node.op_type in ("Conv", "FusedConv")
+        and prod(dims) >= _SHORTEST_FILTER * dims[axes[0]]
+    ):
+        return axes[0]
     known = _ROW_AXES.get((node.op_type, index))
     if known is not None and -len(axes) <= known < len(axes):
         return axes[known]

@@ -22,10 +22,13 @@ from ..ir import (
     LeftInFloat,
     MachineError,
     StoredPart,
+    all_nodes,
     check_finite,
+    drop_note,
     find_units,
     forget_notes,
     machine_errors,
+    note_of,
     read_model,
     refuse_quantized,
     write_model,
@@ -38,7 +41,7 @@ from .companions import carry_companions
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
-from .kernels import capabilities
+from .kernels import smallest_kernel
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
 from .parts import cut_in_parts
@@ -99,10 +102,13 @@ class Compilation:
         assert self.source.onnx is not None
         return self.source.onnx
 
-    def context(self) -> PassContext:
-        """Returns what passes are given."""
-        options = self.settings.options
-        table = capabilities(options.target, options.kernels, self.input["weights"])
+    def context(self, bits: float | None = None) -> PassContext:
+        """Returns what passes are given that are to meet so many bits per weight."""
+        options, table = self.settings.options, load(self.settings.options.target)
+        if bits is not None:
+            weights, budget = self.input["weights"], self.settings.budget
+            smallest = smallest_kernel(table, options.kernels, weights, budget, bits)
+            table = replace(table, smallest_kernel=smallest)
         return PassContext(
             runner=Runner.of(table),
             capabilities=table,
@@ -151,8 +157,9 @@ class Compilation:
     def run_bits(self, bits: float, stage: Path) -> Outcome:
         """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
         pipeline = Pipeline(self.settings.pipeline(bits))
-        model, context, timer = _foreign(self.original), self.context(), TimePasses()
-        kept = {**self.settings.plain(), "input": self.input}
+        model, context, timer = _foreign(self.original), self.context(bits), TimePasses()
+        smallest = context.capabilities.smallest_kernel
+        kept = {**self.settings.plain(), "input": self.input, "smallest_kernel": smallest}
         instruments = self.watch.instruments(timer, context, pipeline, kept)
         if self.watch.dump_after_each is not None:
             folder = Path(self.watch.dump_after_each)
@@ -323,10 +330,20 @@ def finish(
 def _for_users(model: ir.Model) -> ir.Model:
     """Returns the graph without what passes have noted for one another.
 
-    That is in ``mpqc.json`` and in dumps; in a small model it is a good part of the file.
+    That is in ``mpqc.json`` and in dumps; in a small model it is a good part of the file. So
+    are the shapes of what makes weights of codes, which anybody can infer. Of the nodes that
+    do so, those that read what is stored say of which weight.
     """
     result = model.clone()
     forget_notes(result, keep=(StoredPart, LeftInFloat))
+    for node in all_nodes(result.graph):
+        note = note_of(node, StoredPart)
+        if note is None or note.role != "expansion":
+            continue
+        for made in node.outputs:
+            made.type = made.shape = None
+        if not any(value is not None and value.is_initializer() for value in node.inputs):
+            drop_note(node, StoredPart)
     return result
 
 

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..ir import Capabilities
+    from .budget import Budget
 
 KERNELS = ("auto", "always", "never")
-_SMALL_MODEL = 1 << 23  # weights; as floats they take 32 MB
-# Entries of a weight that stays in a processor's cache as floats, where a float product is as
-# quick as one of codes, and does not round its activations.
-_CACHED = 1 << 20
-_ANY = 1 << 62
+_ANY_SIZE = 1 << 62  # entries: no weight is so large
+# Weights of a model that fits into a processor's cache as floats, all of it or a layer at a
+# time, where products of floats are about as quick as those of codes.
+_TINY_MODEL, _SMALL_MODEL = 1 << 23, 1 << 26
+_CACHED = 1 << 20  # entries of a weight that does, of a model with larger ones beside it
+# Bits per weight from which on codes lose less than kernels do that round activations to int8.
+_MANY_BITS = 6.0
 
 
-def capabilities(target: str, kernels: str, weights: int) -> Capabilities:
-    """Returns what ``target`` can run, for a model of so many weights.
+def smallest_kernel(
+    table: Capabilities, kernels: str, weights: int, budget: Budget, bits: float
+) -> int:
+    """Returns how many entries a weight must have for a kernel of codes to be worth it.
 
     Args:
-        target: Name of the target.
-        kernels: ``always`` takes kernels of codes wherever there are any, ``never`` none,
-            and ``auto`` spares small weights of small models those that round activations.
+        table: What the target can run.
+        kernels: ``always`` takes kernels of codes wherever there are any, ``never`` none.
+            ``auto`` lets the weights of small models expand to floats, where kernels would
+            round activations and save little time: of models below 8 M weights and, if they
+            get 6 bits or more each, below 64 M. A file budget of fewer bits takes kernels,
+            which have more widths.
         weights: Number of weights of the model.
+        budget: What was asked for.
+        bits: Bits per weight that it comes to.
     """
-    from ..backend.onnxruntime.capabilities import load
-
-    table = load(target)
-    if kernels == "never":
-        return replace(table, smallest_kernel=_ANY)
     rounds = any(table.rounds_activations(kernel.bits) for kernel in table.kernels)
-    if kernels == "auto" and rounds and weights < _SMALL_MODEL:
-        return replace(table, smallest_kernel=_CACHED)
-    return table
+    if kernels != "auto" or not rounds:
+        return _ANY_SIZE if kernels == "never" else 0
+    if bits >= _MANY_BITS:
+        return _CACHED if weights < _SMALL_MODEL else 0
+    return _CACHED if weights < _TINY_MODEL and not budget.expand else 0

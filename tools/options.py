@@ -71,8 +71,8 @@ class CalibrationOptions:
     )
     kernels: str = setting(
         "products of codes: always, never (expand all weights to floats at load), or auto (not"
-        " for small weights of small models, where they round activations and save no time)",
-        default="always",
+        " in small models, where they round activations and save little time)",
+        default="auto",
         known=KERNELS,
     )
     calibration: _SEVERAL_PATHS = option(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ..backend.onnxruntime.capabilities import load
 from ..backend.runner import Runner
 from ..frontend.model_source import Source
 from ..ir import (
@@ -17,7 +18,6 @@ from ..ir import (
     InputError,
     MissingFact,
     UsageError,
-    find_units,
     listing,
     read_model,
     refuse_overlap,
@@ -32,7 +32,6 @@ from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.registry import pass_names
 from .compilation import check_loss, finish
 from .dump_folder import calibration_in, original_in, prepare_dumps
-from .kernels import capabilities
 from .option_fields import specs
 from .options import CompileOptions
 from .stats_cache import stats_folder
@@ -179,14 +178,11 @@ class _Job:
     def _table(self) -> Capabilities:
         """Returns what the target can run, as the run that made the dump saw it."""
         settings = self.dump.settings
-        target, kernels = (
-            str(settings.get(name, _OPTIONS[name].default)) for name in ("target", "kernels")
+        target = str(settings.get("target", _OPTIONS["target"].default))
+        smallest = settings.get("smallest_kernel")
+        return replace(
+            load(target), smallest_kernel=smallest if isinstance(smallest, int) else 0
         )
-        entry = settings.get("input")
-        weights = entry.get("weights") if isinstance(entry, dict) else None
-        if not isinstance(weights, int):
-            weights = sum(unit.size for unit in find_units(self.dump.model))
-        return capabilities(target, kernels, weights)
 
     def _context(self, scratch: Path) -> PassContext:
         table = self._table()

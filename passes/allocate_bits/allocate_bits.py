@@ -13,6 +13,7 @@ from ...ir import (
     Annotation,
     BitAllocation,
     Budgeted,
+    Capabilities,
     InfeasibleBudget,
     Option,
     OutlierColumns,
@@ -32,9 +33,10 @@ from ...ir import (
 )
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import (
+    class_bytes,
     expansion_bytes,
+    order_bytes,
     outlier_bytes,
-    overhead_bytes,
     resident_bytes,
 )
 from ..engine.numerics.knapsack import Item
@@ -134,8 +136,7 @@ class AllocateBits(Pass):
             smallest = least_bytes(model, offered, self._settings().bits)
         else:
             smallest = sum(
-                options[0].row_bytes(unit.shape[1]) * unit.shape[0]
-                for unit, options in offered.items()
+                _least_bytes(unit, options, table) for unit, options in offered.items()
             )
         ledger = Ledger.of(model, offered, table, self.budget)
         if not offered and not ledger.settled_bytes:
@@ -194,11 +195,21 @@ class AllocateBits(Pass):
         item = Item(
             loss=UnitArrays(unit.name, context.arrays).get("loss"),
             row_bytes=np.array([option.row_bytes(columns) for option in options]),
-            mixing_bytes=overhead_bytes(unit, len(options), context.capabilities)
-            - overhead_bytes(unit, 1, context.capabilities),
+            mixing_bytes=order_bytes(unit.shape[0]),
             tile=context.capabilities.row_tile if by_row and sure else 0,
+            class_bytes=np.array(class_bytes(unit, options, context.capabilities)),
         )
         return Candidate(unit, options, item, note_of(unit.notes, Score))
+
+
+def _least_bytes(unit: Unit, options: Sequence[Option], table: Capabilities) -> int:
+    """Returns the bytes of a unit that is stored as small as can be."""
+    rows, columns = unit.shape
+    extra = class_bytes(unit, options, table)
+    return min(
+        option.row_bytes(columns) * rows + more
+        for option, more in zip(options, extra, strict=True)
+    )
 
 
 def nothing_to_store(model: ir.Model) -> InfeasibleBudget:

@@ -81,7 +81,7 @@ class Decision:
         rows = item.loss.shape[0]
         loss = float(item.loss[:, place].sum(dtype=np.float64))
         places = np.full(rows, place)
-        choice = Choice(places, int(item.row_bytes[place]) * rows, loss)
+        choice = Choice(places, item.bytes_of(places), loss)
         return cls((candidate.unit,), (choice,), places)
 
 

@@ -18,7 +18,7 @@ from ...ir import (
     note_of,
 )
 from ...ir.analysis.offered import missing
-from ..engine.emission.cost import input_bytes, overhead_bytes, unpacking_bytes
+from ..engine.emission.cost import input_bytes, unit_bytes, unpacking_bytes
 
 _MOST_NAMED = 3
 
@@ -32,8 +32,7 @@ class Ledger:
         weights: All weights, those that were stored for good by earlier passes included.
         in_float: Units that stay in float, the largest first.
         settled_bytes: Of what earlier passes have stored for good.
-        extra_bytes: Of what each unit stores beside codes and scales, as long as it has a
-            single option.
+        extra_bytes: Of what units store beside codes and scales, whatever their options.
     """
 
     budget: float | None
@@ -59,7 +58,7 @@ class Ledger:
             settled.weights + sum(unit.size for unit in units),
             tuple(sorted(in_float, key=lambda unit: (-unit.tensor.nbytes, unit.name))),
             settled.bytes,
-            sum(overhead_bytes(unit, 1, table) + input_bytes(unit, table) for unit in in_codes)
+            sum(unit_bytes(unit, table) + input_bytes(unit, table) for unit in in_codes)
             + unpacking_bytes(in_codes, table),
         )
 

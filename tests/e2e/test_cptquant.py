@@ -77,6 +77,7 @@ def test_as_published(method: str, tmp_path: Path) -> None:
     model = deep_model(tmp_path / "model" / "model.onnx")
     options: dict[str, Any] = {
         "preset": f"cptquant-{method}-published",
+        "kernels": "always",
         "cache": tmp_path / "cache",
     }
     found = compiled(model, 14.0, tmp_path / "all", **options)

@@ -72,6 +72,7 @@ def test_every_dump_resumes_to_the_same_bytes(
         output=tmp_path / "out",
         dump_after_each=dumps,
         cache=tmp_path / "cache",
+        kernels="always" if make is language else "auto",
         **NOISE,
     )
     assert make is not language or whole.report["passes"]["fold-permutations"]["folded"]

@@ -92,7 +92,8 @@ def test_a_bare_file_name_beside_the_model_is_read(
     monkeypatch.chdir(model.parent)
     assert main(words("compile", Path("m.onnx"), tmp_path / "out")) == 0
     result = onnx.load(tmp_path / "out" / "model.onnx")
-    assert [node.op_type for node in result.graph.node if node.op_type == "MatMulNBits"]
+    assert result.graph.node
+    assert not list(result.functions)
 
 
 @pytest.mark.parametrize("place", ["parent", "absolute"])

@@ -54,7 +54,7 @@ def stored_bytes(unit: Unit) -> int:
         Option.parse(text).row_bytes(columns) * count
         for text, count in zip(note.options, note.counts, strict=True)
     )
-    return codes + overhead_bytes(unit, len(note.options), load("ort-cpu"))
+    return codes + overhead_bytes(unit, list(map(Option.parse, note.options)), load("ort-cpu"))
 
 
 @pytest.mark.parametrize("granularity", ["row", "unit"])

@@ -201,7 +201,7 @@ def test_overhead_is_foreseen(options: tuple[str, ...], text: str, tmp_path: Pat
             assert value.const_value is not None
             extra += value.const_value.nbytes
     shared = expansion_bytes(Option.parse(text) for text in options)
-    bound = overhead_bytes(unit, len(options), load("ort-cpu")) + shared
+    bound = overhead_bytes(unit, list(map(Option.parse, options)), load("ort-cpu")) + shared
     lookups = sum(use.kind == "lookup" for use in unit.uses)
     assert bound - 256 * lookups * len(options) <= extra <= bound
 

@@ -79,6 +79,7 @@ def test_table_json_and_picture_agree(
     words: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     output, asked = tmp_path / "out", ["--budgets", "1.5,3", "4", "--file-budgets", "3"]
+    asked += ["--kernels", "always"]
     assert main([*words, *asked, "--methods", "default", "--keep"]) == 0
     seen = capsys.readouterr()
     facts, shown = stored(output), rows(seen.out)

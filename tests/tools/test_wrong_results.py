@@ -24,7 +24,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     right = packing.pack
     monkeypatch.setattr(stored, "pack", lambda *given: np.roll(right(*given), 1, axis=0))
     model, out = language_folder(tmp_path / "model"), tmp_path / "out"
-    options = ["--budget", "8.6", "--preset", "fast", "--samples", "8"]
+    options = ["--budget", "8.6", "--preset", "fast", "--samples", "8", "--kernels", "always"]
     return ["compile", str(model), "-o", str(out), "--sequence-length", "32", *options]
 
 

@@ -22,7 +22,8 @@ from .positions import emit_positions
 from .replacing import replace_weight
 
 _FLOAT, _INT32 = ir.DataType.FLOAT, ir.DataType.INT32
-_SLICE_BY_INPUTS = 10  # the opset from which Slice takes its bounds as inputs
+# The opsets from which Slice takes its bounds as inputs, and Mod works on floats.
+_SLICE_BY_INPUTS, _MOD = 10, 10
 
 
 def expand_unit(
@@ -109,20 +110,20 @@ class _Expansion:
         """Emits the codes of every byte as floats, the lowest first: rows x bytes x codes.
 
         Of a byte t that was shifted down by a multiple of ``bits``, the lowest bits are
-        ``t - 2^bits floor(t / 2^bits)``; in float32 all of it is exact. Lookups say Mod, which
-        came with opset 10.
+        ``t mod 2^bits``; in float32 all of it is exact. Mod came with opset 10; before, it is
+        ``t - 2^bits floor(t / 2^bits)``.
         """
         assert stored.shape is not None
         rows, size = stored.shape.numpy()[:2]
         one, all_fields = (rows, size, 1), (rows, size, 8 // bits)
         down = self._number(bits, "down", 0.5 ** np.arange(0, 8, bits))
-        base, inverse = (
-            self._number(bits, what, number)
-            for what, number in (("base", 2.0**bits), ("inverse", 0.5**bits))
-        )
+        base = self._number(bits, "base", 2.0**bits)
         value = self._node(f"{name}/bytes", "Cast", [stored], one, to=int(_FLOAT))
         value = self._node(f"{name}/shifted", "Mul", [value, down], all_fields)
         value = self._node(f"{name}/whole", "Floor", [value], all_fields)
+        if self._opset >= _MOD:
+            return self._node(f"{name}/fields", "Mod", [value, base], all_fields, fmod=1)
+        inverse = self._number(bits, "inverse", 0.5**bits)
         above = self._node(f"{name}/above", "Mul", [value, inverse], all_fields)
         above = self._node(f"{name}/high", "Floor", [above], all_fields)
         above = self._node(f"{name}/rest", "Mul", [above, base], all_fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
@@ -13,6 +13,7 @@ from ..numerics.dense_codes import dense_layout
 POSITIONS_IN_UINT16 = 1 << 16  # rows of a unit whose positions fit into uint16
 _RESIDENT_POSITION = 4  # int32
 _HALF, _FLOAT = 2, 4
+_BYTE = 8  # bits
 _SLICE_BYTES = 24
 _EXPANSION_BYTES = 6  # a float32 one, two zero points
 _WIDTH_BYTES = 1  # the zero point of a width
@@ -21,7 +22,7 @@ _GRID_BYTES = 5  # a float32 scale and a zero point
 _FACTOR_BYTES = 4  # alpha or beta of a Gemm, in float32
 _LOOKUP_BYTES = 256  # shapes, shifts and offsets of one row class in one lookup, at most
 _AXIS_BYTES = 8  # of an array's shape
-_ARRAY_BYTES = 80  # the shapes and bounds of one row class of an array
+_PLACE_BYTES = 8  # of an array's shapes and bounds
 
 
 def order_bytes(rows: int) -> int:
@@ -29,9 +30,7 @@ def order_bytes(rows: int) -> int:
     return rows * (2 if rows <= POSITIONS_IN_UINT16 else 4)
 
 
-def overhead_bytes(
-    unit: Unit, classes: int, table: Capabilities, *, reordered: bool = True
-) -> int:
+def overhead_bytes(unit: Unit, options: Collection[Option], table: Capabilities) -> int:
     """Returns how many bytes ``lower-matmul-nbits`` adds to codes and scales, at most.
 
     Exact for products in float32; lookups and arrays add a few small shapes, for which this is
@@ -39,16 +38,36 @@ def overhead_bytes(
 
     Args:
         unit: The unit.
-        classes: Options that its rows are stored with.
+        options: Those that its rows are stored with.
         table: What the target can do.
-        reordered: Whether rows change their order.
     """
-    order = order_bytes(unit.shape[0]) if classes > 1 and reordered else 0
+    order = order_bytes(unit.shape[0]) if len(options) > 1 else 0
+    return unit_bytes(unit, table) + order + sum(class_bytes(unit, options, table))
+
+
+def unit_bytes(unit: Unit, table: Capabilities) -> int:
+    """Returns the share of ``overhead_bytes`` that no choice of options changes."""
     if expands_to_floats(unit, table):
-        return order + _AXIS_BYTES * len(unit.tensor.shape) + _ARRAY_BYTES * classes
+        return _AXIS_BYTES * len(unit.tensor.shape)
+    return sum(_factors(use.node) for use in unit.uses) * _FACTOR_BYTES
+
+
+def class_bytes(unit: Unit, options: Iterable[Option], table: Capabilities) -> list[int]:
+    """Returns the share of ``overhead_bytes`` of each option that some rows have."""
+    if expands_to_floats(unit, table):
+        return [_array_class_bytes(option, unit.shape[1]) for option in options]
     lookups = sum(use.kind == "lookup" for use in unit.uses)
-    factors = sum(_factors(use.node) for use in unit.uses)
-    return order + lookups * classes * _LOOKUP_BYTES + factors * _FACTOR_BYTES
+    return [lookups * _LOOKUP_BYTES for _ in options]
+
+
+def _array_class_bytes(option: Option, columns: int) -> int:
+    """Returns the bytes of the shapes and bounds that one row class of an array needs."""
+    places = 0
+    if option.bits < _BYTE:
+        places += 2 + (3 if columns * option.bits % _BYTE else 0)
+    if option.group < columns:
+        places += 3 + 2
+    return _PLACE_BYTES * places
 
 
 def unpacking_bytes(units: Iterable[Unit], table: Capabilities) -> int:

@@ -47,6 +47,7 @@ class Joint:
             row_bytes=np.sum([one.row_bytes[at] for one, at in columns], axis=0),
             mixing_bytes=0,
             tile=items[0].tile,
+            class_bytes=np.sum([one.class_bytes[at] for one, at in columns], axis=0),
         )
         return cls(tuple(items), path, item)
 
@@ -62,7 +63,8 @@ class Joint:
 
 def _part(item: Item, option: np.ndarray) -> Choice:
     loss = item.loss[np.arange(len(option)), option].sum(dtype=np.float64)
-    return Choice(option, int(item.row_bytes[option].sum()), float(loss))
+    shared = item.mixing_bytes if len(np.unique(option)) > 1 else 0  # an order of no unit
+    return Choice(option, item.bytes_of(option) - shared, float(loss))
 
 
 def _chain(items: Sequence[Item]) -> np.ndarray:

@@ -10,7 +10,7 @@ want the same option, so that few of them have to settle for a compromise.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,12 +28,24 @@ class Item:
         row_bytes: Stored bytes of one row under each option, ascending.
         mixing_bytes: What it costs to store that rows have different options.
         tile: Rows are decided in tiles of this many; 0 decides the unit whole.
+        class_bytes: What it costs that any rows have an option, for each; nothing by default.
     """
 
     loss: np.ndarray
     row_bytes: np.ndarray
     mixing_bytes: int
     tile: int
+    class_bytes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+
+    def __post_init__(self) -> None:
+        classes = np.broadcast_to(self.class_bytes, self.row_bytes.shape)
+        object.__setattr__(self, "class_bytes", classes)
+
+    def bytes_of(self, option: np.ndarray) -> int:
+        """Returns the bytes of all rows, given the place of each one's option."""
+        used = np.unique(option)
+        mixing = self.mixing_bytes if len(used) > 1 else 0
+        return int(self.row_bytes[option].sum() + self.class_bytes[used].sum()) + mixing
 
 
 @dataclass(frozen=True)
@@ -77,16 +89,17 @@ class _Tiles:
         )
         self.sizes = np.diff(np.append(self.starts, rows))
         self.bytes = self.sizes[:, None] * item.row_bytes[None]
-        self.mixing_bytes = item.mixing_bytes
+        self.item = item
         self.option = np.zeros(len(self.starts), dtype=np.int64)
 
     def choose(self, price: float) -> None:
         """Takes the best option of every tile at ``price``, or the best single one for all."""
         cost = self.loss + price * self.bytes
-        mixed = cost.argmin(axis=1)
-        whole = int(cost.sum(axis=0).argmin())
-        mixed_cost = cost.min(axis=1).sum() + price * self.mixing_bytes
-        if mixed_cost < cost[:, whole].sum() and mixed.min() != mixed.max():
+        whole_costs = cost.sum(axis=0) + price * self.item.class_bytes
+        whole, mixed = int(whole_costs.argmin()), cost.argmin(axis=1)
+        extra = self.item.mixing_bytes + self.item.class_bytes[np.unique(mixed)].sum()
+        mixed_cost = cost.min(axis=1).sum() + price * extra
+        if mixed_cost < whole_costs[whole] and mixed.min() != mixed.max():
             self.option = mixed
         else:
             self.option = np.full(len(self.starts), whole)
@@ -96,7 +109,9 @@ class _Tiles:
 
     def total_bytes(self) -> int:
         chosen = self.bytes[np.arange(len(self.option)), self.option].sum()
-        return int(chosen) + (self.mixing_bytes if self.is_mixed() else 0)
+        used = np.unique(self.option)
+        mixing = self.item.mixing_bytes if len(used) > 1 else 0
+        return int(chosen + self.item.class_bytes[used].sum()) + mixing
 
     def total_loss(self) -> float:
         return float(self.loss[np.arange(len(self.option)), self.option].sum())
@@ -109,7 +124,9 @@ class _Tiles:
 
 def smallest_bytes(items: list[Item]) -> int:
     """Returns the fewest bytes that any choice can reach."""
-    return sum(int(item.row_bytes.min()) * item.loss.shape[0] for item in items)
+    return sum(
+        int((item.row_bytes * item.loss.shape[0] + item.class_bytes).min()) for item in items
+    )
 
 
 def _bisect(units: list[_Tiles], budget: int, precision: float) -> float:
@@ -170,20 +187,19 @@ def _upgrades(units: list[_Tiles]) -> list[tuple[float, int, int, int]]:
 def _fill(units: list[_Tiles], budget: int) -> None:
     """Spends what is left on single tiles, best gain per byte first."""
     left = budget - sum(unit.total_bytes() for unit in units)
-    mixed = [unit.is_mixed() for unit in units]
     for _, u, tile, option in _upgrades(units):
         unit, old = units[u], units[u].option[tile]
         if unit.loss[tile, option] >= unit.loss[tile, old]:
             continue
-        more = int(unit.bytes[tile, option] - unit.bytes[tile, old])
-        # A unit that ends up whole again keeps the bytes of its order in the count: rare, and
-        # on the safe side.
-        splits = not mixed[u] and len(unit.option) > 1
-        more += unit.mixing_bytes if splits else 0
+        if unit.bytes[tile, option] - unit.bytes[tile, old] > left:
+            continue  # a class that goes may make room all the same: rare, and not worth it
+        before = unit.total_bytes()
+        unit.option[tile] = option
+        more = unit.total_bytes() - before
         if more <= left:
             left -= more
-            unit.option[tile] = option
-            mixed[u] = mixed[u] or splits
+        else:
+            unit.option[tile] = old
 
 
 def _wanted(items: list[Item], budget: int) -> list[np.ndarray]:
