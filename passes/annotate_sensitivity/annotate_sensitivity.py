@@ -40,7 +40,7 @@ from ..engine.statistics.moved import moves_key
 from .metric import Asked
 from .metrics import METRICS, SETTINGS
 
-_FORMAT = "mpqc.sensitivity/6"
+_FORMAT = "mpqc.sensitivity/7"
 
 
 @dataclass(frozen=True)

@@ -137,11 +137,20 @@ def _code_type(bits: int) -> torch.dtype:
 
 
 def storable(scales: torch.Tensor, bits: int = _WIDEST_BYTE) -> torch.Tensor:
-    """Rounds scales to what float16 can hold; a zero becomes the smallest number allowed."""
+    """Rounds scales to what float16 can hold; a zero becomes the smallest number allowed.
+
+    Those of wide codes are rounded up: what would be cut off at the end of the range is much
+    more than half a step.
+    """
     sign = torch.where(scales < 0, -1.0, 1.0)
     smallest = _SMALLEST_SCALE if bits <= _WIDEST_BYTE else _SMALLEST_WIDE_SCALE
     size = scales.abs().clamp(smallest, _LARGEST_SCALE)
-    return (sign * size).half().float()
+    rounded = size.half()
+    if bits > _WIDEST_BYTE:
+        next_up = (rounded.view(torch.int16) + 1).view(torch.float16)
+        fits = (rounded.float() >= size) | (rounded >= _LARGEST_SCALE)
+        rounded = torch.where(fits, rounded, next_up)
+    return sign * rounded.float()
 
 
 def _grouped(matrix: torch.Tensor, group: int) -> torch.Tensor:
