@@ -15,7 +15,10 @@ from .model_source import section
 
 Role = Literal["tokens", "source", "mask", "positions", "segments", "lengths", "past", "other"]
 
-_PASSED_THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
+_PASSED_THROUGH = {
+    *("Cast", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose"),
+    "Unsqueeze",
+}
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _TOKEN_NAMES = ("input_ids", "tokens", "token_ids", "ids", "input")
 _LARGEST_SAMPLE = 1 << 27

@@ -44,6 +44,15 @@ def test_tokens_are_found_by_what_the_graph_does(decoder: ir.Model) -> None:
     assert tokens.vocabulary == 50
 
 
+def test_a_table_is_found_behind_the_last_of_the_ids() -> None:
+    """As in a decoder that is called once a character."""
+    last = DECODER.replace("Identity(words)", "Gather <axis = 1> (words, one)").replace(
+        "<float[50, 4]", "<int64[1] one = {-1}, float[50, 4]"
+    )
+    tokens = next(one for one in model_inputs(ir.from_onnx_text(last)) if one.role == "tokens")
+    assert (tokens.name, tokens.vocabulary) == ("words", 50)
+
+
 def test_everything_around_the_tokens_is_made_up(decoder: ir.Model) -> None:
     feed = token_feed(model_inputs(decoder), np.array([5, 6, 7]), HeadShape(2, 8))
     assert feed["words"].tolist() == [[5, 6, 7]]

@@ -48,7 +48,7 @@ def _natural(one: ModelInput, entry: Entry, rng: np.random.Generator) -> np.ndar
         return np.full(dims, max(entry.sizes.values(), default=_LENGTH), one.dtype)
     if one.role == "segments":
         return np.zeros(dims, one.dtype)
-    if one.dtype.kind in "iu":
+    if one.dtype.kind in "iu" or one.vocabulary:
         return _text(dims, max(one.vocabulary, 2), rng).astype(one.dtype)
     if len(dims) == _PICTURE_RANK and dims[1] in _CHANNELS:
         return _pictures(dims, rng).astype(one.dtype)
