@@ -61,6 +61,9 @@ _ROW_AXES = {
     ("MatMul", 0): -2,
     ("MatMul", 1): -1,
     ("Attention", 1): -1,
+    ("MoE", 2): 1,
+    ("MoE", 4): 1,
+    ("MoE", 6): 1,
 }
 # What reads numbers as numbers: rounding them changes more than their size.
 _EXACT = {

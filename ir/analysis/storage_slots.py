@@ -63,7 +63,7 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
     "EmbedLayerNormalization": tuple(Slot(at, "lookup", 0) for at in (2, 3, 4)),
     "FusedConv": (Slot(1, "conv", 0),),
     "FusedGemm": (Slot(1, "product", -1), Slot(0, "product", -2)),
-    "MoE": tuple(Slot(at, "array", -1) for at in (2, 4, 6)),
+    "MoE": tuple(Slot(at, "array", 1) for at in (2, 4, 6)),
     "TransposeMatMul": (Slot(1, "product", -1), Slot(0, "product", -2)),
     "GRU": (Slot(1, "array", 1), Slot(2, "array", 1)),
     "RNN": (Slot(1, "array", 1), Slot(2, "array", 1)),
