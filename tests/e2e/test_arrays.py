@@ -99,3 +99,30 @@ def test_products_of_codes_are_a_choice(kernels: str, products: int, tmp_path: P
     assert sum(node.op_type == "MatMulNBits" for node in graph) == products
     assert found.evaluation.cosine is not None
     assert found.evaluation.cosine > 0.999
+
+
+def _convolutions() -> torch.nn.Module:
+    layers = [torch.nn.Conv2d(3, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 48, 3, 2)]
+    return torch.nn.Sequential(*layers, torch.nn.ReLU(), torch.nn.Conv2d(48, 8, 1))
+
+
+def test_weights_in_half_precision_take_codes(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    given = torch.randn(1, 3, 16, 16).half()
+    path = by_torchscript(_convolutions().half(), given, tmp_path / "model.onnx", 15)
+    found = compiled(path, 8.8, tmp_path, samples=16)
+    assert not found.reasons
+    assert found.evaluation.cosine is not None
+    assert found.evaluation.cosine > 0.9999
+
+
+def test_bits_beyond_eight_are_used(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    given = torch.randn(1, 3, 16, 16)
+    path = by_torchscript(_convolutions(), given, tmp_path / "model.onnx", 15)
+    found = compiled(path, 12, tmp_path, samples=16)
+    units = found.result.report["units"]
+    assert {width for unit in units for width in unit["options"]} >= {"8g288", "16g288"}
+    assert found.result.got > 11
+    assert found.evaluation.cosine is not None
+    assert found.evaluation.cosine > 0.999999

@@ -66,7 +66,8 @@ def _taught(model: Any, read: dict[str, Any], batch: int = 32) -> Any:
         logits = model(**{_name_of_ids(read): ids[:, :-1]}, **read).logits
         optimizer.zero_grad()
         wanted = ids[:, 1:].flatten()
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted).backward()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted)
+        torch.autograd.backward(loss)
         optimizer.step()
     return model.eval()
 

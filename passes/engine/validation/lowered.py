@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -181,6 +182,8 @@ class _Probe:
             unit: A unit in the graph before that its readers take as floats.
             matrix: What its codes stand for, rows x columns.
         """
+        typed = matrix.numpy().astype(unit.tensor.dtype.numpy()).astype(np.float32)
+        matrix = torch.from_numpy(typed)  # readers see it in the type of the weight
         for usage in unit.weight.uses():
             weight = self._read_now(usage.node, usage.idx)
             if weight is None or weight not in self._static[1]:

