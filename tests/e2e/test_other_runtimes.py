@@ -41,26 +41,38 @@ class Result:
             assert error < tolerance, name
 
 
-@pytest.fixture(scope="module", params=[bert, gpt2, llama])
+CASES = {
+    "bert": (bert, 3.5, "always", {"2", "4"}),
+    "gpt2": (gpt2, 3.5, "always", {"2", "4"}),
+    "llama": (llama, 3.5, "always", {"2", "4"}),
+    "floats": (llama, 3.5, "never", {"2", "4"}),
+    "wide": (bert, 12.0, "never", {"8", "16"}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A model of mixed widths, compiled from a Hugging Face folder."""
-    return _compiled(request.param, tmp_path_factory.mktemp("compiled"))
+    return _compiled(*CASES[request.param], tmp_path_factory.mktemp("compiled"))
 
 
-def _compiled(build: Callable[[], Any], folder: Path) -> Result:
+def _compiled(
+    build: Callable[[], Any], budget: float, kernels: str, wanted: set[str], folder: Path
+) -> Result:
     torch.manual_seed(0)
     export_folder(hugging_face_folder(build(), folder / "hf"), folder / "onnx")
     samples = noise(folder / "onnx" / "model.onnx", folder / "samples.npz", 10, 24, seed=0)
     made = mpqc.compile(
         folder / "onnx",
-        budget=3.5,
+        budget=budget,
+        kernels=kernels,
         output=folder / "out",
         calibration=[samples],
         preset="fast",
         cache=folder / "cache",
     )
     widths = {width for unit in made.report["units"] for width in unit["widths"]}
-    assert {"2", "4"} <= widths
+    assert wanted <= widths
     arrays = np.load(samples)
     feeds = {name: arrays[name][:1] for name in arrays.files}
     with open_session(made.model) as session:
