@@ -31,7 +31,7 @@ def table(facts: dict[str, Facts]) -> str:
 
 def _cells(found: dict[str, Any]) -> list[str]:
     if "failed" in found:
-        return ["-"] * 5 + [found["failed"].split(" failed:")[0]]
+        return ["-"] * 5 + [found["failed"].split(": [")[0]]
     return [
         f"{found['bytes']:,}",
         number(found["bits"], ".2f"),

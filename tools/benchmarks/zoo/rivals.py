@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import onnx
+
 from ....ir import Feeds
 
+_BY_CHANNEL = 13  # the opset whose DequantizeLinear has an axis
 Rival = Callable[[Path, Sequence[Feeds], Path], Path]
 
 
@@ -26,7 +29,7 @@ def dynamic(model: Path, feeds: Sequence[Feeds], output: Path) -> Path:
 
 
 def static(model: Path, feeds: Sequence[Feeds], output: Path) -> Path:
-    """INT8 weights by channel, and activations with scales from the calibration samples."""
+    """INT8 weights, by channel where the opset can, and static activations."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
 
@@ -44,18 +47,21 @@ def static(model: Path, feeds: Sequence[Feeds], output: Path) -> Path:
         output,
         Reader(),
         quant_format=QuantFormat.QDQ,
-        per_channel=True,
+        per_channel=_opset(onnx.load(model, load_external_data=False)) >= _BY_CHANNEL,
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8,
     )
     return output
 
 
+def _opset(proto: onnx.ModelProto) -> int:
+    return max((one.version for one in proto.opset_import if not one.domain), default=1)
+
+
 def nbits(bits: int) -> Rival:
     """Weights of MatMul in blocks of 32."""
 
     def quantize(model: Path, feeds: Sequence[Feeds], output: Path) -> Path:
-        import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         del feeds
