@@ -55,7 +55,7 @@ def control_flow(folder: Path) -> Path:
 
 SLOW = (pytest.mark.slow, pytest.mark.ci_sample)
 MODELS = [
-    pytest.param(language, 3.2, id="language"),
+    pytest.param(language, 5.3, id="language"),
     pytest.param(convolutions, 7.5, id="convolutions", marks=SLOW),
     pytest.param(control_flow, 24, id="control-flow", marks=SLOW),
 ]
@@ -89,7 +89,7 @@ def test_dumps_of_a_resumed_run_resume_too(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     whole = mpqc.compile(
         language(tmp_path),
-        budget=3.2,
+        budget=5.3,
         output=tmp_path / "out",
         dump_after_each=first,
         cache=tmp_path / "cache",
