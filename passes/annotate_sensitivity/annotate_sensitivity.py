@@ -76,8 +76,8 @@ class AnnotateSensitivity(Pass):
         expand: Also offer widths without a kernel of their own (3, 5, 6, 7 bits): the file is
             smaller than the memory that the weights take once the model is loaded.
         bits: Widths to offer; by default all that the target has kernels for. A unit that has
-            none of them is offered all. 16 offers float16 for whole units, which the runtime
-            widens when it loads the model.
+            none of them is offered all. 16 offers codes of 16 bits to what expands to floats,
+            and float16 as a whole to other units; the runtime widens both at load.
         samples: Samples to measure on, 0 for all; by default all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; all by default (``kl``).
