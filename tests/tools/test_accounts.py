@@ -210,7 +210,10 @@ def test_tables_that_constants_look_up_are_units(tmp_path: Path) -> None:
     result = compiled("positions", tmp_path)
     bits = {unit["name"]: unit["bits"] for unit in result.report["units"]}
     assert bits.keys() == {"table", "first", "down", "up"}
-    assert max(bits.values()) < 19  # scales and shapes weigh on small ones
+    assert not [unit for unit in result.report["units"] if unit.get("reason")]
+    widths = {width for unit in result.report["units"] for width in unit["widths"]}
+    assert "32" not in widths
+    assert max(bits.values()) < 19  # codes of 16 bits; scales and shapes weigh on small ones
     loose = {one["name"] for one in result.report["left_in_float"]}
     assert {"other", "bias", "gain"} <= loose
 

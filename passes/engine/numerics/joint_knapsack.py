@@ -11,7 +11,7 @@ options from a chain, in which from place to place no option ever gets smaller::
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,8 +63,7 @@ class Joint:
 
 def _part(item: Item, option: np.ndarray) -> Choice:
     loss = item.loss[np.arange(len(option)), option].sum(dtype=np.float64)
-    shared = item.mixing_bytes if len(np.unique(option)) > 1 else 0  # an order of no unit
-    return Choice(option, item.bytes_of(option) - shared, float(loss))
+    return Choice(option, replace(item, mixing_bytes=0).bytes_of(option), float(loss))
 
 
 def _chain(items: Sequence[Item]) -> np.ndarray:

@@ -41,11 +41,15 @@ class Item:
         classes = np.broadcast_to(self.class_bytes, self.row_bytes.shape)
         object.__setattr__(self, "class_bytes", classes)
 
-    def bytes_of(self, option: np.ndarray) -> int:
-        """Returns the bytes of all rows, given the place of each one's option."""
+    def shared_bytes(self, option: np.ndarray) -> int:
+        """Returns what no row takes by itself, given the places of the options in use."""
         used = np.unique(option)
         mixing = self.mixing_bytes if len(used) > 1 else 0
-        return int(self.row_bytes[option].sum() + self.class_bytes[used].sum()) + mixing
+        return int(self.class_bytes[used].sum()) + mixing
+
+    def bytes_of(self, option: np.ndarray) -> int:
+        """Returns the bytes of all rows, given the place of each one's option."""
+        return int(self.row_bytes[option].sum()) + self.shared_bytes(option)
 
 
 @dataclass(frozen=True)
@@ -97,21 +101,15 @@ class _Tiles:
         cost = self.loss + price * self.bytes
         whole_costs = cost.sum(axis=0) + price * self.item.class_bytes
         whole, mixed = int(whole_costs.argmin()), cost.argmin(axis=1)
-        extra = self.item.mixing_bytes + self.item.class_bytes[np.unique(mixed)].sum()
-        mixed_cost = cost.min(axis=1).sum() + price * extra
+        mixed_cost = cost.min(axis=1).sum() + price * self.item.shared_bytes(mixed)
         if mixed_cost < whole_costs[whole] and mixed.min() != mixed.max():
             self.option = mixed
         else:
             self.option = np.full(len(self.starts), whole)
 
-    def is_mixed(self) -> bool:
-        return bool((self.option != self.option[0]).any())
-
     def total_bytes(self) -> int:
         chosen = self.bytes[np.arange(len(self.option)), self.option].sum()
-        used = np.unique(self.option)
-        mixing = self.item.mixing_bytes if len(used) > 1 else 0
-        return int(chosen + self.item.class_bytes[used].sum()) + mixing
+        return int(chosen) + self.item.shared_bytes(self.option)
 
     def total_loss(self) -> float:
         return float(self.loss[np.arange(len(self.option)), self.option].sum())

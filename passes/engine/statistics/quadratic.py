@@ -62,7 +62,7 @@ class Quadratic:
             if not unit.uses[at].takes_floats:
                 return shrunk(read(at, "hessian"), stats.tokens)
             known = f"{unit.name}/{at}/hessian" in arrays
-            return _unscaled(read(at, "hessian") if known else None, unit, stats.tokens)
+            return _normalized(read(at, "hessian") if known else None, unit, stats.tokens)
 
         terms = range(stats.terms)
         return cls(
@@ -180,7 +180,7 @@ def outlier_columns(unit: Unit, arrays: ArrayStore) -> np.ndarray:
     return arrays.get(f"{unit.name}/outliers/columns")
 
 
-def _unscaled(hessian: torch.Tensor | None, unit: Unit, tokens: int) -> torch.Tensor:
+def _normalized(hessian: torch.Tensor | None, unit: Unit, tokens: int) -> torch.Tensor:
     """Returns the Hessian of an array with a mean diagonal of 1; the identity without any."""
     mean = 0.0 if hessian is None else float(hessian.diagonal().mean())
     if hessian is None or not mean > 0:

@@ -89,7 +89,6 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
                 calibration=[arrays],
                 samples=_CALIBRATION,
                 preset=chosen.preset,
-                kernels="auto",
                 cache=scratch / "cache",
             )
 
