@@ -53,6 +53,12 @@ class Use:
         assert value is not None
         return value
 
+    @property
+    def product_rank(self) -> int | None:
+        """How many axes a product's activation has, and so its result; None if unknown."""
+        shapes = (self.activation.shape, self.node.outputs[0].shape)
+        return next((len(shape) for shape in shapes if shape is not None), None)
+
 
 @dataclass(frozen=True)
 class Unit:

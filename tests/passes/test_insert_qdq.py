@@ -112,7 +112,7 @@ def test_a_table_serves_lookups_and_the_head(
     np.testing.assert_allclose(reference(lowered, feeds), expected, rtol=1e-4, atol=1e-3)
     left = optimized_ops(lowered)
     assert left["MatMulNBits"] == len(options)
-    assert not left["Transpose"]
+    assert left["Transpose"] == (2 if len(options) > 1 else 0)  # around the order of the rows
 
 
 @pytest.mark.parametrize("runtime", EITHER)

@@ -197,7 +197,7 @@ def test_a_concat_in_the_wrong_order(tmp_path: Path, monkeypatch: Patch) -> None
     work = rounded(model, tmp_path)
     right = product.joined
     monkeypatch.setattr(
-        product, "joined", lambda unit, parts, *rest: right(unit, parts[::-1], *rest)
+        product, "joined", lambda unit, use, parts, *rest: right(unit, use, parts[::-1], *rest)
     )
     message = refused("lower-matmul-nbits", model, work)
     assert message.startswith("lower-matmul-nbits: unit 'up': 'a' at [")

@@ -96,7 +96,7 @@ def emit_dequantized_product(
         weight = _weight(stored, one, dtype, emit)
         name = f"product/{one.index}"
         parts.append(emit.node("kernel", name, "MatMul", [activation, weight], dtype=dtype))
-    return finished(use, joined(stored, parts, dtype, emit), dtype, emit)
+    return finished(use, joined(stored, use, parts, dtype, emit), dtype, emit)
 
 
 def _weight(

@@ -220,7 +220,7 @@ def _inputs(
 
 def _signs(use: Use, columns: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     signs = torch.randn(_PROBES, columns, generator=generator).sign()
-    rank = _rank(use.activation, 2)
+    rank = use.product_rank or 2
     if rank == 1:
         yield from signs
     else:
