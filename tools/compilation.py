@@ -38,6 +38,7 @@ from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
+from .costs import costs_for
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
@@ -118,6 +119,7 @@ class Compilation:
             seed=self.settings.options.seed,
             progress=self.progress,
             original=self.original,
+            costs=costs_for(options.machine, table),
         )
 
     def run(self, stage: Path) -> Outcome:
@@ -160,6 +162,8 @@ class Compilation:
         model, context, timer = _foreign(self.original), self.context(bits), TimePasses()
         smallest = context.capabilities.smallest_kernel
         kept = {**self.settings.plain(), "input": self.input, "smallest_kernel": smallest}
+        if context.costs is not None:
+            kept["costs"] = context.costs.name
         instruments = self.watch.instruments(timer, context, pipeline, kept)
         if self.watch.dump_after_each is not None:
             folder = Path(self.watch.dump_after_each)

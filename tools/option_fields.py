@@ -20,7 +20,7 @@ Options = TypeVar("Options")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _SPEC = "spec"
-_METAVARS = {str: "NAME", int: "N", Path: "PATH"}
+_METAVARS = {str: "NAME", int: "N", float: "X", Path: "PATH"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
 
-OBJECTIVES = ("auto", "logits", "regression")
+OUTPUTS = ("auto", "logits", "regression")
+OBJECTIVES = ("loss", "latency")
 _SEVERAL_PATHS = Sequence[Path | str] | Path | str
 
 
@@ -34,6 +35,19 @@ class MethodOptions:
         "the same for the file alone: codes may take more room in memory",
         metavar="BUDGET",
         exclusive="budget",
+    )
+    latency: float | None = setting(
+        "time of the quantized products, at most, relative to the original's: of a token and"
+        " of a prompt, or of a run; without it, 1 as far as that costs next to no loss",
+        float,
+    )
+    objective: str = setting(
+        "what to make least within the budget: loss or latency",
+        default="loss",
+        known=OBJECTIVES,
+    )
+    max_loss: float | None = setting(
+        "predicted loss, at most: nats per token, or a relative squared error", float
     )
     output: Path | str | None = option(
         "the folder to make; default: MODEL-BUDGET in the current folder",
@@ -88,10 +102,16 @@ class CalibrationOptions:
     sequence_length: int = setting(
         "tokens in a sample", int, default=512, least=1, most=1 << 20
     )
-    objective: str = setting(
-        "what the sweeps differentiate: auto, logits or regression",
+    outputs: str = setting(
+        "what the outputs are, of which the sweeps differentiate the divergence: logits, the"
+        " numbers of a regression, or auto",
         default="auto",
-        known=OBJECTIVES,
+        known=OUTPUTS,
+    )
+    machine: str = setting(
+        "the machine that the result is for, by the table of what kernels take there: auto"
+        " (this one) or a name that mpqc doctor lists",
+        default="auto",
     )
     seed: int = setting("seed of every random choice", int, default=0, most=1 << 62)
 

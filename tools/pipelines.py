@@ -30,7 +30,7 @@ class Preset:
         summary: What it does, in one line.
         steps: The passes as users type them. Words that begin with @ stand for what is asked:
             ``@budget`` (bits per weight), ``@width`` (that most rows will have: 4 or 8),
-            ``@objective``, ``@activations`` (what the search for column scales assumes),
+            ``@outputs``, ``@activations`` (what the search for column scales assumes),
             ``@lowering`` and ``@opset`` (the passes that the target wants there).
         file_only: Whether weights take more room in memory than in the file, so that only the
             file can have a budget.
@@ -45,7 +45,7 @@ class Preset:
         bits: float,
         *,
         target: str = _TARGET,
-        objective: str = "auto",
+        outputs: str = "auto",
         activations: str = "none",
     ) -> tuple[Pass, ...]:
         """Returns the passes.
@@ -53,7 +53,7 @@ class Preset:
         Args:
             bits: Stored bits per weight.
             target: What the result shall run on.
-            objective: What the sweeps differentiate.
+            outputs: What the outputs are.
             activations: What products of INT8 weights read, if the target's lowering can tell
                 them to.
         """
@@ -67,7 +67,7 @@ class Preset:
         words = {
             "@budget": bits,
             "@width": 4 if bits < _BYTE_WIDE else 8,
-            "@objective": objective,
+            "@outputs": outputs,
             # The search assumes what the lowering will do: one scale for a whole activation.
             "@activations": "tensor" if rounded else "auto",
         }
@@ -96,8 +96,8 @@ def _build(
 
 
 _IN_FORM = ("normalize", "@opset", "partition-blocks")
-_PREPARED = (*_IN_FORM, "calibrate{objective=@objective}")
-_COUPLED = (*_IN_FORM, "calibrate{objective=@objective, coupled=true}")
+_PREPARED = (*_IN_FORM, "calibrate{objective=@outputs}")
+_COUPLED = (*_IN_FORM, "calibrate{objective=@outputs, coupled=true}")
 _LOWERED = (_LOWERING, "verify-numerics")
 _ONE_GROUP = "annotate-sensitivity{metric=fisher}"
 _GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"

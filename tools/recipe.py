@@ -59,6 +59,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if key not in keys:
             raise UsageError(f"{path}: unknown key {key!r}", hint=did_you_mean(key, keys))
         name, spec = keys[key]
+        if spec.kind is float and type(value) is int:
+            value = float(value)
         if not isinstance(value, spec.kind) or isinstance(value, bool):
             wanted, given = spec.kind.__name__, type(value).__name__
             raise UsageError(f"{path}: {key} wants {wanted}, not {given}")

@@ -25,12 +25,14 @@ from ..ir import (
     temporary_folder,
     write_model,
 )
+from ..ir.costs import CostTable
 from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
 from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.registry import pass_names
 from .compilation import check_loss, finish
+from .costs import costs_for
 from .dump_folder import calibration_in, original_in, prepare_dumps
 from .option_fields import specs
 from .options import CompileOptions
@@ -184,6 +186,11 @@ class _Job:
             load(target), smallest_kernel=smallest if isinstance(smallest, int) else 0
         )
 
+    def _costs(self, table: Capabilities) -> CostTable | None:
+        """Returns what operations take, by the table that the run that made the dump took."""
+        machine = self.dump.settings.get("costs")
+        return costs_for(machine, table) if isinstance(machine, str) else None
+
     def _context(self, scratch: Path) -> PassContext:
         table = self._table()
         original: Source | None = original_in(self.folder)
@@ -199,4 +206,5 @@ class _Job:
             progress=self.progress,
             original=original.onnx if original is not None else None,
             report=dict(self.dump.report),
+            costs=self._costs(table),
         )

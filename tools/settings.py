@@ -12,7 +12,7 @@ from ..passes.engine.pipeline.base import Pass
 from ..passes.engine.pipeline.registry import pass_class
 from .budget import Budget
 from .option_fields import resolved, specs, utf8_path
-from .options import CompileOptions
+from .options import OBJECTIVES, CompileOptions
 from .pass_options import has_option, passes_with, read_passes, with_option
 from .pipelines import DEFAULT_PRESET, Preset, find_preset
 from .recipe import read_recipe
@@ -45,6 +45,13 @@ class CompileSettings:
         passes = with_option(passes, "budget", bits, "a budget")
         if self.budget.expand:
             passes = with_option(passes, "expand", True, "a file budget")
+        chosen = self.options
+        if chosen.latency is not None:
+            passes = with_option(passes, "latency", chosen.latency, "a latency")
+        if chosen.max_loss is not None:
+            passes = with_option(passes, "max_loss", chosen.max_loss, "a bound on loss")
+        if chosen.objective != OBJECTIVES[0]:
+            passes = with_option(passes, "aim", chosen.objective, "an objective")
         return passes
 
     def _preset_passes(self, bits: float) -> tuple[Pass, ...]:
@@ -84,7 +91,7 @@ def preset_passes(preset: Preset, bits: float, options: CompileOptions) -> tuple
     return preset.passes(
         bits,
         target=options.target,
-        objective=options.objective,
+        outputs=options.outputs,
         activations=options.activations,
     )
 
@@ -140,13 +147,16 @@ def _refuse_two_pipelines(given: CompileOptions, recipe: dict[str, Any]) -> None
 
 def _refuse_pass_options(options: CompileOptions) -> None:
     """Refuses options that a preset would hand on to its passes beside a pipeline."""
-    for name, lowering in (("objective", False), ("activations", True)):
+    for name, field, lowering in (
+        ("outputs", "objective", False),
+        ("activations", "activations", True),
+    ):
         value = getattr(options, name)
         if value != specs(CompileOptions)[name].default:
-            owner = passes_with(name, lowering=lowering)[0]
+            owner = passes_with(field, lowering=lowering)[0]
             raise UsageError(
                 f"{name} is an option of {owner} when the pipeline is given",
-                hint=f"write {owner}{{{name}={value}}}",
+                hint=f"write {owner}{{{field}={value}}}",
             )
 
 

@@ -19,7 +19,8 @@ def stats_folder(chosen: Path | str | None, say: Callable[[str], None]) -> Path 
             ``mpqc`` in the XDG cache folder.
         say: Told why there can be none.
     """
-    folder = Path(chosen) if chosen is not None else _default()
+    own = cache_folder()
+    folder = Path(chosen) if chosen is not None else own and own / "stats"
     if folder is None:
         say(f"nothing is cached: there is no home folder; {VARIABLE} can name another")
         return None
@@ -32,14 +33,15 @@ def stats_folder(chosen: Path | str | None, say: Callable[[str], None]) -> Path 
         return None
 
 
-def _default() -> Path | None:
+def cache_folder() -> Path | None:
+    """Returns the folder of everything that is cached; None where there is no home folder."""
     given = os.environ.get(VARIABLE)
     if given:
-        return Path(given).absolute() / "stats"
+        return Path(given).absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # which the XDG specification wants ignored
         home = os.path.expanduser("~")
         if not os.path.isabs(home):
             return None
         base = os.path.join(home, ".cache")
-    return Path(base) / "mpqc" / "stats"
+    return Path(base) / "mpqc"

@@ -44,12 +44,16 @@ from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
 from ..engine.pipeline.forecast import Forecast, Judged
 from .annotations import is_reordered, options_of, write_down
+from .budget import Settings
+from .clock import Clock
 from .clusters import least_bytes
 from .decision import Candidate, total_bytes, total_loss
 from .ledger import Ledger
 from .method import Asked
 from .methods import METHODS, SETTINGS
 from .outlier_columns import with_outlier_columns
+from .plan import Plan
+from .timing import Timing
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ class AllocateBits(Pass):
         bits: Widths to assign, the largest first (``clusters``, ``ratio``).
         share: Share of the weights that gets the first width; by default as much as fits the
             budget (``ratio``).
+        latency: Time of the products, at most, relative to the original's: of one token and of
+            a prompt for a model with a cache, of a run for any other. By default 1, as far as
+            that costs at most 2 % of the loss (``budget``).
+        aim: ``loss`` (the default) for the least predicted loss, ``latency`` for the least
+            time (``budget``).
+        max_loss: Predicted loss, at most (``budget``).
     """
 
     name: ClassVar[str] = "allocate-bits"
@@ -99,6 +109,9 @@ class AllocateBits(Pass):
     fold: bool | None = None
     bits: tuple[int, ...] | None = None
     share: float | None = None
+    latency: float | None = None
+    aim: str | None = None
+    max_loss: float | None = None
 
     def __post_init__(self) -> None:
         self._settings()
@@ -150,15 +163,14 @@ class AllocateBits(Pass):
         if not judged and not (settled and settled.weights):
             raise nothing_to_store(model)
         ledger = Ledger.of(model, judged, context.capabilities, self.budget)
-        candidates, room = self._price(judged, ledger.room, context)
-        asked = Asked(model, candidates, room, self._settings(), context)
-        decisions = METHODS[self.method].decide(asked)
+        plan = self._plan(model, judged, ledger, context)
+        candidates, decisions = plan.candidates, plan.decisions
         used = total_bytes(decisions) + _outlier_bytes(candidates)
         ledger.check(used + _tables(candidates), self.method, context.capabilities)
         write_down(decisions, candidates, context)
         outlier_columns = {one.unit.name: one.kept for one in candidates if one.kept}
         if outlier_columns:
-            context.report[self.name] = {"kept": outlier_columns}
+            context.report.setdefault(self.name, {})["kept"] = outlier_columns
         taken = [option for one in candidates for option, _ in options_of(one.unit)]
         got = ledger.bits(ledger.fixed_bytes + used + expansion_bytes(taken))
         annotate(
@@ -173,17 +185,30 @@ class AllocateBits(Pass):
         )
         return True
 
-    def _price(
-        self, units: Sequence[Unit], room: int | None, context: PassContext
-    ) -> tuple[list[Candidate], int | None]:
-        """Returns units with the price of each option, and the bytes left for their rows."""
+    def _plan(
+        self, model: ir.Model, units: Sequence[Unit], ledger: Ledger, context: PassContext
+    ) -> Plan:
+        """Returns the allocation, within the bounds of time and loss that were asked for."""
         candidates = [self._candidate(unit, context) for unit in units]
-        if room is None:
-            return candidates, None
-        room -= _tables(candidates)
-        if self.method == "budget":
-            candidates = with_outlier_columns(candidates, room, context.arrays)
-        return candidates, room - _outlier_bytes(candidates)
+        clock = Clock.of(candidates, self.budget, context) if self.method == "budget" else None
+        room = None if ledger.room is None else ledger.room - _tables(candidates)
+        harmful: set[str] = set()
+
+        def solve(prices: np.ndarray) -> Plan:
+            priced, left = candidates, room
+            if clock is not None:
+                priced = [clock.priced(one, prices) for one in candidates]
+            if left is not None and self.method == "budget":
+                priced = with_outlier_columns(priced, left, context.arrays)
+                left -= _outlier_bytes(priced)
+            asked = Asked(model, priced, left, self._settings(), context, harmful)
+            decisions = METHODS[self.method].decide(asked)
+            times = clock.taken(decisions, priced) if clock is not None else np.zeros(0)
+            return Plan(decisions, priced, times)
+
+        settings = self._settings()
+        timing = settings.timing if isinstance(settings, Settings) else Timing()
+        return timing.plan(solve, clock, context)
 
     def _candidate(self, unit: Unit, context: PassContext) -> Candidate:
         note = need_note(unit.notes, Sensitivity)

@@ -14,6 +14,7 @@ from ..engine.pipeline.chosen_options import one_of
 from .decision import Candidate, Decision
 from .method import Asked
 from .regrouping import regrouped_error
+from .timing import Timing
 
 _MOST_GROWTH = 1.1  # of a reader's error: beyond this its columns had better stay
 
@@ -25,17 +26,29 @@ class Settings:
     Attributes:
         granularity: ``row`` decides tiles of rows, ``unit`` whole units.
         fold: Whether units whose output channels may move share one order of rows.
+        latency: Time of the products, at most, relative to the original's.
+        aim: ``loss`` for the least loss, ``latency`` for the least time.
+        max_loss: Predicted loss, at most.
     """
 
     granularity: str = "row"
     fold: bool = False
+    latency: float | None = None
+    aim: str = "loss"
+    max_loss: float | None = None
 
     def __post_init__(self) -> None:
         one_of(("row", "unit"), granularity=self.granularity)
+        _ = self.timing  # checks its values
         if self.fold and self.granularity == "unit":
             raise UsageError(
                 "whole units have no rows to put in a shared order", hint="say fold=false"
             )
+
+    @property
+    def timing(self) -> Timing:
+        """The bounds beside the bytes."""
+        return Timing(self.latency, self.aim, self.max_loss)
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ def decide(asked: Asked[Settings]) -> list[Decision]:
         harmless = _harmless(decisions, asked)
         if len(harmless) == len(groups):
             return decisions
+        asked.harmful.update({one.name for one in groups} - {one.name for one in harmless})
         groups = harmless
 
 
@@ -73,8 +87,9 @@ def _groups(asked: Asked[Settings]) -> list[SharedOrder]:
     if not asked.settings.fold:
         return []
     free = {one.unit.name for one in asked.candidates if one.item.tile}
-    found = find_shared_orders(asked.model).found
-    return [one for one in found if {unit.name for unit in one.producers} <= free]
+    found = list(find_shared_orders(asked.model).found)
+    found = [one for one in found if {unit.name for unit in one.producers} <= free]
+    return [one for one in found if one.name not in asked.harmful]
 
 
 def _solve(asked: Asked[Settings], groups: Sequence[SharedOrder]) -> list[Decision]:

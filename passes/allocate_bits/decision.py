@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...ir import ArrayStore, Option, Score, SharedOrder, Unit, UsageError
 from ...ir.unit_arrays import UnitArrays
-from ..engine.numerics.knapsack import Choice, Item
+from ..engine.numerics.knapsack import Choice, Item, Toll
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a unit pays for keeping input channels in 16 bits, in units of loss.
+
+    Attributes:
+        any_: However many.
+        column: For each.
+    """
+
+    any_: float = 0.0
+    column: float = 0.0
+
+    def of(self, columns: int) -> float:
+        """Returns what keeping ``columns`` channels costs."""
+        return self.any_ + self.column * columns if columns else 0.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,7 @@ class Candidate:
         item: How it looks to the knapsack.
         score: How sensitive a metric found it.
         kept: How many input channels stay in 16 bits, beside its options.
+        keeping: What that costs beside their bytes.
     """
 
     unit: Unit
@@ -29,6 +47,11 @@ class Candidate:
     item: Item
     score: Score | None
     kept: int = 0
+    keeping: Keeping = Keeping()
+
+    def paying(self, toll: Toll, keeping: Keeping) -> Candidate:
+        """Returns the same unit, which pays for more than its bytes."""
+        return replace(self, item=replace(self.item, toll=toll), keeping=keeping)
 
     def need_score(self) -> Score:
         """Returns the score.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
@@ -24,6 +24,8 @@ class Asked(Generic[T]):
         budget: Bytes that they may take together; None for no bound.
         settings: The method's own options.
         context: The context of the pass.
+        harmful: Names of the groups of units that must not share an order of rows, as methods
+            find out; several requests for one model may have them in common.
     """
 
     model: ir.Model
@@ -31,3 +33,4 @@ class Asked(Generic[T]):
     budget: int | None
     settings: T
     context: PassContext
+    harmful: set[str] = field(default_factory=set)

@@ -17,6 +17,7 @@ from ...ir import ArrayStore
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import outlier_bytes
 from ..engine.numerics import knapsack
+from ..engine.numerics.knapsack import Item
 from .decision import Candidate
 
 _CLEAR = 0.99  # every unit that keeps channels is one more product at run time
@@ -61,15 +62,16 @@ def _losses(candidate: Candidate, arrays: ArrayStore) -> dict[int, np.ndarray]:
 
 def _best(candidate: Candidate, losses: Mapping[int, np.ndarray], price: float) -> Candidate:
     item = candidate.item
-    best, least = candidate, _CLEAR * _cost(item.loss, item.row_bytes, price)
+    best, least = candidate, _CLEAR * _cost(item.loss, item, price)
     for count, loss in sorted(losses.items()):
-        bytes_ = outlier_bytes(candidate.unit, count)
-        cost = _cost(loss, item.row_bytes, price) + price * bytes_
+        extra = price * outlier_bytes(candidate.unit, count) + candidate.keeping.of(count)
+        cost = _cost(loss, item, price) + extra
         if cost < least:
             best, least = replace(candidate, item=replace(item, loss=loss), kept=count), cost
     return best
 
 
-def _cost(loss: np.ndarray, row_bytes: np.ndarray, price: float) -> float:
+def _cost(loss: np.ndarray, item: Item, price: float) -> float:
     """Returns the loss and the price of rows when each takes its best option."""
-    return float((loss + price * row_bytes).min(axis=1).sum(dtype=np.float64))
+    row = price * item.row_bytes + item.tolls.row
+    return float((loss + row).min(axis=1).sum(dtype=np.float64))

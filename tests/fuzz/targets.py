@@ -167,7 +167,7 @@ def _tolerating(call: Callable[..., object], *arguments: object) -> None:
 
 _RECIPE = (
     'preset = "fast"\nsamples = 48\nsequence-length = 1_024\nseed = 0x7\n'
-    'target = "ort-cpu"\nobjective = "auto"\nactivations = "none"\n'
+    'target = "ort-cpu"\noutputs = "auto"\nactivations = "none"\n'
 )
 
 

@@ -283,7 +283,7 @@ def test_models_without_tokens_have_other_figures(
         (["--file-budgets", "60MB"], 2, "equal stored bits"),
         (["--budgets", "77"], 2, "not between"),
         (["--methods", "no-such-file.toml"], 3, "no-such-file.toml"),
-        (["--objective", "nonsense"], 2, "unknown objective"),
+        (["--outputs", "nonsense"], 2, "unknown outputs"),
         (["--eval-samples", "0"], 2, "a whole number from 1"),
         (["--keeep"], 2, "did you mean '--keep'?"),
         (["--target", "ort-cpo"], 2, "ort-cpu"),

@@ -73,7 +73,7 @@ def test_parser_and_signature_have_every_option() -> None:
     [
         {"budget": 3.5},
         {"file_budget": "60MB", "seed": 7, "preset": "fast", "target": "ort-cuda"},
-        {"budget": 4, "calibration": ["a.txt", "b.npz"], "samples": 3, "objective": "logits"},
+        {"budget": 4, "calibration": ["a.txt", "b.npz"], "samples": 3, "outputs": "logits"},
         {"budget": 4, "random_calibration": True, "passes": "normalize,allocate-bits"},
         {"budget": 8, "target": "qdq", "activations": "int8", "sequence_length": 64},
     ],

@@ -23,13 +23,13 @@ NOISE: dict[str, Any] = {"random_calibration": True, "samples": 4}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("objective", ["auto", "regression"])
-def test_every_preset_is_a_pipeline_for_the_budget(name: str, objective: str) -> None:
-    passes = PRESETS[name].passes(3.25, objective=objective)
+@pytest.mark.parametrize("outputs", ["auto", "regression"])
+def test_every_preset_is_a_pipeline_for_the_budget(name: str, outputs: str) -> None:
+    passes = PRESETS[name].passes(3.25, outputs=outputs)
     text = print_passes(passes)
     assert parse_passes(text) == passes
     assert "budget=3.25" in text
-    assert ("objective=regression" in text) == (objective == "regression")
+    assert ("objective=regression" in text) == (outputs == "regression")
     assert PRESETS[name].summary
 
 
@@ -79,11 +79,11 @@ def test_two_pipelines_are_refused(
     assert all(one in caught.value.message for one in named)
 
 
-def test_a_recipe_may_name_a_preset_and_an_objective(tmp_path: Path) -> None:
+def test_a_recipe_may_name_a_preset_and_what_outputs_are(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('preset = "uniform"\nobjective = "regression"\n')
+    recipe.write_text('preset = "uniform"\noutputs = "regression"\n')
     settings = make_settings(CompileOptions(budget=4, recipe=recipe))
-    assert settings.pipeline(4.0) == PRESETS["uniform"].passes(4.0, objective="regression")
+    assert settings.pipeline(4.0) == PRESETS["uniform"].passes(4.0, outputs="regression")
 
 
 @pytest.mark.ort

@@ -80,7 +80,7 @@ class Method:
         assert budget.bits is not None
         passes = _changed(base.pipeline(budget.bits), found[2])
         # The passes say all that a preset would be told.
-        return make_settings(replace(base.options, preset=None, objective="auto"), passes)
+        return make_settings(replace(base.options, preset=None, outputs="auto"), passes)
 
 
 def settings_for(budget: Budget, given: CalibrationOptions, **method: Any) -> CompileSettings:

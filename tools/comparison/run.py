@@ -176,7 +176,8 @@ def _common(
         },
         "sequence_length": options.sequence_length,
         "target": options.target,
-        "objective": options.objective,
+        "outputs": options.outputs,
+        "machine": options.machine,
         "seed": options.seed,
         "versions": {key: one for key, one in versions().items() if key != _UNUSED},
     }

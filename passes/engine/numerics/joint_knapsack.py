@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .knapsack import Choice, Item
+from .knapsack import Choice, Item, Toll, used_in
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Joint:
             mixing_bytes=0,
             tile=items[0].tile,
             class_bytes=np.sum([one.class_bytes[at] for one, at in columns], axis=0),
+            toll=_JointToll.along(items, path) if any(one.toll for one in items) else None,
         )
         return cls(tuple(items), path, item)
 
@@ -59,6 +60,31 @@ class Joint:
             _part(item, at[choice.option])
             for item, at in zip(self.items, self.path.T, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class _JointToll(Toll):
+    """The toll of units that share an order: nobody restores it."""
+
+    members: tuple[Toll, ...]
+    path: np.ndarray
+
+    @classmethod
+    def along(cls, items: Sequence[Item], path: np.ndarray) -> _JointToll:
+        members = tuple(replace(one.tolls, ordering=0.0) for one in items)
+        columns = list(zip(members, path.T, strict=True))
+        return cls(
+            row=np.sum([one.row[at] for one, at in columns], axis=0),
+            classes=np.sum([one.classes[at] for one, at in columns], axis=0),
+            mixing=0.0,
+            ordering=0.0,
+            members=members,
+            path=path,
+        )
+
+    def shared(self, used: np.ndarray) -> float:
+        columns = zip(self.members, self.path[used].T, strict=True)
+        return sum(one.shared(used_in(at)) for one, at in columns)
 
 
 def _part(item: Item, option: np.ndarray) -> Choice:

@@ -5,6 +5,9 @@ budget``. For a price ``lambda`` on bytes every tile chooses alone, which visits
 vertices of the lower convex hull; bisection finds the price that fits the budget, and the
 bytes that are left go to single tiles by falling gain per byte. Tiles are cut from rows that
 want the same option, so that few of them have to settle for a compromise.
+
+A unit may also have to pay a toll, in units of loss, for what its choice costs beside bytes,
+such as time: then the least sum of losses and tolls is sought.
 """
 
 from __future__ import annotations
@@ -20,6 +23,33 @@ _COARSE = 1e-2  # ... where the result only sorts rows
 
 
 @dataclass(frozen=True)
+class Toll:
+    """What the choice of a unit costs beside loss and bytes, in units of loss.
+
+    Attributes:
+        row: Of one row, for each option.
+        classes: Of an option that any rows have, for each.
+        mixing: Of rows with different options.
+        ordering: Of the order of such rows, where it has to be restored.
+    """
+
+    row: np.ndarray
+    classes: np.ndarray
+    mixing: float
+    ordering: float
+
+    @classmethod
+    def none(cls, options: int) -> Toll:
+        """Returns the toll of what costs nothing."""
+        return cls(np.zeros(options), np.zeros(options), 0.0, 0.0)
+
+    def shared(self, used: np.ndarray) -> float:
+        """Returns what no row pays by itself, given the places of the options in use."""
+        mixed = self.mixing + self.ordering if len(used) > 1 else 0.0
+        return float(self.classes[used].sum()) + mixed
+
+
+@dataclass(frozen=True)
 class Item:
     """One unit as the allocator sees it.
 
@@ -29,6 +59,7 @@ class Item:
         mixing_bytes: What it costs to store that rows have different options.
         tile: Rows are decided in tiles of this many; 0 decides the unit whole.
         class_bytes: What it costs that any rows have an option, for each; nothing by default.
+        toll: What its choice costs beside; nothing by default.
     """
 
     loss: np.ndarray
@@ -36,14 +67,20 @@ class Item:
     mixing_bytes: int
     tile: int
     class_bytes: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    toll: Toll | None = None
 
     def __post_init__(self) -> None:
         classes = np.broadcast_to(self.class_bytes, self.row_bytes.shape)
         object.__setattr__(self, "class_bytes", classes)
 
+    @property
+    def tolls(self) -> Toll:
+        """The toll, also where there is none."""
+        return self.toll if self.toll is not None else Toll.none(len(self.row_bytes))
+
     def shared_bytes(self, option: np.ndarray) -> int:
         """Returns what no row takes by itself, given the places of the options in use."""
-        used = np.unique(option)
+        used = used_in(option)
         mixing = self.mixing_bytes if len(used) > 1 else 0
         return int(self.class_bytes[used].sum()) + mixing
 
@@ -65,6 +102,11 @@ class Choice:
     option: np.ndarray
     bytes: int
     loss: float
+
+
+def used_in(options: np.ndarray) -> np.ndarray:
+    """Returns the places that occur among the options of rows, ascending."""
+    return np.asarray(np.flatnonzero(np.bincount(options)))
 
 
 class _Tiles:
@@ -93,19 +135,45 @@ class _Tiles:
         )
         self.sizes = np.diff(np.append(self.starts, rows))
         self.bytes = self.sizes[:, None] * item.row_bytes[None]
-        self.item = item
+        self.item, self.toll = item, item.tolls
+        self.cost = self.loss + self.sizes[:, None] * self.toll.row[None]
         self.option = np.zeros(len(self.starts), dtype=np.int64)
 
     def choose(self, price: float) -> None:
         """Takes the best option of every tile at ``price``, or the best single one for all."""
-        cost = self.loss + price * self.bytes
-        whole_costs = cost.sum(axis=0) + price * self.item.class_bytes
-        whole, mixed = int(whole_costs.argmin()), cost.argmin(axis=1)
-        mixed_cost = cost.min(axis=1).sum() + price * self.item.shared_bytes(mixed)
+        cost = self.cost + price * self.bytes
+        whole_costs = cost.sum(axis=0) + price * self.item.class_bytes + self.toll.classes
+        whole, mixed = int(whole_costs.argmin()), self._mixed(cost, price)
+        mixed_cost = self._at(cost, mixed).sum() + self._shared(mixed, price)
         if mixed_cost < whole_costs[whole] and mixed.min() != mixed.max():
             self.option = mixed
         else:
             self.option = np.full(len(self.starts), whole)
+
+    def _mixed(self, cost: np.ndarray, price: float) -> np.ndarray:
+        """Returns the best option of every tile, without those that are not worth a class."""
+        mixed: np.ndarray = cost.argmin(axis=1)
+        if self.toll.classes.any():
+            while len(used := used_in(mixed)) > 2:
+                least = self._at(cost, mixed).sum() + self._shared(mixed, price)
+                fewer = [_within(cost, np.delete(used, at)) for at in range(len(used))]
+                costs = [self._at(cost, one).sum() + self._shared(one, price) for one in fewer]
+                if min(costs) >= least:
+                    break
+                mixed = fewer[int(np.argmin(costs))]
+        return mixed
+
+    def _shared(self, option: np.ndarray, price: float) -> float:
+        """Returns what tiles with these options pay together at ``price``."""
+        return price * self.item.shared_bytes(option) + self.toll.shared(used_in(option))
+
+    def _at(self, table: np.ndarray, option: np.ndarray) -> np.ndarray:
+        return np.asarray(table[np.arange(len(option)), option])
+
+    def total_cost(self) -> float:
+        """Returns losses and tolls."""
+        own = float(self._at(self.cost, self.option).sum())
+        return own + self.toll.shared(used_in(self.option))
 
     def total_bytes(self) -> int:
         chosen = self.bytes[np.arange(len(self.option)), self.option].sum()
@@ -118,6 +186,11 @@ class _Tiles:
         options = np.empty(len(self.rows), dtype=np.int64)
         options[self.rows] = np.repeat(self.option, self.sizes)
         return options
+
+
+def _within(cost: np.ndarray, options: np.ndarray) -> np.ndarray:
+    """Returns the cheapest of ``options`` for every tile."""
+    return np.asarray(options[cost[:, options].argmin(axis=1)])
 
 
 def smallest_bytes(items: list[Item]) -> int:
@@ -175,7 +248,7 @@ def _upgrades(units: list[_Tiles]) -> list[tuple[float, int, int, int]]:
     for u, unit in enumerate(units):
         at = np.arange(len(unit.option))
         more = unit.bytes - unit.bytes[at, unit.option][:, None]
-        gain = unit.loss[at, unit.option][:, None] - unit.loss
+        gain = unit.cost[at, unit.option][:, None] - unit.cost
         for tile, option in zip(*np.nonzero((more > 0) & (gain > 0)), strict=True):
             ratio = float(gain[tile, option] / more[tile, option])
             moves.append((ratio, u, int(tile), int(option)))
@@ -187,14 +260,14 @@ def _fill(units: list[_Tiles], budget: int) -> None:
     left = budget - sum(unit.total_bytes() for unit in units)
     for _, u, tile, option in _upgrades(units):
         unit, old = units[u], units[u].option[tile]
-        if unit.loss[tile, option] >= unit.loss[tile, old]:
+        if unit.cost[tile, option] >= unit.cost[tile, old]:
             continue
         if unit.bytes[tile, option] - unit.bytes[tile, old] > left:
             continue  # a class that goes may make room all the same: rare, and not worth it
-        before = unit.total_bytes()
+        before, cost = unit.total_bytes(), unit.total_cost()
         unit.option[tile] = option
         more = unit.total_bytes() - before
-        if more <= left:
+        if more <= left and unit.total_cost() < cost:
             left -= more
         else:
             unit.option[tile] = old

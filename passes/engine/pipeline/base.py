@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....ir import Annotation, ArrayStore, CachedFile, Calibration, Capabilities, Feeds
+from ....ir.costs import CostTable
 from ....ir.text_form import print_record
 from .forecast import Forecast
 
@@ -86,6 +87,8 @@ class PassContext:
         progress: Where to show progress.
         original: The model as it was read, for passes that compare against it.
         report: Facts for ``mpqc.json``, filled by passes under their own name.
+        costs: What operations take on the machine that the result is for; None for no thought
+            of time.
     """
 
     runner: Runner
@@ -98,6 +101,7 @@ class PassContext:
     progress: Progress = field(default_factory=SilentProgress)
     original: Path | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    costs: CostTable | None = None
 
     def cached_file(self, *inputs: object) -> CachedFile:
         """Returns the file for a result that depends on ``inputs``, by their text."""

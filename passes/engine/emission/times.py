@@ -1,0 +1,104 @@
+"""How long the nodes take that lowering puts in the place of a unit's products."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....ir import Capabilities, Option, Unit
+from ....ir.analysis.offered import expands_to_floats
+from ....ir.costs import CONCAT, FLOAT, ORDER, SELECT, CostTable
+
+
+@dataclass(frozen=True)
+class UnitTimes:
+    """Microseconds of a unit's products in one workload.
+
+    A lookup counts as nothing, and so does whatever takes floats: it stays as it was.
+
+    Attributes:
+        original: As the products were.
+        rows: One row, for each option.
+        classes: A row class, for each option.
+        mixing: Joining the classes.
+        ordering: Restoring the order of the rows.
+        kept: Input channels that stay in 16 bits, however many.
+        kept_column: One of them.
+    """
+
+    original: float
+    rows: np.ndarray
+    classes: np.ndarray
+    mixing: float
+    ordering: float
+    kept: float
+    kept_column: float
+
+    def of(self, rows: Iterable[tuple[int, int]], *, reordered: bool, kept: int) -> float:
+        """Returns the time of a choice.
+
+        Args:
+            rows: Places of options with the number of rows that have them.
+            reordered: Whether the order of the rows has to be restored.
+            kept: Input channels that stay in 16 bits.
+        """
+        used = list(rows)
+        total = sum(float(self.classes[at] + self.rows[at] * count) for at, count in used)
+        if len(used) > 1:
+            total += self.mixing
+        if reordered:
+            total += self.ordering
+        return total + (self.kept + self.kept_column * kept if kept else 0.0)
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Whether the weights of a model come from memory rather than from the cache in each run.
+
+    Attributes:
+        original: Of the model in floats.
+        result: Of the model in codes.
+    """
+
+    original: bool
+    result: bool
+
+
+def unit_times(
+    unit: Unit,
+    options: Sequence[Option],
+    table: Capabilities,
+    costs: CostTable,
+    tokens: float,
+    cold: Residence,
+) -> UnitTimes:
+    """Returns what a unit takes when its products have so many tokens.
+
+    Args:
+        unit: The unit.
+        options: What it can be stored with.
+        table: What the target can do.
+        costs: What operations take.
+        tokens: Rows of activations in each product.
+        cold: Where weights come from.
+    """
+    products = sum(use.kind == "product" for use in unit.uses)
+    if expands_to_floats(unit, table):
+        products = 0
+    rows, columns = unit.shape
+    kernels = [
+        costs.parts(costs.kernel(option), tokens, cold=cold.result) for option in options
+    ]
+    slim = costs.parts(FLOAT, tokens, cold=cold.result)
+    return UnitTimes(
+        original=products * costs.time(FLOAT, tokens, rows, columns, cold=cold.original),
+        rows=products * np.array([one.each_row(columns) for one in kernels]),
+        classes=products * np.array([one.shared(columns) for one in kernels]),
+        mixing=products * costs.moving(CONCAT, tokens, rows),
+        ordering=products * costs.moving(ORDER, tokens, rows),
+        kept=products * (costs.moving(SELECT, tokens, 0) + slim.call + slim.row * rows)
+        + products * costs.moving(CONCAT, tokens, rows),  # the sum takes what a copy does
+        kept_column=products * (slim.column + slim.weight * rows),
+    )
