@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,12 +54,27 @@ def _compile(chosen: argparse.Namespace) -> int:
         for key, what in _MEASURED.items()
         if result.measured.get(key) is not None
     ]
+    lines += _time_lines(result.report)
     if result.report["random_calibration"]:
         lines.append(("warning", "calibrated on random noise"))
     if "warning" in result.report:
         lines.append(("warning", result.report["warning"]))
     _print_table([*lines, ("written to", str(result.output))])
     return 0
+
+
+def _time_lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what runs take beside the original's, by workload."""
+    lines = []
+    for name, run in report["timings"].get("runs", {}).items():
+        ratio = run["result"] / max(run["original"], 1e-9)
+        predicted = run.get("predicted")
+        more = f", {predicted / run['original']:.2f} predicted" if predicted else ""
+        shown = (
+            f"{run['result']:.4g} ms, the original {run['original']:.4g} ({ratio:.2f}{more})"
+        )
+        lines.append((f"time of a {name}, one thread", shown))
+    return lines
 
 
 _MEASURED = {
@@ -293,6 +308,7 @@ def _doctor(chosen: argparse.Namespace) -> int:
     from ..backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
     from ..backend.onnxruntime.runner import open_session
     from ..backend.openvino import installation_problem, open_openvino
+    from .costs import measure_here, table_facts
     from .manifest import versions
 
     tiny, standard = ir.from_onnx_text(_TINY), ir.from_onnx_text(_TINY_STANDARD)
@@ -303,11 +319,17 @@ def _doctor(chosen: argparse.Namespace) -> int:
         for name in targets()
     }
     runtimes = {"openvino": _problem(installation_problem(), partial(open_openvino, standard))}
+    if chosen.measure:
+        measure_here(choose_progress())
+    costs = table_facts()
     if chosen.json:
-        _print_json({"targets": problems, "runtimes": runtimes, "versions": versions()})
+        facts = {"targets": problems, "runtimes": runtimes, "costs": costs}
+        _print_json({**facts, "versions": versions()})
     else:
         lines = {**problems, **runtimes}
         _print_table([(name, problem or "ready") for name, problem in lines.items()])
+        print()
+        _print_table([(key.replace("_", " "), str(value)) for key, value in costs.items()])
         print()
         _print_table(list(versions().items()))
     return 0 if None in problems.values() else _MACHINE

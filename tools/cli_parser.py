@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from .option_fields import add_options
-from .options import CompareOptions, CompileOptions, EvalOptions, ExportOptions, OptOptions
+from .options import (
+    CompareOptions,
+    CompileOptions,
+    DoctorOptions,
+    EvalOptions,
+    ExportOptions,
+    OptOptions,
+)
 
 _EXIT_CODES = """\
 exit codes:
@@ -88,7 +95,11 @@ COMMANDS = {
     ),
     "passes": Command("List the passes and their options.", "mpqc passes"),
     "presets": Command("List the pipelines that have names.", "mpqc presets"),
-    "doctor": Command("Say what this machine can run.", "mpqc doctor"),
+    "doctor": Command(
+        "Say what this machine can run, and measure how fast.",
+        "mpqc doctor --measure",
+        options=DoctorOptions,
+    ),
 }
 
 

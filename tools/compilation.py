@@ -38,7 +38,7 @@ from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
-from .costs import costs_for
+from .costs import costs_for, whose_times
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
@@ -47,6 +47,7 @@ from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
 from .parts import cut_in_parts
 from .pass_options import is_lowering
+from .run_times import run_times, timed_products
 from .settings import CompileSettings
 from .watch import Watch
 
@@ -169,10 +170,16 @@ class Compilation:
             folder = Path(self.watch.dump_after_each)
             prepare_dumps(folder, model, self.source, self.calibration)
         ran = pipeline.run(model, context, instruments)
+        if context.costs is not None and timed_products(context.report):
+            self._say(whose_times(context.costs))
         if self.watch.time_passes:
             self.progress.say(timer.table())
         check_loss(context, pipeline, accept=self.watch.accept_loss)
         return finish(stage, model, self.source, context, pipeline, ran, kept, timer)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self.progress.say(text)
 
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
@@ -322,8 +329,12 @@ def finish(
     for path in (stage / "model.onnx", *parts):
         with open_session(path, context.capabilities.provider):
             pass
-    facts = manifest(stage, model, context, pipeline, kept, timer)
-    if any(map(is_lowering, pipeline.passes[:ran])):  # a run may stop before, with floats
+    lowered = any(
+        map(is_lowering, pipeline.passes[:ran])
+    )  # a run may stop before, with floats
+    runs = run_times(stage / "model.onnx", context) if lowered else {}
+    facts = manifest(stage, model, context, pipeline, kept, timer, runs)
+    if lowered:
         _check_bits(facts)
     with machine_errors(stage):
         write_manifest(stage, facts)

@@ -84,6 +84,7 @@ def manifest(
     pipeline: Pipeline,
     kept: dict[str, Any],
     timer: TimePasses,
+    runs: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Returns the content of ``mpqc.json``. Only ``timings`` differs between equal runs."""
     after, budget = stored(model), note_of(model, Budgeted)
@@ -113,7 +114,7 @@ def manifest(
             for one in sorted(stage.rglob("*"))
             if one.is_file()
         },
-        "timings": {**_timings(timer), **_passing(context.report)},
+        "timings": {**_timings(timer), "runs": runs, **_passing(context.report)},
     }
 
 

@@ -20,6 +20,7 @@ Options = TypeVar("Options")
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 _SPEC = "spec"
+_LARGEST = 1e12  # number that any option means
 _METAVARS = {str: "NAME", int: "N", float: "X", Path: "PATH"}
 
 
@@ -158,6 +159,8 @@ def _checked(name: str, spec: OptionSpec, value: Any) -> Any:
         return tuple(map(utf8_path, several))
     if spec.kind is Path and value is not None:
         return utf8_path(value)
+    if spec.kind is float and value is not None:
+        return _checked_float(name, value)
     if spec.most:
         _check_number(name, spec, value)
     if spec.known and value not in spec.known:
@@ -167,6 +170,17 @@ def _checked(name: str, spec: OptionSpec, value: Any) -> Any:
         hint = did_you_mean(str(value), spec.known)
         raise UsageError(f"unknown {name} {value!r}", hint=hint)
     return value
+
+
+def _checked_float(name: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= _LARGEST:
+        from ..ir import UsageError
+
+        # A number may have more digits than Python prints.
+        shown = value if not number or not value > _LARGEST else "that one"
+        raise UsageError(f"{name.replace('_', '-')} must be a number above 0, not {shown}")
+    return float(value)
 
 
 def _check_number(name: str, spec: OptionSpec, value: Any) -> None:

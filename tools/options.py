@@ -38,7 +38,8 @@ class MethodOptions:
     )
     latency: float | None = setting(
         "time of the quantized products, at most, relative to the original's: of a token and"
-        " of a prompt, or of a run; without it, 1 as far as that costs next to no loss",
+        " of a prompt, or of a run; without it, 1 as far as a percent of time costs no more"
+        " than a percent of the loss",
         float,
     )
     objective: str = setting(
@@ -181,6 +182,15 @@ class EvalOptions:
     )
     exact: bool = option(
         "forbid the runtime to round activations where the graph does not", bool
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What ``mpqc doctor`` can be told."""
+
+    measure: bool = option(
+        "time the kernels of this machine (under two minutes), for later compilations", bool
     )
 
 

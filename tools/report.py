@@ -66,6 +66,7 @@ def render_report(facts: dict[str, Any]) -> str:
         of_file=" (a bound for the file alone)" if facts["asked"].get("file") else "",
         sizes=_sizes(facts),
         comparison=_comparison(facts),
+        times=_times(facts),
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
         unbound=_of_any_pass(facts, "refused").get("refused", {}),
@@ -207,6 +208,17 @@ def _comparison(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if measured.get(key) is not None
     ]
     return lines
+
+
+def _times(facts: dict[str, Any]) -> dict[str, Any]:
+    """Returns what products are predicted to take; empty where nothing is known of it."""
+    time = _of_any_pass(facts, "time").get("time", {})
+    rows = [
+        (name, run["original"], run["microseconds"], run["microseconds"] / run["original"])
+        for name, run in time.get("products", {}).items()
+        if run["original"]
+    ]
+    return {**time, "rows": rows} if rows else {}
 
 
 def _number(value: float | int | None) -> str:

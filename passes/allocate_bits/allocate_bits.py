@@ -88,7 +88,7 @@ class AllocateBits(Pass):
             budget (``ratio``).
         latency: Time of the products, at most, relative to the original's: of one token and of
             a prompt for a model with a cache, of a run for any other. By default 1, as far as
-            that costs at most 2 % of the loss (``budget``).
+            a percent of time costs at most a percent of the loss (``budget``).
         aim: ``loss`` (the default) for the least predicted loss, ``latency`` for the least
             time (``budget``).
         max_loss: Predicted loss, at most (``budget``).

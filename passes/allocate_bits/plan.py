@@ -93,9 +93,34 @@ def _raised(
     return found
 
 
-def quickest(
-    solve: Solve, free: Plan, most_loss: float, original: np.ndarray, enough: np.ndarray
-) -> Plan:
+def worth_its_loss(solve: Solve, free: Plan, limits: np.ndarray) -> Plan:
+    """Returns the plan that is as quick as the limits, or as far as that is worth the loss.
+
+    Where a workload is too slow, a percent of its time may cost a percent of the loss.
+
+    Args:
+        solve: Makes a plan at given prices.
+        free: That at no prices.
+        limits: Microseconds by workload.
+    """
+    slow = free.times > limits
+    if not slow.any():
+        return free
+    even = np.where(slow, free.loss / np.maximum(free.times, _LEAST), 0.0)
+    best = solve(even)
+    if (best.times > limits).any():
+        return best
+    low, high = _LEAST, 1.0
+    for _ in range(_STEPS):
+        middle = float(np.sqrt(low * high))
+        if ((plan := solve(even * middle)).times <= limits).all():
+            best, high = plan, middle
+        else:
+            low = middle
+    return best
+
+
+def quickest(solve: Solve, free: Plan, most_loss: float, original: np.ndarray) -> Plan:
     """Returns the plan of least time whose loss is within a limit.
 
     The sum of the times counts, each relative to that of the original.
@@ -104,9 +129,7 @@ def quickest(
         solve: Makes a plan at given prices.
         free: That at no prices.
         most_loss: The limit.
-        original: What the original takes, in microseconds by workload; infinite for a workload
-            that does not matter.
-        enough: Times that need not be undercut.
+        original: What the original takes, in microseconds by workload.
     """
     best, unit = free, free.loss / original
     low, high, failed = 0.0, _FIRST, False
@@ -116,7 +139,7 @@ def quickest(
             failed, above = True, high
         else:
             best, low = plan, high
-            if (plan.times <= enough).all() or high >= _MOST:
+            if high >= _MOST:
                 break
         if not failed:
             high *= _STRIDE

@@ -11,7 +11,7 @@ from ...ir import InfeasibleBudget, UsageError
 from ..engine.pipeline.base import PassContext
 from ..engine.pipeline.chosen_options import one_of
 from .clock import Clock
-from .plan import Plan, Solve, quickest, within_times
+from .plan import Plan, Solve, quickest, within_times, worth_its_loss
 
 _AIMS = ("loss", "latency")
 _WORTH = (
@@ -25,8 +25,8 @@ class Timing:
     """The bounds of an allocation beside its bytes.
 
     Attributes:
-        latency: Time of products, at most, relative to the original's; None for 1 where that
-            costs next to no loss.
+        latency: Time of products, at most, relative to the original's; None for 1 as far as a
+            percent of time costs at most a percent of the loss.
         aim: ``loss`` for the least loss, ``latency`` for the least time.
         max_loss: Predicted loss, at most.
     """
@@ -72,14 +72,11 @@ class Timing:
         free = solve(np.zeros(len(original)))
         if self.aim == "latency":
             assert self.max_loss is not None
-            plan = quickest(solve, free, self.max_loss, original, np.zeros(len(original)))
+            plan = quickest(solve, free, self.max_loss, original)
         elif self.latency is not None:
             plan = within_times(solve, free, limits, original)
         else:
-            slow = np.where(free.times > limits, original, np.inf)
-            if (free.times <= limits).all():
-                return free
-            return quickest(solve, free, free.loss * _WORTH, slow, limits)
+            return worth_its_loss(solve, free, limits)
         self._check_times(plan, clock)
         return plan
 
@@ -117,8 +114,8 @@ class Timing:
         pairs = zip(clock.workloads, plan.times, clock.original, strict=True)
         facts["products"] = {
             run.name: {
-                "microseconds": round(float(own), 1),
-                "original": round(float(before), 1),
+                "microseconds": round(float(own), 3),
+                "original": round(float(before), 3),
             }
             for run, own, before in pairs
         }
@@ -127,5 +124,5 @@ class Timing:
             if own > before * (1 + _EXACTLY) and self.latency is None and self.aim == "loss":
                 context.progress.say(
                     f"products of a {run.name} are predicted to take {own / before:.2f} times"
-                    " the original's; less would cost more than 2 % of the loss (--latency)"
+                    " the original's; a percent less costs more than a percent of quality"
                 )

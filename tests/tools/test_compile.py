@@ -94,9 +94,56 @@ def test_a_size_bounds_all_files(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_times_are_predicted_and_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compile", str(folder), "--budget", "4.5", "-o", str(tmp_path / "out")]
+    words += ["--random-calibration", "--samples", "4", "--sequence-length", "24"]
+    assert main([*words, "--kernels", "always", "--preset", "fast"]) == 0
+    facts = json.loads((tmp_path / "out/mpqc.json").read_text())
+    (run,) = facts["timings"]["runs"].values()
+    assert min(run["original"], run["result"]) > 0
+    assert "predicted" in run
+    assert facts["settings"]["costs"] == "avx512-vnni"
+    seen = capsys.readouterr()
+    assert "time of a run, one thread" in seen.out
+    assert "predicted)" in seen.out
+    assert "predicted times are those of another machine: AMD EPYC (avx512-vnni)" in seen.err
+    page = (tmp_path / "out/report.html").read_text()
+    assert "By the table avx512-vnni" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "why"),
+    [
+        (["--latency", "0.0001"], 5, "ask for --latency"),
+        (["--max-loss", "1e-12"], 5, "ask for --max-loss"),
+        (["--objective", "latency"], 2, "say what may be lost"),
+        (["--latency", "0"], 2, "latency must be a number above 0"),
+        (["--machine", "avx-2"], 2, "unknown machine"),
+        (["--preset", "cmpq-even", "--latency", "1"], 2, "a latency means nothing"),
+    ],
+)
+def test_bounds_that_cannot_be_met(
+    more: list[str],
+    code: int,
+    why: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["compile", str(folder), "--budget", "4.5", "-o", str(tmp_path / "out")]
+    words += ["--random-calibration", "--samples", "4", "--sequence-length", "24"]
+    words += ["--kernels", "always"] + ([] if "--preset" in more else ["--preset", "fast"])
+    assert main([*words, *more]) == code
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_budget_bounds_the_file_alone(folder: Path, tmp_path: Path) -> None:
-    plain = mpqc.compile(folder, budget=3.5, output=tmp_path / "plain", **FEW)
-    result = mpqc.compile(folder, file_budget=3.5, output=tmp_path / "out", **FEW)
+    free = {**FEW, "latency": 1000}  # a model this small is quickest with few row classes
+    plain = mpqc.compile(folder, budget=3.5, output=tmp_path / "plain", **free)
+    result = mpqc.compile(folder, file_budget=3.5, output=tmp_path / "out", **free)
     assert 3.4 < result.got <= 3.5
     assert result.resident_bits > result.got + 0.5
     assert result.predicted is not None

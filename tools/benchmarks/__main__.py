@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from ...ir import MpqcError
 from ..failures import tell
-from . import codebooks, compile_cost, methods, prediction, speed
+from . import codebooks, compile_cost, latency, methods, prediction, speed
 from .field import contest
 from .zoo import contest as zoo
 
 _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
+    "latency": (latency, "what bounds on time cost in quality"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
     "methods": (methods, "all presets on several models, for docs/methods.md"),
     "field": (contest, "other people's tools on the same model, calibration and texts"),
