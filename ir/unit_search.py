@@ -148,7 +148,12 @@ def _reader(
     if not is_weight and node.op_type in _EXACT:
         return _Reader(node, None, f"{label} needs its exact numbers", False)
     standard = node.domain in ("", "ai.onnx")
-    can_pay = is_weight and standard and prod(dims) >= _SMALLEST_KERNEL
+    least = _SMALLEST_KERNEL
+    if (
+        node.op_type == "Conv" and axes
+    ):  # where integers pay, they do so by the number of pixels
+        least = min(least, _SHORTEST_FILTER * dims[axes[0]])
+    can_pay = is_weight and standard and prod(dims) >= least
     use = _kernel_use(node, index, axes) if can_pay else None
     return _Reader(
         node,

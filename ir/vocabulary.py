@@ -26,6 +26,15 @@ class LeftInFloat(Annotation):
 
 
 @dataclass(frozen=True)
+class FloatActivations(Annotation):
+    """On a unit's anchor: its products and convolutions read activations in float, and why."""
+
+    key: ClassVar[str] = "float-activations"
+    unit: str
+    why: str
+
+
+@dataclass(frozen=True)
 class TensorStats(Annotation):
     """On a unit's anchor: what calibration saw.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,20 +12,28 @@ import torch
 
 from ..ir import (
     Annotation,
+    ArrayStore,
     Budgeted,
+    FloatActivations,
     QuantSpec,
     TensorStats,
     Unit,
+    UsageError,
     annotate,
     need_note,
     note_of,
     quantizable,
 )
 from ..ir.unit_arrays import RowClass, UnitArrays
+from .engine.execution.exposing import observe
+from .engine.execution.samples import Samples
 from .engine.numerics.pair_sums import kernel_order, overflowing_rows, without_overflow
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast, Headroom
 from .engine.statistics.quadratic import Quadratic
+
+_BITS = 8
+_WHY = "room for sums of its products would cost more than integers gain"
 
 
 @dataclass(frozen=True)
@@ -36,30 +45,143 @@ class LeaveHeadroom(Pass):
     than 128 therefore gets a larger scale, at most about twice as large, so that every
     processor computes the same. ``insert-qdq`` needs this where it rounds activations; rows
     with several scales and rows that are only looked up stay as they are.
+
+    Where that loses most for the multiplications that become integers, as in the head of a
+    classifier, nothing is gained by it: such matrices keep their codes and read floats.
+
+    Attributes:
+        share: Share of all multiplications that may stay in float for this reason.
     """
 
     name: ClassVar[str] = "leave-headroom"
     reads: ClassVar[tuple[type[Annotation], ...]] = (QuantSpec,)
+    writes: ClassVar[tuple[type[Annotation], ...]] = (FloatActivations,)
     promise: ClassVar[Promise] = Promise.SIMULATION
+
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(
+                f"leave-headroom{{share={self.share}}} is no share", hint="0 to 1"
+            )
 
     def forecast(self, before: Forecast) -> Forecast:
         return super().forecast(before).telling(Headroom())
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds rows anew, and adds what that is predicted to cost to the budget's note."""
-        rows, loss = {}, 0.0
-        for unit in quantizable(model):
-            if note_of(unit.notes, QuantSpec) is None or not is_multiplied(unit):
+        units = [
+            unit
+            for unit in quantizable(model)
+            if note_of(unit.notes, QuantSpec) is not None and is_multiplied(unit)
+        ]
+        losses = {unit: _Room.of(unit, context).loss for unit in units}
+        floats = _not_worth_it(losses, _work(model, units, context), self.share)
+        rows = {}
+        for unit in units:
+            if unit in floats:
+                annotate(unit.notes, FloatActivations(unit.name, _WHY))
                 continue
-            before = unit.matrix()
-            rows[unit.name] = _make_room(unit, context)
-            if rows[unit.name] and note_of(unit.notes, TensorStats) is not None:
-                loss += _loss(unit, before, context)
+            room = _Room.of(unit, context)
+            room.make(context.arrays)
+            rows[unit.name] = room.rows
+        loss = sum(losses[unit] for unit in units if unit not in floats)
         budget = note_of(model, Budgeted)
         if budget is not None and loss:
             annotate(model, replace(budget, loss=budget.loss + loss))
-        context.report[self.name] = {"rows": rows, "loss": loss}
+        context.report[self.name] = {
+            "rows": rows,
+            "loss": loss,
+            "float_activations": {unit.name: losses[unit] for unit in floats},
+        }
         return any(rows.values())
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What becomes of a unit that leaves headroom.
+
+    Attributes:
+        unit: The unit.
+        matrix: Its simulated matrix then.
+        codes: New codes of its row classes, by index; none for classes that stay.
+        scales: Their scales.
+        rows: How many rows change.
+        loss: The predicted divergence of the change, in nats per token.
+    """
+
+    unit: Unit
+    matrix: np.ndarray
+    codes: Mapping[int, np.ndarray]
+    scales: Mapping[int, np.ndarray]
+    rows: int
+    loss: float
+
+    @classmethod
+    def of(cls, unit: Unit, context: PassContext) -> _Room:
+        """Rounds the rows of a unit anew that could be clipped."""
+        spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
+        before = unit.matrix()
+        matrix, rows = before.copy(), 0
+        codes, scales = {}, {}
+        for one in own.row_classes(spec.options, spec.counts):
+            if one.option.group != unit.shape[1] or one.option.bits != _BITS:
+                continue
+            found = _with_room(unit, one, own, matrix)
+            if found is not None:
+                codes[one.index], scales[one.index], count = found
+                rows += count
+        known = rows and note_of(unit.notes, TensorStats) is not None
+        loss = _loss(unit, before, matrix, context) if known else 0.0
+        return cls(unit, matrix, codes, scales, rows, loss)
+
+    def make(self, arrays: ArrayStore) -> None:
+        """Writes the new codes and the new matrix."""
+        own = UnitArrays(self.unit.name, arrays)
+        for index, codes in self.codes.items():
+            own.put(codes, "codes", index)
+            own.put(self.scales[index], "scales", index)
+        if self.rows:
+            self.unit.replace(self.matrix)
+
+
+def _not_worth_it(
+    losses: Mapping[Unit, float], work: Mapping[Unit, float], share: float
+) -> list[Unit]:
+    """Returns the matrices that lose most for their multiplications, within a share of these.
+
+    Of convolutions one in float would make its neighbours slower too.
+    """
+    left = share * sum(work.values())
+    matrices = [unit for unit in losses if all(use.kind != "conv" for use in unit.uses)]
+    found = []
+    for unit in sorted(matrices, key=lambda unit: -losses[unit] / max(work[unit], 1.0)):
+        if losses[unit] > 0 and work[unit] <= left:
+            found.append(unit)
+            left -= work[unit]
+    return found
+
+
+def _work(model: ir.Model, units: Sequence[Unit], context: PassContext) -> dict[Unit, float]:
+    """Returns how many multiplications of each unit there are in a sample.
+
+    Without samples they are taken to be as many as there are weights.
+    """
+    if context.calibration is None:
+        return {unit: float(unit.size) for unit in units}
+    made = {
+        use.node.outputs[0]: unit
+        for unit in units
+        for use in unit.uses
+        if use.kind in ("product", "conv")
+    }
+    work = dict.fromkeys(units, 0.0)
+    samples = Samples.of(context, context.calibration.first(1))
+    for value, tokens in observe(model, list(made), samples, context, "counting"):
+        unit = made[value]
+        work[unit] += tokens.size / unit.shape[0] * unit.size
+    return work
 
 
 def is_multiplied(unit: Unit) -> bool:
@@ -67,38 +189,30 @@ def is_multiplied(unit: Unit) -> bool:
     return any(use.kind in ("product", "conv") for use in unit.uses)
 
 
-def _make_room(unit: Unit, context: PassContext) -> int:
-    """Rounds the rows of a unit anew that could be clipped; returns how many they were."""
-    spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
-    matrix, changed = unit.matrix().copy(), 0
-    for one in own.row_classes(spec.options, spec.counts):
-        if one.option.group == unit.shape[1] and one.option.bits == 8:
-            changed += _make_room_in_class(unit, one, own, matrix)
-    if changed:
-        unit.replace(matrix)
-    return changed
+def _with_room(
+    unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Rounds rows of one class anew, in ``matrix`` too.
 
-
-def _make_room_in_class(unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray) -> int:
-    """Rounds rows of one class anew, in the arrays and in the simulated matrix."""
+    Returns:
+        Codes, scales and the number of rows that change; None if none does.
+    """
     order = kernel_order(unit)
     codes, steps = own.get("codes", one.index)[:, order], own.get("scales", one.index)[:, 0]
     overflowing = overflowing_rows(codes)
     if not overflowing.any():
-        return 0
+        return None
     steps = steps.astype(np.float16)
     weight = codes * steps.astype(np.float32)[:, None]
     codes, steps = without_overflow(weight, codes, steps)
     codes = np.ascontiguousarray(codes[:, np.argsort(order)])
-    own.put(codes, "codes", one.index)
-    own.put(steps[:, None], "scales", one.index)
     stored = codes * steps.astype(np.float32)[:, None]
     matrix[one.rows[overflowing]] = stored[overflowing]
-    return int(overflowing.sum())
+    return codes, steps[:, None], int(overflowing.sum())
 
 
-def _loss(unit: Unit, before: np.ndarray, context: PassContext) -> float:
-    """Returns the predicted divergence of the change, in nats per token."""
+def _loss(unit: Unit, old: np.ndarray, new: np.ndarray, context: PassContext) -> float:
+    """Returns the predicted divergence of a change, in nats per token."""
     quadratic = Quadratic.of(unit, context.arrays)
-    old, new = torch.from_numpy(before), torch.from_numpy(unit.matrix())
-    return float(quadratic.loss(old, new).sum(dtype=torch.float64))
+    losses = quadratic.loss(torch.from_numpy(old), torch.from_numpy(new))
+    return float(losses.sum(dtype=torch.float64))

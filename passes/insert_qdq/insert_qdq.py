@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ...ir import (
     ArrayStore,
     Budgeted,
+    FloatActivations,
     LeftInFloat,
     Option,
     OutlierColumns,
@@ -47,6 +48,7 @@ from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, Headroom, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import histograms, quantize
+from .regions import integer_convolutions
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
@@ -63,12 +65,16 @@ class InsertQdq(Pass):
     - A Gather looks up int8 codes, and only those are multiplied by their scales. Codes of 4
       bits become int8 when the runtime loads the model, because OpenVINO's BitShift is wrong.
       A table that also serves a product is stored once.
-    - A Conv reads a DequantizeLinear of int8 codes, with one scale per output channel.
+    - A Conv takes its weight as floats, which the runtime makes of int8 codes with one scale
+      per output channel when it loads the model.
 
-    With ``activations=int8`` or ``uint8``, convolutions and products of INT8 rows read their
-    activations through a QuantizeLinear and a DequantizeLinear with one static scale from
-    calibration samples, so that runtimes can multiply integers. No runtime has such a kernel
-    for INT4 rows, so their activations stay as they are. ``int8`` is symmetric, as TensorRT
+    With ``activations=int8`` or ``uint8``, products of INT8 rows read their activations
+    through a QuantizeLinear and a DequantizeLinear with one static scale from calibration
+    samples, so that runtimes can multiply integers. The results of convolutions are rounded
+    too, with additions and pools between them, so that one integer kernel follows the other
+    (see ``regions.py``), and a Conv reads a DequantizeLinear of its codes. Where its result is
+    an output of the model it computes in float. No runtime has integer kernels for INT4 rows,
+    so their activations stay as they are. ``int8`` is symmetric, as TensorRT
     requires; ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation
     with rare large values: the most expensive ones stay in float too, see ``tolerance``.
 
@@ -90,7 +96,7 @@ class InsertQdq(Pass):
     opset: ClassVar[int] = _OPSET
     reads = (QuantSpec,)
     writes = (StoredPart,)
-    drops = (QuantSpec,)
+    drops = (QuantSpec, FloatActivations)
     promise: ClassVar[Promise] = Promise.SAME_SIMULATION
 
     activations: str = "none"
@@ -150,6 +156,9 @@ class InsertQdq(Pass):
             else:
                 work.specs[unit.name] = (unit, spec)
         facts = self._quantize_activations(work) if self.activations != "none" else {}
+        work.expand_the_rest()
+        for unit in units:
+            drop_note(unit.notes, FloatActivations)
         for unit, spec in work.specs.values():
             if any(use.node in work.quantized for use in unit.uses):
                 _check_headroom(unit, spec, context.arrays)
@@ -172,9 +181,17 @@ class InsertQdq(Pass):
             )
         reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
         reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
+        reads = [one for one in reads if note_of(one[0].notes, FloatActivations) is None]
+        able, places = integer_convolutions(
+            work.model.graph, [use.node for _, use in reads if use.kind == "conv"]
+        )
+        reads = [one for one in reads if one[1].kind != "conv" or one[1].node in able]
         types = {_activation(use): result_type(unit, use) for unit, use in reads}
+        for value in places:
+            types.setdefault(value, value.dtype or ir.DataType.FLOAT)
         seen = histograms(work.model, list(types), samples.first(_SAMPLES), work.context)
-        grids = {one: find_grid(seen[one], self.activations, self.ranges) for one in types}
+        ranges = {one: seen[places.get(one, one)] for one in types}
+        grids = {one: find_grid(ranges[one], self.activations, self.ranges) for one in types}
         errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
         losses = dict.fromkeys(types, 0.0)
         for unit, use in reads:
@@ -189,6 +206,9 @@ class InsertQdq(Pass):
         work.quantized = {
             use.node: made[_activation(use)] for _, use in reads if _activation(use) in made
         }
+        for value in places:
+            if value in made:
+                _let_all_read(value, made[value])
         loss = sum(losses[one] for one in made)
         if budget is not None:
             annotate(work.model, replace(budget, loss=budget.loss + loss))
@@ -241,6 +261,17 @@ class _Work:
     skipped: dict[str, str] = field(default_factory=dict)
     quantized: dict[ir.Node, ir.Value] = field(default_factory=dict)
 
+    def expand_the_rest(self) -> None:
+        """Lets convolutions whose activations stay in float take their weights as floats.
+
+        Runtimes would make floats of the codes in every run, otherwise only once.
+        """
+        for unit, spec in list(self.specs.values()):
+            if unit.uses[0].kind != "conv" or any(u.node in self.quantized for u in unit.uses):
+                continue
+            if expandable(unit, spec, self.context.capabilities):
+                self.expanded[unit.name] = self.specs.pop(unit.name)
+
     def integer_rows(self, unit: Unit, use: Use) -> bool:
         """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``."""
         if use.kind not in ("product", "conv"):
@@ -265,6 +296,13 @@ class _Work:
         )
         energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
         return float(0.5 * rows[chosen] @ energy * error)
+
+
+def _let_all_read(value: ir.Value, rounded: ir.Value) -> None:
+    """Lets everybody who reads an activation read the rounded one."""
+    for usage in list(value.uses()):
+        if usage.node.op_type != "QuantizeLinear":
+            usage.node.replace_input_with(usage.idx, rounded)
 
 
 def _check_headroom(unit: Unit, spec: QuantSpec, arrays: ArrayStore) -> None:

@@ -273,10 +273,12 @@ def test_a_wrong_axis_of_a_convolution(tmp_path: Path, monkeypatch: Patch) -> No
     model = parse(
         """<ir_version: 10, opset_import: ["" : 21]>
         g (float[1, 32, 9, 9] x) => (float[1, 32, 9, 9] y)
-        { y = Conv <pads = [1, 1, 1, 1]> (x, w) }""",
+        { z = Conv <pads = [1, 1, 1, 1]> (x, w) y = Sigmoid(z) }""",
         {"w": noise(32, 32, 3, 3)},
     )
     work = rounded(model, tmp_path, ("8g288",), "qdq")
+    samples = [{"x": noise(1, 32, 9, 9, seed=seed)} for seed in range(2)]
+    work.calibration = Calibration(samples, "tests", "key", held_out=0)
     right = Emitter.node
 
     def wrong(self: Emitter, role: Any, name: str, op: str, *rest: Any, **more: Any) -> Any:
@@ -285,7 +287,8 @@ def test_a_wrong_axis_of_a_convolution(tmp_path: Path, monkeypatch: Patch) -> No
         return right(self, role, name, op, *rest, **more)
 
     monkeypatch.setattr(Emitter, "node", wrong)
-    assert "unit 'w': " in refused("insert-qdq", model, work)
+    passes = "leave-headroom,insert-qdq{activations=uint8}"
+    assert "unit 'w': " in refused(passes, model, work)
 
 
 @pytest.mark.parametrize("levels", ["free", "grid4", "grid8", "even"])
