@@ -48,6 +48,7 @@ from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, Headroom, RaisedOpset
 from ..engine.statistics.moved import read_moved
 from .activations import histograms, quantize
+from .measured import measured_losses
 from .regions import integer_convolutions
 
 ACTIVATIONS = ("none", *TYPES)
@@ -74,9 +75,12 @@ class InsertQdq(Pass):
     too, with additions and pools between them, so that one integer kernel follows the other
     (see ``regions.py``), and a Conv reads a DequantizeLinear of its codes. Where its result is
     an output of the model it computes in float. No runtime has integer kernels for INT4 rows,
-    so their activations stay as they are. ``int8`` is symmetric, as TensorRT
-    requires; ONNX Runtime is fast with ``uint8`` only. One static scale can ruin an activation
-    with rare large values: the most expensive ones stay in float too, see ``tolerance``.
+    so their activations stay as they are.
+
+    ``int8`` is symmetric, as TensorRT requires; ONNX Runtime is fast with ``uint8`` only. One
+    static scale can ruin an activation with rare large values: the most expensive of products
+    stay in float too, see ``tolerance``. What the activations of convolutions lose is
+    measured, one at a time.
 
     Processors without VNNI clip sums of two products in these kernels, so ``leave-headroom``
     has to come first.
@@ -197,7 +201,10 @@ class InsertQdq(Pass):
         for unit, use in reads:
             losses[_activation(use)] += work.loss(unit, use, errors[_activation(use)])
         budget = note_of(work.model, Budgeted)
-        costly = _costly(losses, self.tolerance * budget.loss) if budget is not None else {}
+        products = {one: loss for one, loss in losses.items() if one not in places}
+        costly = _costly(products, self.tolerance * budget.loss) if budget is not None else {}
+        between = {one: grids[one] for one in places}
+        losses |= measured_losses(work.model, between, work.context)
         made = {
             one: quantize(work.model.graph, work.names, one, grid, types[one])
             for one, grid in grids.items()
@@ -282,8 +289,8 @@ class _Work:
     def loss(self, unit: Unit, use: Use, error: float) -> float:
         """Returns the predicted divergence of an activation's squared error, in nats.
 
-        ``1/2 sum_n g_n |w_n|^2 e`` over the rows with integer kernels; convolutions, whose
-        statistics are of another kind, count nothing.
+        ``1/2 sum_n g_n |w_n|^2 e`` over the rows of products with integer kernels. What the
+        activations of convolutions lose is measured.
         """
         if use.kind != "product" or note_of(unit.notes, TensorStats) is None:
             return 0.0

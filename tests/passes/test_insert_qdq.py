@@ -18,6 +18,7 @@ from mpqc.backend.openvino import open_openvino
 from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, UsageError, quantizable
 from mpqc.ir.analysis.storage import stored
+from mpqc.passes.engine.numerics.divergence import squared_divergence
 from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.forecast import Forecast
@@ -399,6 +400,24 @@ def test_a_net_of_convolutions_computes_in_integers(runtime: str, tmp_path: Path
     assert 1e-4 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.03
     found = run(lowered, samples[0], runtime)
     assert np.linalg.norm(found - rounded) / np.linalg.norm(rounded) < 5e-3
+
+
+def test_what_roundings_lose_is_predicted(tmp_path: Path) -> None:
+    samples = [{"x": noise(1, 16, 12, 12, seed=seed)} for seed in range(8)]
+    context, model = work(tmp_path, samples), residual()
+    round_model(model, ("8g144",), context.arrays)
+    LeaveHeadroom().run(model, context)
+    exact = ir.from_proto(ir.to_proto(model))
+    InsertQdq(activations="uint8").run(model, context)
+    facts = context.report["insert-qdq"]
+    losses = [one["predicted"] for one in facts["activations"].values()]
+    assert all(loss > 0 for loss in losses)
+    assert facts["activation_loss"] == pytest.approx(sum(losses))
+    lost = [
+        squared_divergence(run(exact, feed, "onnxruntime"), run(model, feed, "onnxruntime"))
+        for feed in samples
+    ]
+    assert 1 / 3 < facts["activation_loss"] / np.mean(lost) < 3
 
 
 def test_who_reads_a_rounded_activation_reads_nothing_else(tmp_path: Path) -> None:
