@@ -27,12 +27,14 @@ from ..ir import (
 from ..ir.unit_arrays import RowClass, UnitArrays
 from .engine.execution.exposing import observe
 from .engine.execution.samples import Samples
+from .engine.numerics.gptq import Factor, compensated, row_errors
 from .engine.numerics.pair_sums import kernel_order, overflowing_rows, without_overflow
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast, Headroom
 from .engine.statistics.quadratic import Quadratic
 
 _BITS = 8
+_MORE_ROOM = 1.016  # as much larger are scales where codes may be off by more than a half
 _WHY = "room for sums of its products would cost more than integers gain"
 
 
@@ -122,13 +124,13 @@ class _Room:
     def of(cls, unit: Unit, context: PassContext) -> _Room:
         """Rounds the rows of a unit anew that could be clipped."""
         spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
-        before = unit.matrix()
+        before, factor = unit.matrix(), _factor(unit, context)
         matrix, rows = before.copy(), 0
         codes, scales = {}, {}
         for one in own.row_classes(spec.options, spec.counts):
             if one.option.group != unit.shape[1] or one.option.bits != _BITS:
                 continue
-            found = _with_room(unit, one, own, matrix)
+            found = _with_room(unit, one, own, matrix, factor)
             if found is not None:
                 codes[one.index], scales[one.index], count = found
                 rows += count
@@ -190,7 +192,7 @@ def is_multiplied(unit: Unit) -> bool:
 
 
 def _with_room(
-    unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray
+    unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray, factor: Factor | None
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
     """Rounds rows of one class anew, in ``matrix`` too.
 
@@ -206,9 +208,51 @@ def _with_room(
     weight = codes * steps.astype(np.float32)[:, None]
     codes, steps = without_overflow(weight, codes, steps)
     codes = np.ascontiguousarray(codes[:, np.argsort(order)])
+    if factor is not None:
+        _compensate(matrix[one.rows], codes, steps, overflowing, order, factor)
     stored = codes * steps.astype(np.float32)[:, None]
     matrix[one.rows[overflowing]] = stored[overflowing]
     return codes, steps[:, None], int(overflowing.sum())
+
+
+def _compensate(
+    weight: np.ndarray,
+    codes: np.ndarray,
+    steps: np.ndarray,
+    changing: np.ndarray,
+    order: np.ndarray,
+    factor: Factor,
+) -> None:
+    """Rounds rows by GPTQ instead, where that loses less and leaves the same headroom.
+
+    Args:
+        weight: Float32, rows x columns: what the codes stood for before.
+        codes: int8, rows x columns, rounded to nearest; changed in place.
+        steps: float16, one for each row; changed in place.
+        changing: Which rows are rounded anew.
+        order: Columns in the order in which kernels sum them up.
+        factor: The factorized Hessian.
+    """
+    rows = np.flatnonzero(changing)
+    wider = (steps[rows].astype(np.float32) * _MORE_ROOM).astype(np.float16)
+    exact, scales = torch.from_numpy(weight[rows]), torch.from_numpy(wider.astype(np.float32))
+    made = compensated(exact, scales[:, None], _BITS, weight.shape[1], factor)
+    nearest = torch.from_numpy(codes[rows] * steps[rows].astype(np.float32)[:, None])
+    errors = [
+        row_errors(exact, one, factor.damped).numpy()
+        for one in (made * scales[:, None], nearest)
+    ]
+    found = made.numpy().astype(np.int8)
+    better = (errors[0] < errors[1]) & ~overflowing_rows(found[:, order])
+    codes[rows[better]], steps[rows[better]] = found[better], wider[better]
+
+
+def _factor(unit: Unit, context: PassContext) -> Factor | None:
+    """Returns the Hessian to round against, if there is one that is no diagonal."""
+    if note_of(unit.notes, TensorStats) is None:
+        return None
+    factor = Quadratic.of(unit, context.arrays).factor()
+    return factor if factor.damped.ndim == 2 else None
 
 
 def _loss(unit: Unit, old: np.ndarray, new: np.ndarray, context: PassContext) -> float:

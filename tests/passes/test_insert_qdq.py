@@ -18,8 +18,9 @@ from mpqc.backend.openvino import open_openvino
 from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, UsageError, quantizable
 from mpqc.ir.analysis.storage import stored
+from mpqc.passes import leave_headroom
 from mpqc.passes.engine.numerics.divergence import squared_divergence
-from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
+from mpqc.passes.engine.numerics.pair_sums import kernel_order, overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.forecast import Forecast
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
@@ -247,6 +248,30 @@ def test_a_head_that_integers_do_not_make_quicker_stays_in_float(
     assert ("V" in facts["rows"]) == (not share)
     assert ("d" in context.report["insert-qdq"]["activations"]) == (not share)
     assert optimized_ops(model)["QLinearConv"] == 1
+
+
+def test_rows_that_leave_headroom_compensate_their_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [{"x": noise(1, 16, 12, 12, seed=seed)} for seed in range(6)]
+
+    def left() -> tuple[float, ir.Model, PassContext]:
+        model, context = residual(), work(tmp_path, samples)
+        passes = "normalize,partition-blocks,calibrate,annotate-sensitivity,"
+        passes += "allocate-bits{budget=8.4},quantize-weights,leave-headroom"
+        Pipeline.parse(passes).run(model, context)
+        facts = context.report["leave-headroom"]
+        assert all(facts["rows"].values())
+        return float(facts["loss"]), model, context
+
+    compensated, model, context = left()
+    for unit in quantizable(model):
+        codes = context.arrays.get(f"{unit.name}/codes/0")
+        assert not overflowing_rows(codes[:, kernel_order(unit)]).any()
+        scales = context.arrays.get(f"{unit.name}/scales/0").astype(np.float32)
+        np.testing.assert_array_equal(unit.matrix(), codes * scales)
+    monkeypatch.setattr(leave_headroom, "_factor", lambda *given: None)
+    assert compensated < 0.9 * left()[0]
 
 
 def test_without_integer_products_codes_stay(tmp_path: Path) -> None:

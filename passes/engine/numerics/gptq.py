@@ -200,13 +200,23 @@ def nearest(weight: torch.Tensor, bits: int, group: int, price: torch.Tensor) ->
     return Rounded(codes.to(_code_type(bits)), scales.half())
 
 
-def _compensated(
+def compensated(
     weight: torch.Tensor, scales: torch.Tensor, bits: int, group: int, factor: Factor
 ) -> torch.Tensor:
     """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
 
     Columns go by falling diagonal of the Hessian while groups stay where they are, so the
     codes need no index at run time.
+
+    Args:
+        weight: Float32, rows x columns.
+        scales: Float32, rows x groups.
+        bits: Width of a code.
+        group: Columns that share a scale.
+        factor: The factorized Hessian, which is no diagonal.
+
+    Returns:
+        The codes, float32, rows x columns.
     """
     low, high = _range(bits)
     order, upper = factor.order, factor.upper
@@ -318,7 +328,7 @@ def _round_chunk(
     most = _LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
     weight = weight.clamp(-most, most)
     scales = search_scales(weight, bits, group, factor.price)
-    codes = _compensated(weight, scales, bits, group, factor)
+    codes = compensated(weight, scales, bits, group, factor)
     for _ in range(refinements):
         scales = _refit_scales(weight, codes, group, factor.damped)
         codes = _descend(weight, codes, scales, bits, group, factor.damped)

@@ -1,6 +1,6 @@
 """mpqc beside ONNX Runtime's own quantizers, on models of many kinds.
 
-Each model is compiled for ort-cpu at several budgets and to at most the size of what each of
+Each model is compiled at several budgets and to at most the size of what each of
 the others makes of it, from inputs that look like what it reads, and compared with the
 original on others. Goes on where it was after a break.
 """
@@ -27,6 +27,8 @@ from ...api import compile as compile_model
 from ...comparison.files import write_whole
 from ...comparison.kept import Kept
 from ...inspection import model_bytes
+from ...option_fields import add_options as add_shared
+from ...options import CompileOptions
 from ...progress import choose_progress
 from ..results import given_in
 from .inputs import natural_feeds
@@ -40,6 +42,7 @@ _RUNS = 5
 _SMALLER = 0.95  # of the original: what is larger has not been quantized
 Maker = Callable[[Path], Path]
 _PROVIDER = "CPUExecutionProvider"
+_SHARED = ("target", "activations")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +50,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="WORD", nargs="+", default=[], help="in the name")
     parser.add_argument("--budgets", metavar="BITS", nargs="+", type=float, default=[8.5, 4.5])
     parser.add_argument("--preset", metavar="NAME", default="default")
+    add_shared(parser, CompileOptions, _SHARED)
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("build/zoo"))
     parser.add_argument("--document", metavar="FILE", type=Path, help="write this")
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Measures every model that was not measured yet, and shows them all."""
-    kept = Kept(chosen.output / "zoo.json", given_in(chosen, ("budgets", "preset")))
+    told = given_in(chosen, ("budgets", "preset", *_SHARED))
+    kept = Kept(chosen.output / "zoo.json", told)
     progress = choose_progress()
     for entry in entries():
         if chosen.only and not any(word in entry.name for word in chosen.only):
@@ -90,6 +95,7 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
                 samples=_CALIBRATION,
                 preset=chosen.preset,
                 cache=scratch / "cache",
+                **{name: getattr(chosen, name) for name in _SHARED},
             )
 
         def judged(name: str, make: Maker) -> dict[str, Any]:
