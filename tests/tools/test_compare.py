@@ -95,6 +95,8 @@ def test_table_json_and_picture_agree(
             assert row["bytes"] == f"{point['result_bytes']:,}"
             assert point["bits"] <= point["budget"]
             assert point["seconds"] == pytest.approx(sum(point["pass_seconds"].values()))
+            assert row["time of a run"] == f"{point['run_time']:.2f}"
+            assert row["time of a run, predicted"] == f"{point['run_predicted']:.2f}"
     assert facts["default at 1.5"]["status"] == shown["default at 1.5"]["KL"] == "infeasible"
     assert "the smallest is 2." in facts["default at 1.5"]["reason"]
     assert "default at 1.5: infeasible: 1.5 stored bits" in seen.out

@@ -22,6 +22,8 @@ MEASURED = "measured"
 INFEASIBLE = "infeasible"
 FAILED = "failed"
 
+_NO_TIME = 1e-9  # milliseconds
+
 
 @dataclass(frozen=True)
 class Point:
@@ -109,8 +111,19 @@ def _run(
         **found.facts(),
         "files_bytes": outcome.size,
         "predicted": outcome.facts["predicted"],
+        **_times(outcome.facts["timings"].get("runs", {})),
         **_timings(outcome.facts["timings"], str(calibrating(point.passes()))),
     }
+
+
+def _times(runs: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Returns what runs of the result take relative to the original's, and were to take."""
+    found = {}
+    for name, run in runs.items():
+        found[f"{name}_time"] = run["result"] / max(run["original"], _NO_TIME)
+        if "predicted" in run:
+            found[f"{name}_predicted"] = run["predicted"] / max(run["original"], _NO_TIME)
+    return found
 
 
 def _timings(found: dict[str, Any], sweep: str) -> dict[str, Any]:

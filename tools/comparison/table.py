@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...ir.workloads import PROMPT, RUN, TOKEN
 from ..progress import plain
 from .markdown import markdown, number
 from .point import MEASURED, asked
@@ -22,6 +23,11 @@ _COLUMNS = (
     ("whole file", "whole_file_bits", ".3f"),
     ("resident bits", "resident_bits", ".3f"),
     ("bytes", "result_bytes", ",d"),
+    *(
+        (f"time of a {run}{more}", f"{run}_{key}", ".2f")
+        for run in (TOKEN, PROMPT, RUN)
+        for more, key in (("", "time"), (", predicted", "predicted"))
+    ),
     ("seconds", "seconds", ".1f"),
 )
 
