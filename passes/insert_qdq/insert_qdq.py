@@ -170,6 +170,7 @@ class InsertQdq(Pass):
             _lower(unit, spec, work)
         for unit, spec in work.expanded.values():
             expand_unit(model.graph, unit, spec, context.arrays, work.names)
+        _keep_products_of_codes(model.graph)
         count = len(work.specs) + len(work.expanded)
         lowered = {"lowered": count, "skipped": work.skipped}
         context.report[self.name] = {**lowered, **facts}
@@ -310,6 +311,26 @@ def _let_all_read(value: ir.Value, rounded: ir.Value) -> None:
     for usage in list(value.uses()):
         if usage.node.op_type != "QuantizeLinear":
             usage.node.replace_input_with(usage.idx, rounded)
+
+
+def _keep_products_of_codes(graph: ir.Graph) -> None:
+    """Adds biases to products of codes by Sum instead of Add.
+
+    ONNX Runtime makes a Gemm of the product of a matrix and an Add, and then expands the codes
+    in every run instead of taking them for a product of codes.
+    """
+    for node in graph:
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            continue
+        makers = [value.producer() for value in node.inputs if value is not None]
+        if any(one is not None and _is_product_of_codes(one) for one in makers):
+            node.op_type = "Sum"
+
+
+def _is_product_of_codes(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    maker = weight.producer() if weight is not None else None
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def _check_headroom(unit: Unit, spec: QuantSpec, arrays: ArrayStore) -> None:

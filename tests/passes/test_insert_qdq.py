@@ -307,6 +307,23 @@ def test_the_runtime_fuses_products_of_codes(tmp_path: Path) -> None:
     assert optimized_ops(lowered)["MatMulIntegerToFloat"] == 1
 
 
+@pytest.mark.parametrize("kind", ["none", "uint8"])
+@pytest.mark.parametrize("op", ["a = MatMul(A, W) Y = Add(a, c)", "Y = Gemm(A, W, c)"])
+def test_a_bias_does_not_cost_a_matrix_its_kernel(op: str, kind: str, tmp_path: Path) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+        g (float[m, {COLUMNS}] A) => (float[m, 96] Y) {{ {op} }}"""
+    model = parse(text, {"W": noise(COLUMNS, 96), "c": noise(96, seed=2)})
+    samples = [{"A": noise(5, COLUMNS, seed=3)}]
+    step = InsertQdq(activations=kind) if kind != "none" else None
+    lowered, _ = lower(model, (f"8g{COLUMNS}",), tmp_path, step, samples)
+    left = optimized_ops(lowered)
+    assert left["MatMulNBits" if step is None else "MatMulIntegerToFloat"] == 1
+    assert not left["Gemm"]
+    exact = run(model, samples[0], "onnxruntime")
+    found = run(lowered, samples[0], "onnxruntime")
+    assert np.linalg.norm(found - exact) / np.linalg.norm(exact) < 0.02
+
+
 @pytest.mark.parametrize(
     ("options", "bits"), [(("4g64",), 4 + 16 / 64), ((f"8g{COLUMNS}",), 8 + 16 / COLUMNS)]
 )
