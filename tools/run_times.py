@@ -17,7 +17,8 @@ from ..passes.engine.pipeline.base import PassContext
 from .costs import THREADS
 from .inspection import model_bytes
 
-_ENOUGH, _LEAST_RUNS, _MOST_RUNS = 0.5, 2, 50  # seconds and runs of each
+_ENOUGH, _LEAST_RUNS, _MOST_RUNS = 0.5, 2, 50  # seconds and runs of each, after the first
+_LONG = 5.0  # seconds of a run after which there is no other
 _LARGEST = 2 << 30  # bytes of an original that is loaded once more only to be timed
 
 
@@ -61,19 +62,17 @@ def timed_products(report: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _in_turns(sessions: Mapping[str, RuntimeSession], feed: Feeds) -> dict[str, float]:
-    """Returns the least milliseconds of each session."""
-    for session in sessions.values():
-        session.run(feed)
+    """Returns the least milliseconds of each session; those of the first run if that is long."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    runs = 0
-    while runs < _LEAST_RUNS or (
-        runs < _MOST_RUNS and sum(map(sum, times.values())) < _ENOUGH * len(times)
-    ):
+    spent = 0.0
+    for runs in range(_MOST_RUNS):
         for name, session in sessions.items():
             begun = time.perf_counter()
             session.run(feed)
             times[name].append(time.perf_counter() - begun)
-        runs += 1
+            spent += times[name][-1]
+        if spent > (_LONG if runs < _LEAST_RUNS else _ENOUGH) * len(times):
+            break
     return {name: round(min(some) * 1e3, 3) for name, some in times.items()}
 
 
