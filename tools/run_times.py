@@ -62,7 +62,7 @@ def timed_products(report: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _in_turns(sessions: Mapping[str, RuntimeSession], feed: Feeds) -> dict[str, float]:
-    """Returns the least milliseconds of each session; those of the first run if that is long."""
+    """Returns the least milliseconds of each session, of the first run if that is long."""
     times: dict[str, list[float]] = {name: [] for name in sessions}
     spent = 0.0
     for runs in range(_MOST_RUNS):
