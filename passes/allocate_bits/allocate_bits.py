@@ -155,6 +155,9 @@ class AllocateBits(Pass):
         if not offered and not ledger.settled_bytes:
             raise nothing_to_store(model)
         ledger.check(smallest, self.method, table, at_least=self.method == "clusters")
+        settings = self._settings()
+        if isinstance(settings, Settings):
+            settings.timing.check_early(offered, context)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...ir import InfeasibleBudget, UsageError
+from ...ir import InfeasibleBudget, Option, Unit, UsageError
+from ...ir.workloads import workloads
+from ..engine.emission.times import Residence, unit_times
 from ..engine.pipeline.base import PassContext
 from ..engine.pipeline.chosen_options import one_of
 from .clock import Clock
@@ -18,6 +21,10 @@ _WORTH = (
     1.02  # of the loss: what being as quick as the original may cost unless it is asked for
 )
 _EXACTLY = 1e-9
+_CLEARLY = 0.8  # of what is refused before calibration
+_WARM = Residence(
+    original=True, result=False
+)  # what makes the original slow, the result quick
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,35 @@ class Timing:
         self._check_loss(plan)
         self._report(plan, clock, context)
         return plan
+
+    def check_early(
+        self, offered: Mapping[Unit, Sequence[Option]], context: PassContext
+    ) -> None:
+        """Refuses a time that even the quickest options of all units clearly exceed.
+
+        How often a unit runs is not known yet: each is taken to see all tokens.
+
+        Raises:
+            InfeasibleBudget: They do.
+        """
+        costs, samples = context.costs, context.calibration
+        if self.latency is None or costs is None or samples is None:
+            return
+        for run in workloads(samples):
+            if run.tokens is None:
+                continue
+            times = [
+                unit_times(unit, options, context.capabilities, costs, run.tokens, _WARM)
+                for unit, options in offered.items()
+            ]
+            least = sum(one.quickest(unit) for one, unit in zip(times, offered, strict=True))
+            original = sum(one.original for one in times)
+            if least * _CLEARLY > self.latency * original:
+                raise InfeasibleBudget(
+                    f"a {run.name} takes at least {least / original:.3f} times the original's"
+                    f" time with any options, not {self.latency:g}, by the table {costs.name}",
+                    hint=f"ask for --latency {least / original:.3f} or more",
+                )
 
     def _timed(self, solve: Solve, clock: Clock) -> Plan:
         original = clock.original

@@ -16,6 +16,7 @@ from mpqc.backend.onnxruntime.capabilities import load
 from mpqc.backend.onnxruntime.costs.tables import find_table
 from mpqc.ir import BitAllocation, InfeasibleBudget, UsageError, need_note, quantizable
 from mpqc.ir.costs import CONCAT, FLOAT, ORDER, SELECT, Cost, CostTable
+from mpqc.passes.calibrate.calibrate import Calibrate
 from mpqc.passes.engine.numerics.joint_knapsack import Joint
 from mpqc.passes.engine.numerics.knapsack import Item, Toll, allocate, smallest_bytes
 from mpqc.passes.engine.pipeline.base import PassContext
@@ -100,6 +101,17 @@ def test_bounds_that_contradict_each_other(options: str, why: str, work: PassCon
     with pytest.raises(InfeasibleBudget, match=why) as caught:
         allocated(work, options)
     assert "ask for --" in str(caught.value.hint)
+
+
+def test_a_hopeless_bound_is_refused_before_anything_is_calibrated(
+    work: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = [{**feed, "past": np.zeros((1, 0, 4))} for feed in sentences().feeds]
+    samples = dataclasses.replace(sentences(), feeds=cached)
+    own = dataclasses.replace(work, calibration=samples, report={})
+    monkeypatch.setattr(Calibrate, "run", lambda *given: pytest.fail("it was calibrated"))
+    with pytest.raises(InfeasibleBudget, match=r"with any options, not 0\.01"):
+        run(f"{READY},allocate-bits{{budget=3.4, latency=0.01}}", language(), own)
 
 
 @pytest.mark.parametrize(

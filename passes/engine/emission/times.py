@@ -52,6 +52,10 @@ class UnitTimes:
             total += self.ordering
         return total + (self.kept + self.kept_column * kept if kept else 0.0)
 
+    def quickest(self, unit: Unit) -> float:
+        """Returns the least time of any option for all rows."""
+        return float((self.classes + self.rows * unit.shape[0]).min())
+
 
 @dataclass(frozen=True)
 class Residence:
