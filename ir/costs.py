@@ -27,7 +27,6 @@ INT8 = "int8"
 CONCAT = "concat"
 ORDER = "order"
 SELECT = "select"
-SPLIT = "split"
 _MOST_CHANNELS = 1 << 16  # that are slower the more there are
 
 
@@ -82,7 +81,7 @@ class CostTable:
         tokens: The numbers of tokens that there are coefficients for, ascending.
         operations: By name: ``float`` (the MatMul that a unit was), ``int8``
             (DynamicQuantizeMatMul), the options of kernels, such as ``4g64``, and what joins
-            row classes: ``concat``, ``order``, ``select`` and ``split``.
+            row classes: ``concat``, ``order`` and ``select``.
     """
 
     name: str

@@ -78,9 +78,11 @@ class LeaveHeadroom(Pass):
             for unit in quantizable(model)
             if note_of(unit.notes, QuantSpec) is not None and is_multiplied(unit)
         ]
-        losses = {unit: _Room.of(unit, context).loss for unit in units}
+        # Of convolutions one in float would make its neighbours slower too.
+        matrices = [unit for unit in units if all(use.kind != "conv" for use in unit.uses)]
+        losses = {unit: _Room.of(unit, context).loss for unit in matrices}
         floats = _not_worth_it(losses, _work(model, units, context), self.share)
-        rows = {}
+        rows, loss = {}, 0.0
         for unit in units:
             if unit in floats:
                 annotate(unit.notes, FloatActivations(unit.name, _WHY))
@@ -88,7 +90,7 @@ class LeaveHeadroom(Pass):
             room = _Room.of(unit, context)
             room.make(context.arrays)
             rows[unit.name] = room.rows
-        loss = sum(losses[unit] for unit in units if unit not in floats)
+            loss += room.loss
         budget = note_of(model, Budgeted)
         if budget is not None and loss:
             annotate(model, replace(budget, loss=budget.loss + loss))
@@ -124,18 +126,19 @@ class _Room:
     def of(cls, unit: Unit, context: PassContext) -> _Room:
         """Rounds the rows of a unit anew that could be clipped."""
         spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
-        before, factor = unit.matrix(), _factor(unit, context)
+        known = note_of(unit.notes, TensorStats) is not None
+        quadratic = Quadratic.of(unit, context.arrays) if known else None
+        before = unit.matrix()
         matrix, rows = before.copy(), 0
         codes, scales = {}, {}
         for one in own.row_classes(spec.options, spec.counts):
             if one.option.group != unit.shape[1] or one.option.bits != _BITS:
                 continue
-            found = _with_room(unit, one, own, matrix, factor)
+            found = _with_room(unit, one, own, matrix, quadratic)
             if found is not None:
                 codes[one.index], scales[one.index], count = found
                 rows += count
-        known = rows and note_of(unit.notes, TensorStats) is not None
-        loss = _loss(unit, before, matrix, context) if known else 0.0
+        loss = _loss(quadratic, before, matrix) if quadratic is not None and rows else 0.0
         return cls(unit, matrix, codes, scales, rows, loss)
 
     def make(self, arrays: ArrayStore) -> None:
@@ -151,14 +154,10 @@ class _Room:
 def _not_worth_it(
     losses: Mapping[Unit, float], work: Mapping[Unit, float], share: float
 ) -> list[Unit]:
-    """Returns the matrices that lose most for their multiplications, within a share of these.
-
-    Of convolutions one in float would make its neighbours slower too.
-    """
+    """Returns the units that lose most for their multiplications, within a share of all."""
     left = share * sum(work.values())
-    matrices = [unit for unit in losses if all(use.kind != "conv" for use in unit.uses)]
     found = []
-    for unit in sorted(matrices, key=lambda unit: -losses[unit] / max(work[unit], 1.0)):
+    for unit in sorted(losses, key=lambda unit: -losses[unit] / max(work[unit], 1.0)):
         if losses[unit] > 0 and work[unit] <= left:
             found.append(unit)
             left -= work[unit]
@@ -192,7 +191,7 @@ def is_multiplied(unit: Unit) -> bool:
 
 
 def _with_room(
-    unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray, factor: Factor | None
+    unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray, quadratic: Quadratic | None
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
     """Rounds rows of one class anew, in ``matrix`` too.
 
@@ -208,7 +207,8 @@ def _with_room(
     weight = codes * steps.astype(np.float32)[:, None]
     codes, steps = without_overflow(weight, codes, steps)
     codes = np.ascontiguousarray(codes[:, np.argsort(order)])
-    if factor is not None:
+    factor = quadratic.factor() if quadratic is not None else None
+    if factor is not None and factor.damped.ndim > 1:  # of a diagonal no column compensates
         _compensate(matrix[one.rows], codes, steps, overflowing, order, factor)
     stored = codes * steps.astype(np.float32)[:, None]
     matrix[one.rows[overflowing]] = stored[overflowing]
@@ -234,7 +234,8 @@ def _compensate(
         factor: The factorized Hessian.
     """
     rows = np.flatnonzero(changing)
-    wider = (steps[rows].astype(np.float32) * _MORE_ROOM).astype(np.float16)
+    wide = np.minimum(steps[rows].astype(np.float32) * _MORE_ROOM, np.finfo(np.float16).max)
+    wider = wide.astype(np.float16)
     exact, scales = torch.from_numpy(weight[rows]), torch.from_numpy(wider.astype(np.float32))
     made = compensated(exact, scales[:, None], _BITS, weight.shape[1], factor)
     nearest = torch.from_numpy(codes[rows] * steps[rows].astype(np.float32)[:, None])
@@ -247,16 +248,7 @@ def _compensate(
     codes[rows[better]], steps[rows[better]] = found[better], wider[better]
 
 
-def _factor(unit: Unit, context: PassContext) -> Factor | None:
-    """Returns the Hessian to round against, if there is one that is no diagonal."""
-    if note_of(unit.notes, TensorStats) is None:
-        return None
-    factor = Quadratic.of(unit, context.arrays).factor()
-    return factor if factor.damped.ndim == 2 else None
-
-
-def _loss(unit: Unit, old: np.ndarray, new: np.ndarray, context: PassContext) -> float:
+def _loss(quadratic: Quadratic, old: np.ndarray, new: np.ndarray) -> float:
     """Returns the predicted divergence of a change, in nats per token."""
-    quadratic = Quadratic.of(unit, context.arrays)
     losses = quadratic.loss(torch.from_numpy(old), torch.from_numpy(new))
     return float(losses.sum(dtype=torch.float64))

@@ -329,9 +329,8 @@ def finish(
     for path in (stage / "model.onnx", *parts):
         with open_session(path, context.capabilities.provider):
             pass
-    lowered = any(
-        map(is_lowering, pipeline.passes[:ran])
-    )  # a run may stop before, with floats
+    # A run may stop before it lowers anything, with floats.
+    lowered = any(map(is_lowering, pipeline.passes[:ran]))
     runs = run_times(stage / "model.onnx", context) if lowered else {}
     facts = manifest(stage, model, context, pipeline, kept, timer, runs)
     if lowered:

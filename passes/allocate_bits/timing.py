@@ -22,9 +22,8 @@ _WORTH = (
 )
 _EXACTLY = 1e-9
 _CLEARLY = 0.8  # of what is refused before calibration
-_WARM = Residence(
-    original=True, result=False
-)  # what makes the original slow, the result quick
+# A slow original and a quick result: what this refuses, no residence allows.
+_FAVOURABLE = Residence(original=True, result=False)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Timing:
             if run.tokens is None:
                 continue
             times = [
-                unit_times(unit, options, context.capabilities, costs, run.tokens, _WARM)
+                unit_times(unit, options, context.capabilities, costs, run.tokens, _FAVOURABLE)
                 for unit, options in offered.items()
             ]
             least = sum(one.quickest(unit) for one, unit in zip(times, offered, strict=True))

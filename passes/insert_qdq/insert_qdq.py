@@ -322,13 +322,14 @@ def _keep_products_of_codes(graph: ir.Graph) -> None:
     for node in graph:
         if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
             continue
+        biases = sum(value is not None and value.is_initializer() for value in node.inputs)
         makers = [value.producer() for value in node.inputs if value is not None]
-        if any(one is not None and _is_product_of_codes(one) for one in makers):
+        if biases == 1 and any(map(_is_product_of_codes, makers)):
             node.op_type = "Sum"
 
 
-def _is_product_of_codes(node: ir.Node) -> bool:
-    weight = node.inputs[1] if node.op_type == "MatMul" else None
+def _is_product_of_codes(node: ir.Node | None) -> bool:
+    weight = node.inputs[1] if node is not None and node.op_type == "MatMul" else None
     maker = weight.producer() if weight is not None else None
     return maker is not None and maker.op_type == "DequantizeLinear"
 

@@ -10,7 +10,7 @@ import pytest
 from mpqc.backend.onnxruntime.capabilities import load
 from mpqc.backend.onnxruntime.costs import measure, tables
 from mpqc.ir import Option, UsageError
-from mpqc.ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT, SPLIT, Cost, CostTable, Machine
+from mpqc.ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT, Cost, CostTable, Machine
 
 SHIPPED = tables.names()
 HERE = Machine("a processor", "avx512-vnni", "onnxruntime 1.31.1", 1, 32 << 20)
@@ -33,7 +33,7 @@ def test_a_shipped_table_prices_every_kernel(name: str) -> None:
     options = {
         str(Option(one.bits, group)) for one in load("ort-cpu").kernels for group in one.groups
     }
-    assert options | {FLOAT, INT8, CONCAT, ORDER, SELECT, SPLIT} == set(table.operations)
+    assert options | {FLOAT, INT8, CONCAT, ORDER, SELECT} == set(table.operations)
     for operation in table.operations:
         times = [table.time(operation, tokens, 1024, 1024) for tokens in (1, 16, 128, 512)]
         assert times[0] > 0, operation

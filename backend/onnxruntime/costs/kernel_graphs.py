@@ -14,7 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ....ir import Option
-from ....ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT, SPLIT
+from ....ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT
 
 _CONTRIB = "com.microsoft"
 _OPSET = 18
@@ -112,7 +112,7 @@ def joining(operation: str, channels: int, copies: int) -> KernelGraph:
 
     Each copy has inputs of its own: of nodes that do the same the runtime keeps one.
     """
-    make = {CONCAT: _concat, ORDER: _order, SELECT: _select, SPLIT: _split}[operation]
+    make = {CONCAT: _concat, ORDER: _order, SELECT: _select}[operation]
     parts = [make(channels, at) for at in range(copies)]
     inputs = {name: width for part in parts for name, width in part.inputs.items()}
     outputs = {name: width for part in parts for name, width in part.outputs.items()}
@@ -145,12 +145,6 @@ def _select(channels: int, at: int) -> _Part:
     places = numpy_helper.from_array(chosen.astype(np.int32), f"i{at}")
     node = helper.make_node("Gather", [f"x{at}", f"i{at}"], [f"y{at}"], axis=-1)
     return _Part([node], [places], {f"x{at}": channels}, {f"y{at}": _SELECTED})
-
-
-def _split(channels: int, at: int) -> _Part:
-    halves = {f"y{at}": channels // 2, f"z{at}": channels // 2}
-    node = helper.make_node("Split", [f"x{at}"], list(halves), axis=-1, num_outputs=2)
-    return _Part([node], [], {f"x{at}": channels}, halves)
 
 
 def _model(

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from scipy.optimize import nnls
 
 from ....ir import Capabilities, Option
-from ....ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT, SPLIT, Cost, CostTable
+from ....ir.costs import CONCAT, FLOAT, INT8, ORDER, SELECT, Cost, CostTable
 from .kernel_graphs import KernelGraph, joining, product
 from .tables import MEASURED, here
 
@@ -51,17 +51,14 @@ def measure(
         track: Told what will be timed; yields it one after the other.
     """
     machine = here(threads)
-    options = [
-        str(Option(kernel.bits, group)) for kernel in table.kernels for group in kernel.groups
-    ]
     levels = {
         str(Option(kernel.bits, group)): kernel.accuracy_level
         for kernel in table.kernels
         for group in kernel.groups
     }
     costs = {}
-    for name in track([FLOAT, INT8, *options, CONCAT, ORDER, SELECT, SPLIT]):
-        if name in (CONCAT, ORDER, SELECT, SPLIT):
+    for name in track([FLOAT, INT8, *levels, CONCAT, ORDER, SELECT]):
+        if name in (CONCAT, ORDER, SELECT):
             costs[name] = _fit(_joining_samples(name, threads), ())
         else:
             level = levels.get(name, 0)
