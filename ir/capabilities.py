@@ -58,6 +58,8 @@ class Capabilities:
         whole_groups: Whether groups have to divide the row, because codes cannot be padded.
         keeps_columns: Whether some input channels of a product can be multiplied in float,
             apart from the others.
+        integer_bits: Widths for which products and convolutions have kernels that multiply
+            integers, with one scale per row; they are offered only where that is asked for.
         smallest_kernel: Entries of the smallest weight that is worth a kernel of codes; those
             below expand to floats.
     """
@@ -75,6 +77,7 @@ class Capabilities:
     lowering: str = "lower-matmul-nbits"
     whole_groups: bool = False
     keeps_columns: bool = True
+    integer_bits: tuple[int, ...] = ()
     smallest_kernel: int = 0
 
     def kernel(self, bits: int) -> Kernel | None:
@@ -98,6 +101,16 @@ class Capabilities:
             for bits in (kernel.bits, *(self.expanding if expand else ()))
             if (option := Option(bits, kernel.group)).kernel_bits == kernel.bits
         )
+
+    def multiplies_integers(self, option: Option, columns: int) -> bool:
+        """Tells whether a kernel of integers can serve rows of ``columns`` weights."""
+        kernel = self.kernel(option.bits)
+        by_row = kernel is not None and kernel.per_row and option.group == columns
+        return option.integer or by_row
+
+    def integer_options(self, columns: int) -> tuple[Option, ...]:
+        """Returns the options of kernels that multiply integers."""
+        return tuple(Option(bits, columns, integer=True) for bits in self.integer_bits)
 
     def product_options(
         self, rows: int, columns: int, *, expand: bool = False

@@ -92,6 +92,8 @@ class CostTable:
 
     def kernel(self, option: Option) -> str:
         """Returns the operation of the kernel for ``option``, or that of the nearest group."""
+        if option.integer:
+            return INT8
         bits = option.kernel_bits
         groups = [
             one.group

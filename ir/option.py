@@ -11,7 +11,8 @@ SCALE_BYTES = 2  # scales are stored as float16
 KERNEL_WIDTHS = (2, 4, 8)  # of the codes that kernels read
 HALF = "f16"  # how an option without codes is written
 _WIDE_BITS = 16
-_TEXT = re.compile(r"(\d+)g(\d+)\Z")
+_TEXT = re.compile(r"(\d+)g(\d+)(a8)?\Z")
+_WITH_ACTIVATIONS = "a8"  # behind an option whose kernel multiplies integers
 
 
 @dataclass(frozen=True, order=True)
@@ -24,16 +25,21 @@ class Option:
     in ``[-2^(bits-1), 2^(bits-1) - 1]`` stands for ``q * scale``; kernels read
     ``q + 2^(bits-1)``, which is what MatMulNBits expects when it has no zero points.
 
+    ``8g576a8`` is for kernels that multiply integers: the activations that meet the codes are
+    rounded to 8 bits too, with one scale for all of them. A group is the whole row then.
+
     ``f16`` has no codes: the file stores float16 numbers, which the runtime widens when it
     loads the model.
 
     Attributes:
         bits: Width of a code in the file, from 2 to 8, or 16; 16 for ``f16``.
         group: Columns that share a scale; 0 for ``f16``.
+        integer: Whether activations are rounded too.
     """
 
     bits: int
     group: int
+    integer: bool = False
 
     @classmethod
     def half(cls) -> Option:
@@ -46,11 +52,13 @@ class Option:
         return self.group == 0
 
     def __str__(self) -> str:
-        return HALF if self.is_half else f"{self.bits}g{self.group}"
+        if self.is_half:
+            return HALF
+        return f"{self.bits}g{self.group}{_WITH_ACTIVATIONS if self.integer else ''}"
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """Reads ``4g64`` or ``f16``.
+        """Reads ``4g64``, ``8g576a8`` or ``f16``.
 
         Raises:
             UsageError: The text is not an option.
@@ -58,7 +66,9 @@ class Option:
         if text == HALF:
             return cls.half()
         match = _TEXT.match(text)
-        option = cls(int(match.group(1)), int(match.group(2))) if match is not None else None
+        option = None
+        if match is not None:
+            option = cls(int(match[1]), int(match[2]), match[3] is not None)
         known = (*range(KERNEL_WIDTHS[0], KERNEL_WIDTHS[-1] + 1), _WIDE_BITS)
         if option is None or option.bits not in known or not option.group:
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from ..ir import (
     ArrayStore,
     Budgeted,
     FloatActivations,
+    Option,
     QuantSpec,
     TensorStats,
     Unit,
@@ -25,16 +26,14 @@ from ..ir import (
     quantizable,
 )
 from ..ir.unit_arrays import RowClass, UnitArrays
-from .engine.execution.exposing import observe
-from .engine.execution.samples import Samples
-from .engine.numerics.gptq import Factor, compensated, row_errors
-from .engine.numerics.pair_sums import kernel_order, overflowing_rows, without_overflow
+from .engine.execution.multiplications import multiplications
+from .engine.numerics.headroom import with_headroom
+from .engine.numerics.pair_sums import kernel_order, overflowing_rows
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast, Headroom
 from .engine.statistics.quadratic import Quadratic
 
 _BITS = 8
-_MORE_ROOM = 1.016  # as much larger are scales where codes may be off by more than a half
 _WHY = "room for sums of its products would cost more than integers gain"
 
 
@@ -78,10 +77,9 @@ class LeaveHeadroom(Pass):
             for unit in quantizable(model)
             if note_of(unit.notes, QuantSpec) is not None and is_multiplied(unit)
         ]
-        # Of convolutions one in float would make its neighbours slower too.
-        matrices = [unit for unit in units if all(use.kind != "conv" for use in unit.uses)]
+        matrices = [unit for unit in units if _may_read_floats(unit)]
         losses = {unit: _Room.of(unit, context).loss for unit in matrices}
-        floats = _not_worth_it(losses, _work(model, units, context), self.share)
+        floats = _not_worth_it(losses, multiplications(model, units, context), self.share)
         rows, loss = {}, 0.0
         for unit in units:
             if unit in floats:
@@ -132,7 +130,8 @@ class _Room:
         matrix, rows = before.copy(), 0
         codes, scales = {}, {}
         for one in own.row_classes(spec.options, spec.counts):
-            if one.option.group != unit.shape[1] or one.option.bits != _BITS:
+            integers = context.capabilities.multiplies_integers(one.option, unit.shape[1])
+            if not integers or one.option.bits != _BITS:
                 continue
             found = _with_room(unit, one, own, matrix, quadratic)
             if found is not None:
@@ -164,88 +163,51 @@ def _not_worth_it(
     return found
 
 
-def _work(model: ir.Model, units: Sequence[Unit], context: PassContext) -> dict[Unit, float]:
-    """Returns how many multiplications of each unit there are in a sample.
-
-    Without samples they are taken to be as many as there are weights.
-    """
-    if context.calibration is None:
-        return {unit: float(unit.size) for unit in units}
-    made = {
-        use.node.outputs[0]: unit
-        for unit in units
-        for use in unit.uses
-        if use.kind in ("product", "conv")
-    }
-    work = dict.fromkeys(units, 0.0)
-    samples = Samples.of(context, context.calibration.first(1))
-    for value, tokens in observe(model, list(made), samples, context, "counting"):
-        unit = made[value]
-        work[unit] += tokens.size / unit.shape[0] * unit.size
-    return work
-
-
 def is_multiplied(unit: Unit) -> bool:
-    """Tells whether products or convolutions read the unit."""
-    return any(use.kind in ("product", "conv") for use in unit.uses)
+    """Tells whether products or convolutions read the unit, or kernels of integers."""
+    return any(use.kind in ("product", "conv") for use in unit.uses) or _is_integer(unit)
+
+
+def _may_read_floats(unit: Unit) -> bool:
+    """Tells whether a unit's lowering has another kernel for the same codes.
+
+    Of convolutions one in float would make its neighbours slower too.
+    """
+    return all(use.kind != "conv" for use in unit.uses) and not _is_integer(unit)
+
+
+def _is_integer(unit: Unit) -> bool:
+    spec = need_note(unit.notes, QuantSpec)
+    return any(Option.parse(text).integer for text in spec.options)
 
 
 def _with_room(
     unit: Unit, one: RowClass, own: UnitArrays, matrix: np.ndarray, quadratic: Quadratic | None
 ) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Rounds rows of one class anew, in ``matrix`` too.
+    """Rounds rows of one class anew, in ``matrix`` too, group by group.
+
+    A kernel sums up each group by itself; of an LSTM those are the directions.
 
     Returns:
         Codes, scales and the number of rows that change; None if none does.
     """
-    order = kernel_order(unit)
-    codes, steps = own.get("codes", one.index)[:, order], own.get("scales", one.index)[:, 0]
-    overflowing = overflowing_rows(codes)
-    if not overflowing.any():
-        return None
-    steps = steps.astype(np.float16)
-    weight = codes * steps.astype(np.float32)[:, None]
-    codes, steps = without_overflow(weight, codes, steps)
-    codes = np.ascontiguousarray(codes[:, np.argsort(order)])
-    factor = quadratic.factor() if quadratic is not None else None
-    if factor is not None and factor.damped.ndim > 1:  # of a diagonal no column compensates
-        _compensate(matrix[one.rows], codes, steps, overflowing, order, factor)
-    stored = codes * steps.astype(np.float32)[:, None]
-    matrix[one.rows[overflowing]] = stored[overflowing]
-    return codes, steps[:, None], int(overflowing.sum())
-
-
-def _compensate(
-    weight: np.ndarray,
-    codes: np.ndarray,
-    steps: np.ndarray,
-    changing: np.ndarray,
-    order: np.ndarray,
-    factor: Factor,
-) -> None:
-    """Rounds rows by GPTQ instead, where that loses less and leaves the same headroom.
-
-    Args:
-        weight: Float32, rows x columns: what the codes stood for before.
-        codes: int8, rows x columns, rounded to nearest; changed in place.
-        steps: float16, one for each row; changed in place.
-        changing: Which rows are rounded anew.
-        order: Columns in the order in which kernels sum them up.
-        factor: The factorized Hessian.
-    """
-    rows = np.flatnonzero(changing)
-    wide = np.minimum(steps[rows].astype(np.float32) * _MORE_ROOM, np.finfo(np.float16).max)
-    wider = wide.astype(np.float16)
-    exact, scales = torch.from_numpy(weight[rows]), torch.from_numpy(wider.astype(np.float32))
-    made = compensated(exact, scales[:, None], _BITS, weight.shape[1], factor)
-    nearest = torch.from_numpy(codes[rows] * steps[rows].astype(np.float32)[:, None])
-    errors = [
-        row_errors(exact, one, factor.damped).numpy()
-        for one in (made * scales[:, None], nearest)
-    ]
-    found = made.numpy().astype(np.int8)
-    better = (errors[0] < errors[1]) & ~overflowing_rows(found[:, order])
-    codes[rows[better]], steps[rows[better]] = found[better], wider[better]
+    codes, scales = own.get("codes", one.index).copy(), own.get("scales", one.index)
+    scales = scales.astype(np.float16)
+    size, changing = one.option.group, np.zeros(len(one.rows), bool)
+    order = kernel_order(unit) if size == unit.shape[1] else np.arange(size)
+    for at in range(scales.shape[1]):
+        part = slice(at * size, (at + 1) * size)
+        if not overflowing_rows(codes[:, part][:, order]).any():
+            continue
+        factor = quadratic.factor(part) if quadratic is not None else None
+        made, steps, changed = with_headroom(
+            matrix[one.rows, part], codes[:, part], scales[:, at], order, factor
+        )
+        codes[:, part], scales[:, at] = made, steps
+        stored = made * steps.astype(np.float32)[:, None]
+        matrix[one.rows[changed], part] = stored[changed]
+        changing |= changed
+    return (codes, scales, int(changing.sum())) if changing.any() else None
 
 
 def _loss(quadratic: Quadratic, old: np.ndarray, new: np.ndarray) -> float:

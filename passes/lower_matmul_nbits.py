@@ -15,12 +15,14 @@ from ..ir import (
     QuantSpec,
     StoredPart,
     Unit,
+    UsageError,
     annotate,
     drop_note,
     note_of,
     quantizable,
 )
 from ..ir.analysis.offered import (
+    INTEGERS,
     expands_to_floats,
     expansion_obstacle,
     obstacle,
@@ -35,6 +37,7 @@ from .engine.emission.replacing import forget_weight, replace_node
 from .engine.emission.slim_product import SlimProduct
 from .engine.emission.stored import StoredUnit
 from .engine.pipeline.base import Pass, PassContext, Promise
+from .engine.pipeline.forecast import Forecast, Headroom, Judged
 from .engine.statistics.quadratic import outlier_columns
 
 _FLOATS = "no kernel of codes serves it"
@@ -46,6 +49,8 @@ class LowerMatMulNBits(Pass):
 
     - A MatMul or Gemm becomes one ``com.microsoft.MatMulNBits`` for each option of the unit's
       rows, joined by a Concat and, if the stored order is not the order of the rows, a Gather.
+    - Rows with the option ``a8`` multiply integers: a DynamicQuantizeLinear rounds the
+      activation, once for all that read it, and MatMulInteger multiplies its codes.
     - Input channels in 16 bits become a slim MatMul whose result is added.
     - A Gather from the table looks up packed rows and expands only those. A table that also
       serves a product is stored once.
@@ -64,6 +69,17 @@ class LowerMatMulNBits(Pass):
     writes = (StoredPart,)
     drops = (QuantSpec, OutlierColumns)
     promise: ClassVar[Promise] = Promise.SAME_SIMULATION
+
+    def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
+        """Refuses kernels of integers whose codes will leave no headroom."""
+        judged = forecast.get(Judged)
+        integers = judged is not None and judged.offer.integers != INTEGERS[0]
+        if integers and forecast.get(Headroom) is None:
+            raise UsageError(
+                "processors without VNNI would clip products of INT8 rows with rounded"
+                " activations",
+                hint=f"add leave-headroom before {self.name}",
+            )
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         names = Names(model)
@@ -109,6 +125,8 @@ def _product_obstacle(
     options: list[Option], counts: tuple[int, ...], columns: int, table: Capabilities
 ) -> str:
     for option, rows in zip(options, counts, strict=True):
+        if option in table.integer_options(columns):
+            continue
         kernel = table.kernel(option.kernel_bits)
         stores = kernel is not None and table.can_store(option)
         if kernel is None or not stores or option.group not in kernel.groups:

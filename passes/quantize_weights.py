@@ -40,6 +40,7 @@ from .engine.numerics.row_hessians import Part, round_parts
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Couplings, Forecast
 from .engine.statistics.coupling import between_rows, read_coupling
+from .engine.statistics.integer_rounding import integer_losses
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.predicted import report_rounding_loss
 from .engine.statistics.quadratic import Quadratic, outlier_columns
@@ -194,7 +195,7 @@ class QuantizeWeights(Pass):
         if not _is_half(unit):
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.notes, spec)
-        return loss, _kernel_loss(note, quadratic, weight, context)
+        return loss, _kernel_loss(unit, classes, quadratic, weight, context)
 
     def _round_rows(
         self, one: RowClass, left: torch.Tensor, parts: Sequence[Part], in_floats: bool
@@ -291,9 +292,20 @@ def _refuse_unfolded() -> None:
 
 
 def _kernel_loss(
-    note: BitAllocation, quadratic: Quadratic, weight: torch.Tensor, context: PassContext
+    unit: Unit,
+    classes: Sequence[RowClass],
+    quadratic: Quadratic,
+    weight: torch.Tensor,
+    context: PassContext,
 ) -> float:
     """Returns the cost of the kernels' own rounding of activations, if they round."""
-    widths = [Option.parse(text).kernel_bits for text in note.options]
+    widths = [one.option.kernel_bits for one in classes]
     rounds = any(context.capabilities.rounds_activations(bits) for bits in widths)
-    return quadratic.kernel_loss(weight) if rounds else 0.0
+    loss = quadratic.kernel_loss(weight) if rounds else 0.0
+    for one in classes:
+        if one.option.integer:
+            found = integer_losses(
+                unit, weight, one.option, quadratic, context.arrays, context.capabilities
+            )
+            loss += float(found[torch.from_numpy(one.rows)].sum())
+    return loss

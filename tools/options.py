@@ -61,9 +61,11 @@ class MethodOptions:
         "if the budget cannot be met, take the smallest that can", bool
     )
     activations: str = setting(
-        "for target qdq, the inputs of products of INT8 weights: none (floats), int8 or uint8",
-        default="none",
-        known=("none", "int8", "uint8"),
+        "what INT8 weights are multiplied by: floats (none), int8 (target qdq only), uint8"
+        " (qdq and ort-cpu), or auto: floats, but uint8 where ort-cpu cannot keep a bound on"
+        " time without",
+        default="auto",
+        known=("auto", "none", "int8", "uint8"),
     )
     recipe: Path | str | None = option(
         "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"

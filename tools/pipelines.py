@@ -19,7 +19,10 @@ DEFAULT_PRESET = "default"
 _BYTE_WIDE = 6.0  # bits per weight from which most rows are stored in 8 bits
 _TARGET = specs(CalibrationOptions)["target"].default
 _LOWERING = "@lowering"
-_HEADROOM: list[tuple[str, dict[str, Any]]] = [("leave-headroom", {})]
+_Steps = list[tuple[str, dict[str, Any]]]
+_HEADROOM: _Steps = [("leave-headroom", {})]
+_WHOLE_UNITS: _Steps = [("lower-convolutions", {}), ("lower-recurrent", {})]
+_INTEGERS = "@integers"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Preset:
         summary: What it does, in one line.
         steps: The passes as users type them. Words that begin with @ stand for what is asked:
             ``@budget`` (bits per weight), ``@width`` (that most rows will have: 4 or 8),
-            ``@outputs``, ``@activations`` (what the search for column scales assumes),
-            ``@lowering`` and ``@opset`` (the passes that the target wants there).
+            ``@outputs``, ``@integers`` (kernels that are offered), ``@activations`` (what the
+            search for column scales assumes), ``@lowering`` and ``@opset`` (the passes that
+            the target wants there).
         file_only: Whether weights take more room in memory than in the file, so that only the
             file can have a budget.
     """
@@ -47,6 +51,7 @@ class Preset:
         target: str = _TARGET,
         outputs: str = "auto",
         activations: str = "none",
+        integers: str = "none",
     ) -> tuple[Pass, ...]:
         """Returns the passes.
 
@@ -56,22 +61,35 @@ class Preset:
             outputs: What the outputs are.
             activations: What products of INT8 weights read, if the target's lowering can tell
                 them to.
+            integers: Kernels of integers to offer, if the target has them beside others.
         """
         table = load(target)
-        opset = pass_class(table.lowering).opset
-        rounded = {} if activations == "none" else {"activations": activations}
-        places: dict[str, list[tuple[str, dict[str, Any]]]] = {
-            _LOWERING: [*(_HEADROOM if rounded else ()), (table.lowering, rounded)],
+        lowering: _Steps = [(table.lowering, {})]
+        if activations != "none":
+            lowering = [*_HEADROOM, (table.lowering, {"activations": activations})]
+        elif integers != "none":
+            whole_units = _WHOLE_UNITS if integers == "only" else []
+            lowering = [*_HEADROOM, *whole_units, (table.lowering, {})]
+        opset = max(pass_class(name).opset for name, _ in lowering)
+        places = {
+            _LOWERING: lowering,
             "@opset": [("raise-opset", {"version": opset})] if opset else [],
         }
+        whole = activations != "none" or integers == "only"
         words = {
             "@budget": bits,
             "@width": 4 if bits < _BYTE_WIDE else 8,
             "@outputs": outputs,
             # The search assumes what the lowering will do: one scale for a whole activation.
-            "@activations": "tensor" if rounded else "auto",
+            "@activations": "tensor" if whole else "auto",
+            _INTEGERS: integers,
         }
         return _build(",".join(self.steps), places, words, table)
+
+    @property
+    def takes_integers(self) -> bool:
+        """Returns whether kernels of integers can be offered beside others."""
+        return any(_INTEGERS in step for step in self.steps)
 
     def fits(self, target: str) -> bool:
         """Returns whether the target runs what the preset makes."""
@@ -80,7 +98,7 @@ class Preset:
 
 def _build(
     text: str,
-    places: Mapping[str, list[tuple[str, dict[str, Any]]]],
+    places: Mapping[str, _Steps],
     words: Mapping[str, Any],
     table: Capabilities,
 ) -> tuple[Pass, ...]:
@@ -99,8 +117,11 @@ _IN_FORM = ("normalize", "@opset", "partition-blocks")
 _PREPARED = (*_IN_FORM, "calibrate{objective=@outputs}")
 _COUPLED = (*_IN_FORM, "calibrate{objective=@outputs, coupled=true}")
 _LOWERED = (_LOWERING, "verify-numerics")
-_ONE_GROUP = "annotate-sensitivity{metric=fisher}"
-_GROUPS = "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], keep=[8, 32]}"
+_ONE_GROUP = "annotate-sensitivity{metric=fisher, integers=@integers}"
+_GROUPS = (
+    "annotate-sensitivity{metric=fisher, groups=[32, 64, 128], integers=@integers,"
+    " keep=[8, 32]}"
+)
 _BY_ROW = (
     "allocate-bits{budget=@budget, granularity=row, fold=true}",
     "fold-permutations",

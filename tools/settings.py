@@ -14,9 +14,10 @@ from .budget import Budget
 from .option_fields import resolved, specs, utf8_path
 from .options import OBJECTIVES, CompileOptions
 from .pass_options import has_option, passes_with, read_passes, with_option
-from .pipelines import DEFAULT_PRESET, Preset, find_preset
+from .pipelines import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from .recipe import read_recipe
 
+_ROUNDED = ("int8", "uint8")
 _ANY_BITS = 4.0  # what a pipeline is checked with where the bits are not known yet
 
 
@@ -92,8 +93,25 @@ def preset_passes(preset: Preset, bits: float, options: CompileOptions) -> tuple
         bits,
         target=options.target,
         outputs=options.outputs,
-        activations=options.activations,
+        activations=_lowered_activations(options),
+        integers=integers(options) if preset.takes_integers else "none",
     )
+
+
+def _lowered_activations(options: CompileOptions) -> str:
+    """Returns what the lowering of a target is told that products read."""
+    said = options.activations
+    return said if said in _ROUNDED and _rounds_activations(options.target) else "none"
+
+
+def integers(options: CompileOptions) -> str:
+    """Returns which kernels of integers a preset is to offer beside others of a target."""
+    if not load(options.target).integer_bits:
+        return "none"
+    if options.activations != "auto":
+        return "none" if options.activations == "none" else "only"
+    is_timed = options.latency is not None or options.objective != OBJECTIVES[0]
+    return "beside" if is_timed else "none"
 
 
 def make_settings(
@@ -168,16 +186,37 @@ def _check_target(preset: Preset, options: CompileOptions, budget: Budget) -> No
             f"{target} has no widths that expand at load, so files have none to gain",
             hint="give --budget instead of --file-budget",
         )
-    if options.activations != "none" and not _rounds_activations(target):
-        able = " or ".join(one for one in targets() if _rounds_activations(one))
-        raise UsageError(
-            f"{target} takes no quantized activations", hint=f"compile with --target {able}"
-        )
+    if options.activations in _ROUNDED:
+        _check_activations(preset, options)
     if not preset.fits(target):
         able = " or ".join(one for one in targets() if preset.fits(one))
         raise UsageError(
             f"preset {options.preset} has no form for target {target}",
             hint=f"compile it with --target {able}, or choose another preset",
+        )
+
+
+def _check_activations(preset: Preset, options: CompileOptions) -> None:
+    """Refuses rounded activations that a target or a preset does not know."""
+    target, kind = options.target, options.activations
+    if _rounds_activations(target):
+        return
+    if not load(target).integer_bits:
+        able = [one for one in targets() if _rounds_activations(one) or load(one).integer_bits]
+        raise UsageError(
+            f"{target} takes no quantized activations",
+            hint=f"compile with --target {' or '.join(able)}",
+        )
+    if kind != _ROUNDED[-1]:
+        raise UsageError(
+            f"{target} rounds activations to {_ROUNDED[-1]}, not to {kind}",
+            hint=f"compile with --activations {_ROUNDED[-1]}",
+        )
+    if not preset.takes_integers:
+        able = [name for name, one in PRESETS.items() if one.takes_integers]
+        raise UsageError(
+            f"preset {options.preset} offers no kernels of integers to {target}",
+            hint=f"choose another preset: {', '.join(able)}",
         )
 
 

@@ -47,6 +47,7 @@ def load(target: str) -> Capabilities:
         lowering=table.get("lowering", "lower-matmul-nbits"),
         whole_groups=table.get("whole_groups", False),
         keeps_columns=table.get("keeps_columns", True),
+        integer_bits=tuple(table.get("integer_bits", ())),
     )
 
 

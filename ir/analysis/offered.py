@@ -11,6 +11,7 @@ from .. import Capabilities, Option, Unit, Use
 from ..operands import cast_type
 
 DEFAULT_GROUPS = (64,)
+INTEGERS = ("none", "beside", "only")
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _OLDEST_LOOKUP, _OLDEST_ARRAY = 10, 7
 
@@ -23,15 +24,21 @@ class Offer:
         groups: Group sizes, where the target's kernels take them.
         expand: Whether codes may take more room in memory than in the file.
         bits: Widths; all when it is empty. 16 stands for float16 for whole units.
+        integers: Kernels that multiply integers: ``none``, for products ``beside`` others of
+            their width, or ``only`` these, for convolutions too.
     """
 
     groups: tuple[int, ...] = DEFAULT_GROUPS
     expand: bool = False
     bits: tuple[int, ...] = ()
+    integers: str = INTEGERS[0]
 
     def options(self, unit: Unit, table: Capabilities) -> list[Option]:
         """Returns the options of ``unit`` by growing size; all of them if none is wanted."""
         offered = offered_options(unit, table, self.groups, expand=self.expand)
+        if self.integers != INTEGERS[0]:
+            alone = self.integers == INTEGERS[2]
+            offered = _with_integers(unit, table, offered, alone=alone)
         wanted = [one for one in offered if one.bits in self.bits]
         half = Option.half()
         wide = half.bits in self.bits and all(one.bits != half.bits for one in offered)
@@ -73,6 +80,55 @@ def offered_options(
         smallest = min((one.group for one in grouped), default=0)
         fitting = {one for one in grouped if one.group == smallest}
     return sorted(fitting | by_row, key=lambda option: (option.row_bytes(columns), option))
+
+
+def _with_integers(
+    unit: Unit, table: Capabilities, offered: list[Option], *, alone: bool
+) -> list[Option]:
+    """Returns what is offered with kernels that multiply integers, where they can serve.
+
+    Args:
+        unit: The unit.
+        table: The capabilities of the target.
+        offered: What is offered without them.
+        alone: Whether they take the place of others of their width; where they cannot, those
+            others stay.
+    """
+    columns = unit.shape[1]
+    integers = table.integer_options(columns // _scales_in_a_row(unit))
+    if not integers or not offered or any(not _takes_integers(use, unit) for use in unit.uses):
+        return offered
+    whole = unit.uses[0].takes_floats
+    if not alone if whole else expands_to_floats(unit, table):
+        return offered
+    widths = [one.bits for one in integers]
+    replaced = [one for one in offered if alone and one.bits in widths]
+    if whole:  # a wider one in float would make its neighbours slower too
+        replaced += [one for one in offered if one.bits > max(widths)]
+    others = (one for one in offered if one not in replaced)
+    return sorted({*others, *integers}, key=lambda one: (one.row_bytes(columns), one))
+
+
+def _takes_integers(use: Use, unit: Unit) -> bool:
+    """Tells whether a kernel of integers computes what ``use`` does."""
+    if use.kind == "product":
+        return result_type(unit, use) == ir.DataType.FLOAT
+    if unit.tensor.dtype != ir.DataType.FLOAT or unit.views:
+        return False
+    is_convolution = use.kind == "conv" and use.node.op_type == "Conv"
+    return is_convolution or is_recurrent(use)
+
+
+def is_recurrent(use: Use) -> bool:
+    """Tells whether a weight is one of an LSTM that an integer kernel could compute."""
+    node = use.node
+    known = node.op_type == "LSTM" and node.domain in ("", "ai.onnx")
+    return known and use.index in (1, 2) and not node.attributes.get_int("layout", 0)
+
+
+def _scales_in_a_row(unit: Unit) -> int:
+    """Returns how many scales integer kernels take for a row: of an LSTM, by direction."""
+    return unit.tensor.shape.numpy()[0] if is_recurrent(unit.uses[0]) else 1
 
 
 def _takes_rows(option: Option, table: Capabilities) -> bool:

@@ -78,6 +78,7 @@ SLOTS: dict[str, tuple[Slot, ...]] = {
     "MatMulIntegerToFloat": _codes(1, "product", -1, 3, 5),
     "DynamicQuantizeMatMul": _codes(1, "product", -1, 2, 3),
     "QAttention": _codes(1, "product", -1, 4, 7),
+    "DynamicQuantizeLSTM": _codes(1, "array", -1, 8, 9) + _codes(2, "array", -1, 10, 11),
     "QLinearConv": _codes(3, "conv", 0, 4, 5),
     "ConvInteger": _codes(1, "conv", 0, 3),
 }

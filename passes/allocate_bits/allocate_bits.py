@@ -217,7 +217,7 @@ class AllocateBits(Pass):
         note = need_note(unit.notes, Sensitivity)
         _, columns = unit.shape
         options = tuple(Option.parse(text) for text in note.options)
-        whole = any(option.is_half for option in options)
+        whole = any(option.is_half for option in options) or _is_whole(unit, options)
         by_row = self.method == "budget" and self.granularity != "unit" and not whole
         sure = need_note(unit.notes, TensorStats).by_row
         item = Item(
@@ -228,6 +228,11 @@ class AllocateBits(Pass):
             class_bytes=np.array(class_bytes(unit, options, context.capabilities)),
         )
         return Candidate(unit, options, item, note_of(unit.notes, Score))
+
+
+def _is_whole(unit: Unit, options: Sequence[Option]) -> bool:
+    """Tells whether an integer kernel could take the rows of a unit only all together."""
+    return unit.uses[0].takes_floats and any(option.integer for option in options)
 
 
 def _least_bytes(unit: Unit, options: Sequence[Option], table: Capabilities) -> int:

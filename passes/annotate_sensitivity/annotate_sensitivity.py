@@ -28,13 +28,14 @@ from ...ir import (
 )
 from ...ir.analysis.offered import (
     DEFAULT_GROUPS,
+    INTEGERS,
     Offer,
     expansion_obstacle,
     missing,
 )
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext, Promise
-from ..engine.pipeline.chosen_options import chosen_options
+from ..engine.pipeline.chosen_options import chosen_options, one_of
 from ..engine.pipeline.forecast import Forecast, Judged
 from ..engine.statistics.moved import moves_key
 from .metric import Asked
@@ -78,6 +79,9 @@ class AnnotateSensitivity(Pass):
         bits: Widths to offer; by default all that the target has kernels for. A unit that has
             none of them is offered all. 16 offers codes of 16 bits to what expands to floats,
             and float16 as a whole to other units; the runtime widens both at load.
+        integers: Whether to offer kernels that multiply integers, for which activations are
+            rounded to 8 bits too: ``none``, for products ``beside`` other kernels, or
+            ``only`` these for codes of their width, and for convolutions too.
         samples: Samples to measure on, 0 for all; by default all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; all by default (``kl``).
@@ -103,6 +107,7 @@ class AnnotateSensitivity(Pass):
     groups: tuple[int, ...] = DEFAULT_GROUPS
     expand: bool = False
     bits: tuple[int, ...] = ()
+    integers: str = INTEGERS[0]
     samples: int | None = None
     units: int | None = None
     keep: tuple[int, ...] | None = None
@@ -115,6 +120,7 @@ class AnnotateSensitivity(Pass):
     labels: str | None = None
 
     def __post_init__(self) -> None:
+        one_of(INTEGERS, integers=self.integers)
         self._settings()
 
     def _settings(self) -> object:
@@ -124,7 +130,7 @@ class AnnotateSensitivity(Pass):
     @property
     def offer(self) -> Offer:
         """Which options units are judged under."""
-        return Offer(self.groups, self.expand, self.bits)
+        return Offer(self.groups, self.expand, self.bits, self.integers)
 
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses options that the model has no use for, or the target no kernels."""
@@ -161,6 +167,11 @@ class AnnotateSensitivity(Pass):
         if self.keep and not table.keeps_columns:
             raise UsageError(
                 f"{table.target} keeps no input channels in 16 bits", hint="leave out keep"
+            )
+        if self.integers != INTEGERS[0] and not table.integer_bits:
+            raise UsageError(
+                f"{table.target} has no kernels that multiply integers, as far as is known",
+                hint="leave out integers",
             )
         if not self.expand:
             return {}

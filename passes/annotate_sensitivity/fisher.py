@@ -14,6 +14,7 @@ from ...ir.analysis.offered import expands_to_floats
 from ..engine.execution.parallel import for_each
 from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
 from ..engine.numerics.row_hessians import round_parts
+from ..engine.statistics.integer_rounding import integer_losses
 from ..engine.statistics.quadratic import Quadratic
 from .keeping import can_keep, ranked_columns
 from .metric import Asked, Judgement, Keeping
@@ -93,8 +94,16 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
-    loss = torch.stack(columns, dim=1).numpy()
-    return monotone(loss, asked.options[unit.name]) if quadratic.scarce else loss
+    loss: np.ndarray = torch.stack(columns, dim=1).numpy()
+    options = asked.options[unit.name]
+    if quadratic.scarce:
+        loss = monotone(loss, options)
+    arrays, table = asked.context.arrays, asked.context.capabilities
+    for at, option in enumerate(options):
+        if option.integer:
+            more = integer_losses(unit, weight, option, quadratic, arrays, table)
+            loss[:, at] += more.numpy()
+    return loss
 
 
 def monotone(loss: np.ndarray, options: Sequence[Option]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""insert-qdq: weights and activations as QuantizeLinear and DequantizeLinear."""
+"""Weights and activations as QuantizeLinear and DequantizeLinear."""
 
 from .insert_qdq import InsertQdq
 

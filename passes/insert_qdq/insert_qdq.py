@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from ...ir import (
-    ArrayStore,
-    Budgeted,
     FloatActivations,
     LeftInFloat,
-    Option,
     OutlierColumns,
     QuantSpec,
     StoredPart,
-    TensorStats,
     Unit,
     UsageError,
-    Use,
     annotate,
     drop_note,
     need_note,
@@ -32,7 +25,6 @@ from ...ir.analysis.offered import expands_to_floats, obstacle, result_type
 from ...ir.text_form import did_you_mean
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.array import expand_unit, expandable
-from ..engine.emission.convolution import emit_convolution
 from ..engine.emission.dequantized import (
     WIDTHS,
     DequantizedUnit,
@@ -41,19 +33,15 @@ from ..engine.emission.dequantized import (
 )
 from ..engine.emission.emitter import Emitter, Names
 from ..engine.emission.lookup import emit_lookup
-from ..engine.emission.replacing import forget_weight, replace_node, replace_weight
-from ..engine.numerics.activation_grid import RANGES, TYPES, Grid, find_grid
-from ..engine.numerics.pair_sums import kernel_order, overflowing_rows
+from ..engine.emission.replacing import forget_weight, replace_node
+from ..engine.numerics.activation_grid import RANGES, TYPES
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, Headroom, RaisedOpset
-from ..engine.statistics.moved import read_moved
-from .activations import histograms, quantize
-from .measured import measured_losses
-from .regions import integer_convolutions
+from .rounding import quantize_activations
+from .work import Work, no_headroom
 
 ACTIVATIONS = ("none", *TYPES)
 _OPSET = 21
-_SAMPLES = 16  # enough for a range; a Hessian needs more
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,7 @@ class InsertQdq(Pass):
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
         if self.activations != "none" and forecast.get(Headroom) is None:
-            raise _no_headroom("")
+            raise no_headroom("")
         raised = forecast.get(RaisedOpset) or RaisedOpset(0)
         _check_opset(max(model.opset_imports.get("", 1), raised.version))
         table = context.capabilities
@@ -139,7 +127,7 @@ class InsertQdq(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         _check_opset(model.opset_imports.get("", 1))
-        work = _Work(model, context, Names(model))
+        work = Work(model, context, Names(model))
         units = [u for u in quantizable(model) if note_of(u.notes, QuantSpec) is not None]
         if any(note_of(unit.notes, OutlierColumns) is not None for unit in units):
             raise UsageError(
@@ -159,13 +147,13 @@ class InsertQdq(Pass):
                 annotate(unit.notes, LeftInFloat(unit.name, why))
             else:
                 work.specs[unit.name] = (unit, spec)
-        facts = self._quantize_activations(work) if self.activations != "none" else {}
+        facts = {}
+        if self.activations != "none":
+            facts = quantize_activations(work, self.activations, self.ranges, self.tolerance)
         work.expand_the_rest()
         for unit in units:
             drop_note(unit.notes, FloatActivations)
-        for unit, spec in work.specs.values():
-            if any(use.node in work.quantized for use in unit.uses):
-                _check_headroom(unit, spec, context.arrays)
+        work.check_headroom()
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         for unit, spec in work.expanded.values():
@@ -175,142 +163,6 @@ class InsertQdq(Pass):
         lowered = {"lowered": count, "skipped": work.skipped}
         context.report[self.name] = {**lowered, **facts}
         return bool(units)
-
-    def _quantize_activations(self, work: _Work) -> dict[str, Any]:
-        """Chooses a grid for every activation that an integer kernel reads."""
-        samples = work.context.calibration
-        if samples is None:
-            raise UsageError(
-                f"activations={self.activations} needs samples",
-                hint="give --calibration FILE",
-            )
-        reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
-        reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
-        reads = [one for one in reads if note_of(one[0].notes, FloatActivations) is None]
-        able, places = integer_convolutions(
-            work.model.graph, [use.node for _, use in reads if use.kind == "conv"]
-        )
-        reads = [one for one in reads if one[1].kind != "conv" or one[1].node in able]
-        types = {_activation(use): result_type(unit, use) for unit, use in reads}
-        for value in places:
-            types.setdefault(value, value.dtype or ir.DataType.FLOAT)
-        seen = histograms(work.model, list(types), samples.first(_SAMPLES), work.context)
-        ranges = {one: seen[places.get(one, one)] for one in types}
-        grids = {one: find_grid(ranges[one], self.activations, self.ranges) for one in types}
-        errors = {one: grid.error(seen[one]) for one, grid in grids.items()}
-        losses = dict.fromkeys(types, 0.0)
-        for unit, use in reads:
-            losses[_activation(use)] += work.loss(unit, use, errors[_activation(use)])
-        budget = note_of(work.model, Budgeted)
-        products = {one: loss for one, loss in losses.items() if one not in places}
-        costly = _costly(products, self.tolerance * budget.loss) if budget is not None else {}
-        between = {one: grids[one] for one in places}
-        losses |= measured_losses(work.model, between, work.context)
-        made = {
-            one: quantize(work.model.graph, work.names, one, grid, types[one])
-            for one, grid in grids.items()
-            if one not in costly
-        }
-        work.quantized = {
-            use.node: made[_activation(use)] for _, use in reads if _activation(use) in made
-        }
-        for value in places:
-            if value in made:
-                _let_all_read(value, made[value])
-        loss = sum(losses[one] for one in made)
-        if budget is not None:
-            annotate(work.model, replace(budget, loss=budget.loss + loss))
-        left = [
-            use.node.name
-            for unit, _ in work.specs.values()
-            for use in unit.uses
-            if use.kind in ("product", "conv") and use.node not in work.quantized
-        ]
-        return {
-            "activations": {
-                str(one.name): _facts(grids[one], errors[one], losses[one]) for one in made
-            },
-            "activation_loss": loss,
-            "too_costly": {str(one.name): losses[one] for one in costly},
-            "float_activations": left,
-        }
-
-
-def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, float]:
-    """Returns the costliest activations, without which the others lose ``most`` at most."""
-    costly, left = {}, sum(losses.values())
-    for one, loss in sorted(losses.items(), key=lambda pair: -pair[1]):
-        if left <= most or loss == 0:
-            break
-        costly[one] = loss
-        left -= loss
-    return costly
-
-
-@dataclass
-class _Work:
-    """The state that the units of one run share.
-
-    Attributes:
-        model: The graph.
-        context: The context of the pass.
-        names: Hands out names.
-        specs: By name: the units to lower, and how they were rounded.
-        expanded: The same, of units that their readers take as floats.
-        skipped: Why others stay in float.
-        quantized: By product or convolution: the rounded activation, where there is one.
-    """
-
-    model: ir.Model
-    context: PassContext
-    names: Names
-    specs: dict[str, tuple[Unit, QuantSpec]] = field(default_factory=dict)
-    expanded: dict[str, tuple[Unit, QuantSpec]] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    quantized: dict[ir.Node, ir.Value] = field(default_factory=dict)
-
-    def expand_the_rest(self) -> None:
-        """Lets convolutions whose activations stay in float take their weights as floats.
-
-        Runtimes would make floats of the codes in every run, otherwise only once.
-        """
-        for unit, spec in list(self.specs.values()):
-            if unit.uses[0].kind != "conv" or any(u.node in self.quantized for u in unit.uses):
-                continue
-            if expandable(unit, spec, self.context.capabilities):
-                self.expanded[unit.name] = self.specs.pop(unit.name)
-
-    def integer_rows(self, unit: Unit, use: Use) -> bool:
-        """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``."""
-        if use.kind not in ("product", "conv"):
-            return False
-        options = map(Option.parse, self.specs[unit.name][1].options)
-        return any(option.group == unit.shape[1] for option in options)
-
-    def loss(self, unit: Unit, use: Use, error: float) -> float:
-        """Returns the predicted divergence of an activation's squared error, in nats.
-
-        ``1/2 sum_n g_n |w_n|^2 e`` over the rows of products with integer kernels. What the
-        activations of convolutions lose is measured.
-        """
-        if use.kind != "product" or note_of(unit.notes, TensorStats) is None:
-            return 0.0
-        _, spec = self.specs[unit.name]
-        rows = read_moved(unit, self.context.arrays, unit.uses.index(use), "rows")
-        own = UnitArrays(unit.name, self.context.arrays)
-        classes = own.row_classes(spec.options, spec.counts)
-        chosen = np.concatenate(
-            [one.rows for one in classes if one.option.group == unit.shape[1]]
-        )
-        energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
-        return float(0.5 * rows[chosen] @ energy * error)
-
-
-def _let_all_read(value: ir.Value, rounded: ir.Value) -> None:
-    """Lets everybody who reads an activation read the rounded one."""
-    for usage in list(value.uses()):
-        if usage.node.op_type != "QuantizeLinear":
-            usage.node.replace_input_with(usage.idx, rounded)
 
 
 def _keep_products_of_codes(graph: ir.Graph) -> None:
@@ -334,66 +186,14 @@ def _is_product_of_codes(node: ir.Node | None) -> bool:
     return maker is not None and maker.op_type == "DequantizeLinear"
 
 
-def _check_headroom(unit: Unit, spec: QuantSpec, arrays: ArrayStore) -> None:
-    """Refuses INT8 rows whose products some processors would clip."""
-    own = UnitArrays(unit.name, arrays)
-    for one in own.row_classes(spec.options, spec.counts):
-        is_int8_row = one.option.group == unit.shape[1] and one.option.bits == 8
-        if (
-            is_int8_row
-            and overflowing_rows(own.get("codes", one.index)[:, kernel_order(unit)]).any()
-        ):
-            raise _no_headroom(f" of unit {unit.name!r}")
-
-
-def _no_headroom(whose: str) -> UsageError:
-    return UsageError(
-        f"processors without VNNI would clip products of INT8 rows{whose} with rounded"
-        " activations",
-        hint="add leave-headroom before insert-qdq",
-    )
-
-
-def _check_opset(opset: int) -> None:
-    if opset < _OPSET:
-        raise UsageError(
-            f"insert-qdq needs opset {_OPSET}, and the graph has {opset}",
-            hint="add raise-opset after normalize",
-        )
-
-
-def _activation(use: Use) -> ir.Value:
-    value = use.node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _facts(grid: Grid, error: float, loss: float) -> dict[str, Any]:
-    return {
-        "scale": grid.scale,
-        "zero_point": grid.zero_point,
-        "squared_error": error,
-        "predicted": loss,
-    }
-
-
-def _lower(unit: Unit, spec: QuantSpec, work: _Work) -> None:
+def _lower(unit: Unit, spec: QuantSpec, work: Work) -> None:
     """Replaces all uses of ``unit`` and removes its float weight."""
+    if unit.uses[0].kind == "conv":
+        work.lower_convolution(unit)
+        return
     graph, arrays = work.model.graph, work.context.arrays
     shared = Emitter(graph, work.names, unit.name, unit.anchor)
-    if unit.uses[0].kind == "conv":
-        for use in unit.uses:
-            if use.node in work.quantized:
-                use.node.replace_input_with(0, work.quantized[use.node])
-        replace_weight(graph, unit, emit_convolution(unit, arrays, shared), shared)
-    else:
-        _lower_matrix(unit, spec, work, shared)
-    UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
-
-
-def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> None:
-    graph = work.model.graph
-    stored = DequantizedUnit(unit, spec, work.context.arrays, shared)
+    stored = DequantizedUnit(unit, spec, arrays, shared)
     results = []
     for use in unit.uses:
         emit = Emitter(graph, work.names, unit.name, use.node)
@@ -408,3 +208,12 @@ def _lower_matrix(unit: Unit, spec: QuantSpec, work: _Work, shared: Emitter) -> 
     for node, emit, result in results:
         replace_node(graph, node, emit.nodes, result)
     forget_weight(graph, unit)
+    UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
+
+
+def _check_opset(opset: int) -> None:
+    if opset < _OPSET:
+        raise UsageError(
+            f"insert-qdq needs opset {_OPSET}, and the graph has {opset}",
+            hint="add raise-opset after normalize",
+        )

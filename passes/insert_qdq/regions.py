@@ -90,6 +90,11 @@ def _data(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs[:count] if value is not None]
 
 
+def rounded_result(convolution: ir.Node) -> ir.Value:
+    """Returns what is rounded of a convolution's result."""
+    return _result(convolution.outputs[0])
+
+
 def _result(value: ir.Value) -> ir.Value:
     """Returns what is made of a value by functions that rounding absorbs."""
     while not value.is_graph_output():

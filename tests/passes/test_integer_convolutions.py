@@ -11,7 +11,7 @@ import pytest
 
 from mpqc.backend.onnxruntime import optimized_ops
 from mpqc.ir import quantizable
-from mpqc.passes import leave_headroom
+from mpqc.passes.engine.numerics import headroom
 from mpqc.passes.engine.numerics.divergence import squared_divergence
 from mpqc.passes.engine.numerics.pair_sums import kernel_order, overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
@@ -115,7 +115,7 @@ def test_rows_that_leave_headroom_compensate_their_errors(
         assert not overflowing_rows(codes[:, kernel_order(unit)]).any()
         scales = context.arrays.get(f"{unit.name}/scales/0").astype(np.float32)
         np.testing.assert_array_equal(unit.matrix(), codes * scales)
-    monkeypatch.setattr(leave_headroom, "_compensate", lambda *given: None)
+    monkeypatch.setattr(headroom, "_compensate", lambda *given: None)
     assert compensated < 0.9 * left()[0]
 
 

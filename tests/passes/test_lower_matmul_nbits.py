@@ -181,6 +181,18 @@ def test_ids_of_unknown_rank(shape: tuple[int, ...], tmp_path: Path) -> None:
     check(model, lowered, {"S": np.array(shape, np.int64), "I": ids})
 
 
+def test_ids_of_unknown_type(tmp_path: Path) -> None:
+    """Exporters leave types of values out, and files without shapes have none either."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n] F) => (float[n, 100] Y) { I = Cast <to = 6> (F)
+           Y = Gather(T, I) }"""
+    model = parse(text, {"T": noise(72, 100)})
+    cast = model.graph[0].outputs[0]
+    cast.type = cast.shape = None
+    lowered = lower(model, ("4g32", "8g32"), tmp_path)
+    check(model, lowered, {"F": np.arange(72, dtype=np.float32)})
+
+
 TIED = """<ir_version: 8, opset_import: ["" : 17]>
     g (int64[m, n] I) => (float[m, n, 72] Y)
     { T = Transpose <perm = [1, 0]> (W)

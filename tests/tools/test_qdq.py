@@ -77,7 +77,12 @@ def test_all_runtimes_agree_with_the_simulation(
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"activations": "int8"}, "ort-cpu takes no quantized activations"),
+        ({"activations": "int8"}, "ort-cpu rounds activations to uint8, not to int8"),
+        ({"activations": "uint8", "target": "ort-cuda"}, "ort-cuda takes no quantized"),
+        (
+            {"activations": "uint8", "preset": "aptq"},
+            "preset aptq offers no kernels of integers to ort-cpu",
+        ),
         ({"activations": "int7", "target": "qdq"}, "unknown activations 'int7'"),
         (
             {"activations": "int8", "target": "qdq", "passes": "allocate-bits,insert-qdq"},
@@ -90,7 +95,7 @@ def test_activations_that_mean_nothing_are_refused(given: dict[str, str], why: s
         make_settings(CompileOptions(budget=4, **given))  # type: ignore[arg-type]
 
 
-def pipeline(**given: str) -> str:
+def pipeline(**given: object) -> str:
     return print_passes(make_settings(CompileOptions(budget=8, **given)).pipeline(8.0))  # type: ignore[arg-type]
 
 
@@ -102,6 +107,12 @@ def test_presets_end_in_what_the_target_wants() -> None:
     for activations, assumed in (("uint8", True), ("none", False)):
         found = pipeline(preset="crossquant", target="qdq", activations=activations)
         assert ("activations=tensor" in found) == assumed
+    ends = "leave-headroom,lower-convolutions,lower-recurrent,lower-matmul-nbits,"
+    assert ends in pipeline(activations="uint8")
+    assert "integers=only" in pipeline(activations="uint8")
+    assert "integers=beside" in pipeline(latency=1.0)
+    assert "integers" not in pipeline()
+    assert "integers" not in pipeline(latency=1.0, activations="none")
     with pytest.raises(UsageError, match="no widths that expand"):
         make_settings(CompileOptions(file_budget="3.5", target="qdq"))
 

@@ -51,8 +51,8 @@ def emit_array(unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -
 
 def expandable(unit: Unit, spec: QuantSpec, table: Capabilities) -> bool:
     """Tells whether the codes of ``unit`` can be expanded to floats."""
-    options = table.array_options(unit.shape[1])
-    known = all(Option.parse(text) in options for text in spec.options)
+    options, stored = table.array_options(unit.shape[1]), map(Option.parse, spec.options)
+    known = all(option.integer or option in options for option in stored)
     kept = note_of(unit.notes, OutlierColumns) is not None
     return known and not kept and not array_obstacle(unit)
 

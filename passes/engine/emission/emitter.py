@@ -18,6 +18,7 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self.shared: dict[str, ir.Value] = {}  # constants that several units read
+        self.derived: dict[ir.Value, tuple[ir.Value, ...]] = {}  # what several make of a value
         self._taken: set[str] = set()
         for node in model.graph.all_nodes():
             self._taken.add(str(node.name))
@@ -73,6 +74,37 @@ class Emitter:
         if name not in known:
             known[name] = store(self._graph, self._names.free(name), array)
         return known[name]
+
+    def once_behind(
+        self, value: ir.Value, op_type: str, dtypes: Sequence[ir.DataType]
+    ) -> tuple[ir.Value, ...]:
+        """Returns what an operator makes of a value, by one node for all units of the graph.
+
+        It stands right behind what makes the value, and belongs to its block.
+
+        Args:
+            value: Its only input.
+            op_type: The operator; one for each value.
+            dtypes: Types of its outputs.
+        """
+        derived = self._names.derived
+        if value not in derived:
+            producer = value.producer()
+            name = self._names.free(f"{value.name}/{op_type}")
+            outputs = [
+                ir.Value(name=self._names.free(f"{name}/{at}"), type=ir.TensorType(dtype))
+                for at, dtype in enumerate(dtypes)
+            ]
+            node = ir.node(op_type, [value], outputs=outputs, name=name)
+            block = self._block if producer is None else note_of(producer, BlockId)
+            if block is not None:
+                annotate(node, block)
+            if producer is None:
+                self._graph.insert_before(self._graph[0], node)
+            else:
+                self._graph.insert_after(producer, node)
+            derived[value] = tuple(outputs)
+        return derived[value]
 
     def node(
         self,

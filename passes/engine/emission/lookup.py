@@ -77,7 +77,7 @@ class _Lookup:
         name: str,
         op_type: str,
         inputs: Sequence[ir.Value],
-        dtype: ir.DataType,
+        dtype: ir.DataType | None,
         **attributes: int | str,
     ) -> ir.Value:
         """Emits a standard node of the lookup."""
@@ -86,7 +86,7 @@ class _Lookup:
     def reshape(self, name: str, value: ir.Value, shape: list[int]) -> ir.Value:
         """Emits a Reshape to a fixed shape, where 0 keeps a dimension and -1 is the rest."""
         dims = self.emit.constant(f"{name}/dims", np.array(shape, dtype=np.int64))
-        return self.node(name, "Reshape", [value, dims], value.dtype or INT64)
+        return self.node(name, "Reshape", [value, dims], value.dtype)
 
     def cast(self, name: str, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """Emits a Cast unless ``value`` has the type already."""

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from ....ir import Capabilities, Use
 from .emitter import CONTRIB, Emitter
+from .integer_product import emit_integer_product
 from .slim_product import SlimProduct
 from .stored import StoredClass, StoredUnit
 
@@ -89,8 +90,13 @@ def emit_kernel(
     *,
     role: str = "kernel",
 ) -> ir.Value:
-    """Emits the MatMulNBits that multiplies ``columns`` channels of ``activation``."""
+    """Emits the kernel that multiplies ``columns`` channels of ``activation`` by a class.
+
+    That is a MatMulNBits, or a product of integers for an option with rounded activations.
+    """
     option = row_class.option
+    if option.integer:
+        return emit_integer_product(row_class, scales, activation, emit)
     kernel = table.kernel(option.kernel_bits)
     assert kernel is not None, "checked before anything is emitted"
     return emit.node(

@@ -27,8 +27,10 @@ class StoredClass:
         rows: Number of rows.
         offset: Position of the first one in stored order.
         codes: As the kernel reads them, uint8, rows x groups x bytes: an initializer, or
-            expanded from one when the runtime loads the model.
-        scales: Initializer, float16, rows x groups.
+            expanded from one when the runtime loads the model. Those of kernels that multiply
+            integers are int8, columns x rows.
+        scales: Initializer, float16, rows x groups, or a vector where a row is a group of
+            integers.
     """
 
     index: int
@@ -64,12 +66,27 @@ class StoredUnit:
 
     def _stored_class(self, one: RowClass, own: UnitArrays) -> StoredClass:
         """Stores the codes and scales of a class."""
+        if one.option.integer:
+            return self._integer_class(one, own)
         scales = own.get("scales", one.index).astype(np.float16)
         packed = emit_codes(
             f"codes/{one.index}", own.get("codes", one.index), one.option, self._emit
         )
         stored = self._emit.constant(f"scales/{one.index}", scales)
         return StoredClass(one.index, one.option, len(one.rows), one.offset, packed, stored)
+
+    def _integer_class(self, one: RowClass, own: UnitArrays) -> StoredClass:
+        """Stores int8 codes as products of integers read them: columns x rows."""
+        codes = own.get("codes", one.index).astype(np.int8).T
+        scales = own.get("scales", one.index)[:, 0].astype(np.float16)
+        return StoredClass(
+            one.index,
+            one.option,
+            len(one.rows),
+            one.offset,
+            self._emit.constant(f"codes/{one.index}", codes),
+            self._emit.constant(f"scales/{one.index}", scales),
+        )
 
     def scales(self, row_class: StoredClass, dtype: ir.DataType) -> ir.Value:
         """Returns the scales of a class as ``dtype``, rows x groups."""

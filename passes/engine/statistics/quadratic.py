@@ -134,9 +134,16 @@ class Quadratic:
             torch.zeros_like(self.hessians[0]),
         )
 
-    def factor(self) -> Factor:
-        """Returns the Hessian to round against."""
-        return self._factorized(self.mixed())
+    def factor(self, columns: slice | None = None) -> Factor:
+        """Returns the Hessian to round against.
+
+        Args:
+            columns: Those that are rounded by themselves; all by default.
+        """
+        hessian = self.mixed()
+        if columns is None or hessian.ndim == 1:
+            return self._factorized(hessian if columns is None else hessian[columns])
+        return self._factorized(hessian[columns, columns])
 
     def _factorized(self, hessian: torch.Tensor) -> Factor:
         reduced = hessian if self.kept is None else self.kept.reduced(hessian)
@@ -166,10 +173,14 @@ class Quadratic:
 
     def kernel_loss(self, exact: torch.Tensor) -> float:
         """Returns what rounding the activations to int8 costs, which no option changes."""
-        total, weights = 0.0, self.hidden(exact).square()
+        return float(self.kernel_losses(exact).sum())
+
+    def kernel_losses(self, exact: torch.Tensor) -> torch.Tensor:
+        """Returns the same for every row."""
+        total, weights = torch.zeros(len(exact)), self.hidden(exact).square()
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
-                total += float((0.5 * rows * (weights @ variance)).sum())
+                total += 0.5 * rows * (weights @ variance)
         return total
 
 

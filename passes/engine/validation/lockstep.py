@@ -28,7 +28,7 @@ from ..execution.executor import BlockRunner
 from ..execution.samples import Samples
 from ..pipeline.base import Runner
 from .difference import Difference, find_difference, is_rearranged
-from .slices import rounded_activations
+from .without_rounding import without_rounding
 
 _TOLERANCES = {ir.DataType.BFLOAT16: 5e-2, ir.DataType.FLOAT16: 1e-2}
 _TOLERANCE = 1e-3  # float32 sums in another order stay below a hundredth of it
@@ -72,8 +72,8 @@ class Lockstep:
         Raises:
             CannotRun: Some operator of the graph before cannot be run block by block.
         """
-        self._before, self._after = before, _exact(after)
-        inline_functions(self._before)
+        inline_functions(before)
+        self._before, self._after = without_rounding(before), without_rounding(after)
         for model in (self._before, self._after):
             refused = runner.unsupported(all_nodes(model.graph))
             if refused:
@@ -184,17 +184,6 @@ class _Side:
         """Leaves values to later blocks; those of a few tokens are small, and all stay."""
         (sample,) = self._samples
         sample.values.update(values)
-
-
-def _exact(model: ir.Model) -> ir.Model:
-    """Returns a graph without the rounding of activations, which is no mistake of a pass."""
-    if not model.functions and not rounded_activations(model.graph):
-        return model
-    copy = model.clone()
-    inline_functions(copy)
-    for rounded, exact in rounded_activations(copy.graph).items():
-        rounded.replace_all_uses_with(exact)
-    return copy
 
 
 def _tolerance(model: ir.Model) -> float:

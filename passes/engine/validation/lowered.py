@@ -4,8 +4,7 @@ The nodes that took the place of a use are run on random inputs, and so is the n
 there, with the weight that the codes stand for. Products get rows of random signs: every
 weight counts as much as any other then, and a single code that is off by one is hundreds of
 times what rounding of float32 explains. Lookups give every row, convolutions their weight.
-Rounded activations (QuantizeLinear, DequantizeLinear) are left out: what they cost is no
-mistake of lowering, and ``verify-numerics`` measures it.
+Rounded activations are left out (see ``without_rounding.py``).
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ from ..execution.parallel import for_each
 from ..pipeline.base import PassContext, Runner
 from .difference import find_difference
 from .lockstep import CannotRun
-from .slices import Slice, rounded_activations, slice_of, values_by_name
+from .slices import Slice, slice_of, values_by_name
 from .stored import Inconsistent, is_rounded, stored_matrix
 from .structure import is_same_tensor
+from .without_rounding import without_rounding
 
 _PROBES = 8  # rows of signs: two errors that cancel in one do not in all of them
 _ROWS_AT_ONCE = 4096  # of a table
@@ -77,7 +77,7 @@ class Rounded:
             Miscompiled: A unit computes something else.
         """
         units = [unit for unit in quantizable(self.model) if is_rounded(unit)]
-        probe = _Probe(self.model, model, context.runner)
+        probe = _Probe(self.model, without_rounding(model), context.runner)
         in_float = {unit.name: unit.tensor for unit in find_units(model)}
         refused: list[str] = []
 
@@ -126,7 +126,6 @@ class _Probe:
         ).keys()
         self._made = values_by_name(list(all_nodes(after.graph)))
         self._static = StaticValues(before), StaticValues(after)
-        self._exact = rounded_activations(after.graph)
         self._runner = runner
 
     def fault(self, use: Use, matrix: torch.Tensor, generator: torch.Generator) -> str:
@@ -146,7 +145,7 @@ class _Probe:
         old = slice_of(end, lambda one: one is weight or one not in self._static[0])
         given = [one for one in old.inputs if one is not weight]
         new = slice_of(made, self._ends)
-        sources = [_name(self._exact.get(one, one)) for one in new.inputs]
+        sources = [_name(one) for one in new.inputs]
         strange = [one for one in sources if one not in map(_name, given)]
         if strange:
             return f"{_name(end)!r} is made of {strange[0]!r}, which it was not before"
@@ -165,9 +164,8 @@ class _Probe:
         return ""
 
     def _ends(self, value: ir.Value) -> bool:
-        """Tells whether a value was there before the pass, or rounds one that was."""
-        known = _name(value) in self._known and value not in self._static[1]
-        return known or value in self._exact
+        """Tells whether a value was there before the pass."""
+        return _name(value) in self._known and value not in self._static[1]
 
     def _segment(self, part: Slice, end: ir.Value) -> torch.nn.Module:
         refused = self._runner.unsupported(part.nodes)

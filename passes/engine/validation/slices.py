@@ -48,17 +48,3 @@ def slice_of(end: ir.Value, stops: Callable[[ir.Value], bool]) -> Slice:
 def values_by_name(nodes: Collection[ir.Node]) -> dict[str, ir.Value]:
     """Returns everything that ``nodes`` make."""
     return {str(value.name): value for node in nodes for value in node.outputs if value.name}
-
-
-def rounded_activations(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """Maps what DequantizeLinear makes of a rounded activation to the activation itself."""
-    found = {}
-    for node in graph:
-        if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-            continue
-        rounding = node.inputs[0].producer()
-        if rounding is not None and rounding.op_type == "QuantizeLinear":
-            exact = rounding.inputs[0]
-            if exact is not None and exact.const_value is None:
-                found[node.outputs[0]] = exact
-    return found
