@@ -113,7 +113,7 @@ def _build(
     return tuple(passes)
 
 
-_IN_FORM = ("normalize", "@opset", "partition-blocks")
+_IN_FORM = ("normalize", "@opset", "fold-affine", "partition-blocks")
 _PREPARED = (*_IN_FORM, "calibrate{objective=@outputs}")
 _COUPLED = (*_IN_FORM, "calibrate{objective=@outputs, coupled=true}")
 _LOWERED = (_LOWERING, "verify-numerics")

@@ -193,7 +193,9 @@ class AllocateBits(Pass):
     ) -> Plan:
         """Returns the allocation, within the bounds of time and loss that were asked for."""
         candidates = [self._candidate(unit, context) for unit in units]
-        clock = Clock.of(candidates, self.budget, context) if self.method == "budget" else None
+        clock = None
+        if self.method == "budget":
+            clock = Clock.of(model, candidates, self.budget, context)
         room = None if ledger.room is None else ledger.room - _tables(candidates)
         harmful: set[str] = set()
 

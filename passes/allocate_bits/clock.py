@@ -6,12 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from ...ir import TensorStats, Unit, need_note
 from ...ir.analysis.offered import expands_to_floats
 from ...ir.costs import CostTable
 from ...ir.workloads import Workload, workloads
-from ..engine.emission.times import Residence, UnitTimes, unit_times
+from ..engine.emission.times import (
+    Residence,
+    UnitTimes,
+    is_timed_convolution,
+    unit_times,
+)
+from ..engine.execution.multiplications import multiplications
 from ..engine.numerics.knapsack import Toll
 from ..engine.pipeline.base import PassContext
 from .decision import Candidate, Decision, Keeping
@@ -36,11 +43,16 @@ class Clock:
 
     @classmethod
     def of(
-        cls, candidates: Sequence[Candidate], bits: float | None, context: PassContext
+        cls,
+        model: ir.Model,
+        candidates: Sequence[Candidate],
+        bits: float | None,
+        context: PassContext,
     ) -> Clock | None:
         """Returns the clock of a model.
 
         Args:
+            model: The graph.
             candidates: The units to decide.
             bits: Bits per weight that are asked for.
             context: Supplies the table and the samples.
@@ -49,12 +61,17 @@ class Clock:
             None where nothing is known of times, or where no choice changes any.
         """
         costs, table = context.costs, context.capabilities
-        timed = [one for one in candidates if not expands_to_floats(one.unit, table)]
-        if costs is None or context.calibration is None or not timed:
+        convolved = [
+            one.unit for one in candidates if is_timed_convolution(one.unit, one.options)
+        ]
+        products = [one for one in candidates if not expands_to_floats(one.unit, table)]
+        if costs is None or context.calibration is None or not (products or convolved):
             return None
         runs = workloads(context.calibration)
         samples = len(context.calibration.training)
         seen = {one.unit.name: _seen(one.unit) / samples for one in candidates}
+        made = multiplications(model, convolved, context) if convolved else {}
+        seen |= {unit.name: count / unit.size / len(unit.uses) for unit, count in made.items()}
         longest = max(seen.values())
         weights = sum(one.unit.size for one in candidates)
         stored = weights * (bits or _BYTE * _FLOAT_BYTES) / _BYTE

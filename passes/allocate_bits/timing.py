@@ -62,7 +62,8 @@ class Timing:
         if clock is None:
             if self.latency is not None or self.aim == "latency":
                 context.progress.say(
-                    "no kernel of this model is timed: its time is not bounded"
+                    "no kernel of this model is timed, so its time is not bounded;"
+                    " convolutions multiply integers with --activations uint8"
                 )
             plan = solve(np.zeros(0))
             self._check_loss(plan)

@@ -16,7 +16,8 @@ from ....ir.costs import CONCAT, FLOAT, ORDER, SELECT, CostTable
 class UnitTimes:
     """Microseconds of a unit's products in one workload.
 
-    A lookup counts as nothing, and so does whatever takes floats: it stays as it was.
+    A lookup counts as nothing, and so does what takes floats, as it stays as it was. Of these
+    convolutions count that may multiply integers: as products of so many places.
 
     Attributes:
         original: As the products were.
@@ -70,6 +71,11 @@ class Residence:
     result: bool
 
 
+def is_timed_convolution(unit: Unit, options: Sequence[Option]) -> bool:
+    """Tells whether a convolution is offered a kernel of integers."""
+    return unit.uses[0].kind == "conv" and any(option.integer for option in options)
+
+
 def unit_times(
     unit: Unit,
     options: Sequence[Option],
@@ -85,16 +91,18 @@ def unit_times(
         options: What it can be stored with.
         table: What the target can do.
         costs: What operations take.
-        tokens: Rows of activations in each product.
+        tokens: Rows of activations in each product; of a convolution, its places.
         cold: Where weights come from.
     """
-    products = sum(use.kind == "product" for use in unit.uses)
-    if expands_to_floats(unit, table):
-        products = 0
+    products, operations = 0, [FLOAT] * len(options)
+    if is_timed_convolution(unit, options):
+        products = len(unit.uses)
+        operations = [costs.kernel(one) if one.integer else FLOAT for one in options]
+    elif not expands_to_floats(unit, table):
+        products = sum(use.kind == "product" for use in unit.uses)
+        operations = [costs.kernel(one) for one in options]
     rows, columns = unit.shape
-    kernels = [
-        costs.parts(costs.kernel(option), tokens, cold=cold.result) for option in options
-    ]
+    kernels = [costs.parts(one, tokens, cold=cold.result) for one in operations]
     slim = costs.parts(FLOAT, tokens, cold=cold.result)
     return UnitTimes(
         original=products * costs.time(FLOAT, tokens, rows, columns, cold=cold.original),

@@ -12,6 +12,7 @@ from .base import Pass
 PASSES: tuple[str, ...] = (
     "normalize:Normalize",
     "raise_opset:RaiseOpset",
+    "fold_affine:FoldAffine",
     "partition_blocks:PartitionBlocks",
     "calibrate:Calibrate",
     "attention_hessians:AttentionHessians",

@@ -38,7 +38,8 @@ from .rivals import RIVALS
 from .sizing import at_most
 
 _CALIBRATION, _HELD_OUT = 32, 16
-_RUNS = 5
+_RUNS, _SECONDS = 5, 0.3  # of each session, at least
+_INTEGERS = "uint8"  # activations, for the first budget once more
 _SMALLER = 0.95  # of the original: what is larger has not been quantized
 Maker = Callable[[Path], Path]
 _PROVIDER = "CPUExecutionProvider"
@@ -86,7 +87,7 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
         arrays = scratch / "samples.npz"
         np.savez(arrays, allow_pickle=False, **_stacked(training))
 
-        def compiled(budget: float, output: Path) -> CompileResult:
+        def compiled(budget: float, output: Path, **more: str) -> CompileResult:
             return compile_model(
                 path,
                 budget=budget,
@@ -95,7 +96,7 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
                 samples=_CALIBRATION,
                 preset=chosen.preset,
                 cache=scratch / "cache",
-                **{name: getattr(chosen, name) for name in _SHARED},
+                **{name: getattr(chosen, name) for name in _SHARED} | more,
             )
 
         def judged(name: str, make: Maker) -> dict[str, Any]:
@@ -105,6 +106,9 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
 
         for budget in chosen.budgets:
             judged(f"mpqc {budget:g}", partial(_model, compiled, budget))
+        integers = partial(compiled, activations=_INTEGERS)
+        name = f"mpqc {chosen.budgets[0]:g}, {_INTEGERS}"
+        judged(name, partial(_model, integers, chosen.budgets[0]))
         for name, rival in RIVALS.items():
             other = judged(name, partial(rival, path, training))
             if other.get("bytes", math.inf) < _SMALLER * facts["original"]["bytes"]:
@@ -112,9 +116,7 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def _model(
-    compiled: Callable[[float, Path], CompileResult], budget: float, output: Path
-) -> Path:
+def _model(compiled: Callable[..., CompileResult], budget: float, output: Path) -> Path:
     return compiled(budget, output).model
 
 
@@ -189,9 +191,11 @@ def _time_ratio(original: Path, result: Path, feed: Feeds) -> float:
         open_session(original, _PROVIDER, threads=1) as before,
         open_session(result, _PROVIDER, threads=1) as after,
     ):
-        for _ in range(_RUNS):
+        runs, started = 0, time.perf_counter()
+        while runs < _RUNS or time.perf_counter() - started < 2 * _SECONDS:
             for at, session in enumerate((before, after)):
                 begun = time.perf_counter()
                 session.run(feed)
                 best[at] = min(best[at], time.perf_counter() - begun)
+            runs += 1
     return float(best[1] / best[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from ...comparison.markdown import markdown, number
@@ -15,7 +16,7 @@ _EXACT = 1e-5  # an error of float32's own size, below which none is better than
 
 def document(facts: dict[str, Facts]) -> str:
     """Returns the whole page."""
-    return f"{_HEAD}{summary(facts)}\n\n{table(facts)}"
+    return f"{_HEAD}{summary(facts)}\n\n{times(facts)}\n{table(facts)}"
 
 
 def table(facts: dict[str, Facts]) -> str:
@@ -53,6 +54,20 @@ def summary(facts: dict[str, Facts]) -> str:
     )
 
 
+def times(facts: dict[str, Facts]) -> str:
+    """Returns a table of the times of every method, relative to those of the originals."""
+    found: dict[str, list[float]] = {}
+    for methods in facts.values():
+        for name, one in methods.items():
+            if "time" in one and not name.startswith(AT_SIZE):
+                found.setdefault(name, []).append(one["time"])
+    rows = [
+        [name, str(len(some)), *(number(at(some), ".2f") for at in (min, median, max))]
+        for name, some in found.items()
+    ]
+    return markdown(["time of", "models", "least", "median", "most"], rows)
+
+
 def _ratios(methods: Facts) -> Iterator[float]:
     for name, found in methods.items():
         other = methods.get(name.removeprefix(AT_SIZE).strip())
@@ -77,6 +92,7 @@ Each model is compiled at two budgets, and once more for each of the other tools
 largest budget whose file is no larger than theirs. *Bits* counts every float of the file.
 *Error* is the relative error of the outputs on inputs that nothing was fitted to, *agreement*
 says how often their largest entry is the same, and *time* is one run relative to the
-original's, on one thread.
+original's, on one thread. *uint8* is `--activations uint8`: kernels of integers wherever the
+runtime has them ([speed.md](speed.md)).
 
 """
