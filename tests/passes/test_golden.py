@@ -62,6 +62,7 @@ TARGET = Capabilities(
     convolution_bits=(8,),
     row_tile=8,
     expanding=(5, 6),
+    integer_bits=(8,),
 )
 DTYPES = {"float": "float32", "float16": "float16", "double": "float64"}
 _SPEC = re.compile(r"(\S+) (\w+)\[([\d, ]*)\]((?: \w+=\S+)*)\Z")
