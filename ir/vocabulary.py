@@ -41,8 +41,9 @@ class TensorStats(Annotation):
     The predicted divergence of storing row ``n`` with error ``d`` is
     ``1/2 * sum_t rows_t[n] * d^T hessian_t d`` over the unit's terms ``t``, one for each use.
     The arrays are ``<unit>/<t>/hessian`` (columns x columns) and ``<unit>/<t>/rows`` (rows);
-    for products also ``activation``, ``low`` and ``high`` (columns): the variance of the
-    kernels' rounding of inputs, and the range of each input.
+    for products also ``activation``, ``low`` and ``high`` (columns), the variance of the
+    kernels' rounding of inputs and the range of each input, and ``span`` (one number), the
+    mean square of the distance between the ends of a sample.
 
     Attributes:
         unit: Name of the unit, the prefix of its arrays.

@@ -41,7 +41,7 @@ from ..engine.statistics.moved import moves_key
 from .metric import Asked
 from .metrics import METRICS, SETTINGS
 
-_FORMAT = "mpqc.sensitivity/7"
+_FORMAT = "mpqc.sensitivity/8"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ from ..engine.statistics.objective import Objective, choose_objective
 from ..engine.statistics.runtime_moments import measure
 from .sweep import sweep
 
-_FORMAT = "mpqc.stats/9"  # part of the key: a change of what is gathered makes old files stale
+_FORMAT = (
+    "mpqc.stats/10"  # part of the key: a change of what is gathered makes old files stale
+)
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ....ir import ArrayStore, Capabilities, Option, Unit
+from ....ir.unit_arrays import UnitArrays
 from .moved import read_moved
 from .quadratic import Quadratic
 
@@ -21,9 +23,8 @@ def integer_losses(
 ) -> torch.Tensor:
     """Returns what every row loses above what ``Quadratic.kernel_loss`` counts for it.
 
-    Of a product that is ``1/2 g_n |w_n|^2 s^2 / 12``, where ``s`` is the step from the lowest
-    to the highest value in calibration; a kernel takes the range of each run, which is no
-    wider. What convolutions and LSTMs lose is measured later.
+    Of a product that is ``1/2 g_n |w_n|^2 E[s^2] / 12``, where ``s`` is the step of a sample,
+    from its lowest to its highest value. What convolutions and LSTMs lose is measured later.
 
     Args:
         unit: The unit.
@@ -44,6 +45,13 @@ def integer_losses(
 
 
 def _variance(unit: Unit, at: int, arrays: ArrayStore) -> float:
-    low = min(float(read_moved(unit, arrays, at, "low").min()), 0.0)
-    high = max(float(read_moved(unit, arrays, at, "high").max()), 0.0)
-    return ((high - low) / _STEPS) ** 2 / 12
+    """Returns ``E[s^2] / 12``; column scales that came later narrow all samples alike."""
+    own = UnitArrays(unit.name, arrays)
+    before = _width(own.get(at, "low"), own.get(at, "high"))
+    now = _width(*(read_moved(unit, arrays, at, end) for end in ("low", "high")))
+    narrowed = now / before if before > 0 else 1.0
+    return float(own.get(at, "span")[0]) * (narrowed / _STEPS) ** 2 / 12
+
+
+def _width(low: np.ndarray, high: np.ndarray) -> float:
+    return max(float(high.max()), 0.0) - min(float(low.min()), 0.0)

@@ -10,7 +10,8 @@ the logits, ``rows`` has the closed form ``E[p_v (1 - p_v)]``. For a lookup the 
 
     hessian = E[(dl/de) (dl/de)^T]        rows[v] = the frequency of row v
 
-The smallest and the largest input of every column are kept as well, as ``low`` and ``high``.
+The smallest and the largest input of every column are kept as well, as ``low`` and ``high``,
+and as ``span`` the mean square of the distance between them in a sample, over all columns.
 Where it is asked for, products have ``coupling = E[(dl/dy) (dl/dy)^T]``, rows x rows, too: how
 much errors of different rows add up or cancel in the loss. Its diagonal is ``rows``.
 
@@ -64,6 +65,7 @@ class UnitMoments:
             if not use.takes_floats:
                 yield self.name(at, "activation"), (columns,)
             if use.kind == "product":
+                yield self.name(at, "span"), (1,)
                 yield self.name(at, "low"), (columns,)
                 yield self.name(at, "high"), (columns,)
         alone = len(self.unit.uses) == 1 and self.unit.uses[0].kind == "product"
@@ -120,7 +122,7 @@ class MomentFile:
         Args:
             moments: Names the arrays.
             use: Which product.
-            inputs: Tokens x columns.
+            inputs: Tokens of a sample x columns.
         """
         if not len(inputs):
             return
@@ -130,6 +132,8 @@ class MomentFile:
             found[low] = torch.minimum(found[low], self._extremes[low])
             found[high] = torch.maximum(found[high], self._extremes[high])
         self._extremes.update(found)
+        width = inputs.amax().clamp_min(0) - inputs.amin().clamp_max(0)
+        self.add(moments.name(use, "span"), width.square().reshape(1), len(inputs))
 
     def flush(self) -> None:
         """Moves the arrays in memory to the file.
