@@ -31,7 +31,7 @@ from .engine.numerics.headroom import with_headroom
 from .engine.numerics.pair_sums import kernel_order, overflowing_rows
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast, Headroom
-from .engine.statistics.quadratic import Quadratic
+from .engine.statistics.quadratic import Quadratic, outlier_columns
 
 _BITS = 8
 _WHY = "room for sums of its products would cost more than integers gain"
@@ -125,7 +125,10 @@ class _Room:
         """Rounds the rows of a unit anew that could be clipped."""
         spec, own = need_note(unit.notes, QuantSpec), UnitArrays(unit.name, context.arrays)
         known = note_of(unit.notes, TensorStats) is not None
-        quadratic = Quadratic.of(unit, context.arrays) if known else None
+        quadratic = None
+        if known:
+            kept = outlier_columns(unit, context.arrays)
+            quadratic = Quadratic.of(unit, context.arrays).keeping(kept)
         before = unit.matrix()
         matrix, rows = before.copy(), 0
         codes, scales = {}, {}
@@ -200,12 +203,12 @@ def _with_room(
         if not overflowing_rows(codes[:, part][:, order]).any():
             continue
         factor = quadratic.factor(part) if quadratic is not None else None
-        made, steps, changed = with_headroom(
-            matrix[one.rows, part], codes[:, part], scales[:, at], order, factor
-        )
+        before = codes[:, part] * scales[:, at].astype(np.float32)[:, None]
+        made, steps, changed = with_headroom(codes[:, part], scales[:, at], order, factor)
         codes[:, part], scales[:, at] = made, steps
-        stored = made * steps.astype(np.float32)[:, None]
-        matrix[one.rows[changed], part] = stored[changed]
+        after = made * steps.astype(np.float32)[:, None]
+        moved = (after != before) & changed[:, None]  # what is kept in 16 bits stays
+        matrix[one.rows, part] = np.where(moved, after, matrix[one.rows, part])
         changing |= changed
     return (codes, scales, int(changing.sum())) if changing.any() else None
 

@@ -13,7 +13,6 @@ _MORE_ROOM = 1.016  # as much larger are scales where codes may be off by more t
 
 
 def with_headroom(
-    weight: np.ndarray,
     codes: np.ndarray,
     steps: np.ndarray,
     order: np.ndarray,
@@ -22,8 +21,7 @@ def with_headroom(
     """Rounds the rows anew that a processor without VNNI may clip.
 
     Args:
-        weight: Float32, rows x columns: what the codes stand for.
-        codes: int8, rows x columns.
+        codes: int8, rows x columns; a column of zeros stays one.
         steps: float16, one for each row.
         order: Columns in the order in which kernels sum them up.
         factor: The factorized Hessian, by which errors make up for one another; None to round
@@ -32,14 +30,13 @@ def with_headroom(
     Returns:
         Codes, steps and which rows were changed.
     """
-    ordered = codes[:, order]
-    overflowing = overflowing_rows(ordered)
-    exact = ordered * steps.astype(np.float32)[:, None]
-    codes, steps = without_overflow(exact, ordered, steps)
-    codes = np.ascontiguousarray(codes[:, np.argsort(order)])
+    overflowing = overflowing_rows(codes[:, order])
+    exact = codes * steps.astype(np.float32)[:, None]
+    made, steps = without_overflow(exact[:, order], codes[:, order], steps)
+    made = np.ascontiguousarray(made[:, np.argsort(order)])
     if factor is not None and factor.damped.ndim > 1:  # of a diagonal no column compensates
-        _compensate(weight, codes, steps, overflowing, order, factor)
-    return codes, steps, overflowing
+        _compensate(exact, made, steps, overflowing, order, factor)
+    return made, steps, overflowing
 
 
 def _compensate(
@@ -71,5 +68,6 @@ def _compensate(
         for one in (made * scales[:, None], nearest)
     ]
     found = made.numpy().astype(np.int8)
+    found[:, ~weight.any(axis=0)] = 0  # whatever takes these columns adds them by itself
     better = (errors[0] < errors[1]) & ~overflowing_rows(found[:, order])
     codes[rows[better]], steps[rows[better]] = found[better], wider[better]
