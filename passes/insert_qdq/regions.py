@@ -22,6 +22,7 @@ _OWN_GRID = {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}
 _SAME_GRID = {
     *("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 }
+_SLOW_POOL = 125  # conversions that take as long as a pool of codes outside integer kernels
 _ALL_INPUTS = {"Add", "Mul", "Concat"}
 
 
@@ -88,6 +89,49 @@ def _data(node: ir.Node) -> list[ir.Value]:
     """Returns the inputs of a node that are activations."""
     count = len(node.inputs) if node.op_type in _ALL_INPUTS else 1
     return [value for value in node.inputs[:count] if value is not None]
+
+
+def conversions(
+    convolutions: Collection[ir.Node], rounded: Collection[ir.Value]
+) -> dict[ir.Value, int]:
+    """Returns how often each rounded activation turns from floats to codes or back.
+
+    What an integer kernel makes is codes already, and what only such kernels read stays codes.
+    What a MaxPool makes of floats counts many times: ONNX Runtime rounds before it instead,
+    and its pool of codes is slow unless an integer convolution stands before it.
+
+    Args:
+        convolutions: Those that compute in integers.
+        rounded: The activations that are rounded for them.
+    """
+    results = {rounded_result(node) for node in convolutions}
+    results |= {value for value in rounded if _made_of(value, rounded)}
+
+    def stays(node: ir.Node) -> bool:
+        follows = node.op_type in _OWN_GRID | _SAME_GRID
+        return node in convolutions or (follows and _result(node.outputs[0]) in results)
+
+    def rounding(value: ir.Value) -> int:
+        if value in results:
+            return 0
+        node = value.producer()
+        return _SLOW_POOL if node is not None and node.op_type == "MaxPool" else 1
+
+    return {
+        value: rounding(value) + any(not stays(usage.node) for usage in value.uses())
+        for value in rounded
+    }
+
+
+def _made_of(value: ir.Value, rounded: Collection[ir.Value]) -> bool:
+    """Tells whether a node that computes in integers like a convolution's makes a value."""
+    node = value.producer()
+    while node is not None and node.op_type in _ABSORBED:
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    if node is None or node.op_type not in _OWN_GRID | _SAME_GRID:
+        return False
+    return all(one in rounded for one in _data(node))
 
 
 def rounded_result(convolution: ir.Node) -> ir.Value:

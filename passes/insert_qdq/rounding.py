@@ -16,7 +16,7 @@ from .activations import histograms, quantize
 from .measured import measured_losses
 from .regions import integer_convolutions
 from .work import Work, activation
-from .worthwhile import worthwhile
+from .worthwhile import Worth
 
 _SAMPLES = 16  # enough for a range; a Hessian needs more
 
@@ -62,7 +62,8 @@ def quantize_activations(
     costly = _costly(products, tolerance * budget.loss) if budget is not None else {}
     between = {one: grids[one] for one in places}
     losses |= measured_losses(work.model, between, work.context)
-    kept = _kept(work, {node: convolved[node] for node in able}, losses, budget)
+    numbers = {one: seen[one].count / _SAMPLES for one in types}
+    kept = _kept(work, {node: convolved[node] for node in able}, losses, numbers)
     reads = [one for one in reads if one[1].kind != "conv" or one[1].node in kept]
     places = integer_convolutions(work.model.graph, kept)[1]
     wanted = {*places, *map(activation, (use for _, use in reads))} - costly.keys()
@@ -100,14 +101,15 @@ def _kept(
     work: Work,
     convolved: Mapping[ir.Node, Unit],
     losses: Mapping[ir.Value, float],
-    budget: Budgeted | None,
+    sizes: Mapping[ir.Value, float],
 ) -> Collection[ir.Node]:
     """Returns the convolutions that are to compute in integers: all, if no loss is known."""
+    budget = note_of(work.model, Budgeted)
     if budget is None or not convolved:
         return list(convolved)
     done = multiplications(work.model, list(convolved.values()), work.context)
     times = {node: done[unit] for node, unit in convolved.items()}
-    return worthwhile(work.model.graph, times, losses, budget.loss)
+    return Worth(work.model.graph, times, losses, sizes, budget.loss).chosen()
 
 
 def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, float]:

@@ -18,7 +18,7 @@ from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.validation.instrument import Validation
-from mpqc.passes.insert_qdq.worthwhile import worthwhile
+from mpqc.passes.insert_qdq.worthwhile import Worth
 from mpqc.passes.leave_headroom import LeaveHeadroom
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
 from mpqc.passes.lower_recurrent import LowerRecurrent
@@ -222,9 +222,10 @@ def test_the_costliest_activations_stay_in_float() -> None:
     work = {node: 1.0 for node in model.graph if node.op_type == "Conv"}
     names = {"A": 1.0, "b": 1.0, "d": 1.0, "e": 1.0}
 
-    def left(base: float = 0.1, **losses: float) -> list[str]:
+    def left(base: float = 0.1, size: float = 0.0, **losses: float) -> list[str]:
         given = {values[name]: loss for name, loss in {**names, **losses}.items()}
-        kept = worthwhile(model.graph, work, given, base)
+        sizes = dict.fromkeys(given, size)
+        kept = Worth(model.graph, work, given, sizes, base).chosen()
         return [str(node.inputs[1].name) for node in kept if node.inputs[1] is not None]
 
     assert left() == ["W1", "W2", "W3"]
@@ -232,4 +233,6 @@ def test_the_costliest_activations_stay_in_float() -> None:
     assert left(e=20.0) == ["W1", "W2"]
     assert left(d=20.0) == ["W1", "W2", "W3"]  # two of three would be slow for it
     assert left(A=20.0, base=1000.0) == ["W1", "W2", "W3"]
+    assert left(size=0.04) == ["W1", "W2", "W3"]  # codes from A, and floats from e
+    assert left(size=0.06) == []
     assert left(A=500.0, b=500.0, d=500.0, e=500.0, base=1e-9) == ["W1", "W2", "W3"]

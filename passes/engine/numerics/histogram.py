@@ -48,6 +48,11 @@ class Histogram:
             self.counts[_BINS // 4 : _BINS // 4 * 3] = pairs
         self.limit = math.ldexp(self.limit, times)
 
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
     def points(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the middles of the bins that hold something, and their shares."""
         used = np.flatnonzero(self.counts)
