@@ -17,12 +17,14 @@ from .options import (
     DoctorOptions,
     EvalOptions,
     ExportOptions,
+    LintOptions,
     OptOptions,
 )
 
 _EXIT_CODES = """\
 exit codes:
   0    done
+  1    mpqc lint found errors
   2    usage: an option or its value is impossible
   3    bad or unsafe input
   4    environment: space, memory, a package or a provider is missing
@@ -77,6 +79,12 @@ COMMANDS = {
         "Show what the weights of any ONNX file take.",
         "mpqc inspect compiled/model.onnx",
         (("model", "FILE", "any .onnx file or model folder"),),
+    ),
+    "lint": Command(
+        "Say what a runtime refuses, computes wrongly or runs slowly in any ONNX file.",
+        "mpqc lint model.onnx --target tensorrt --fix -o fixed",
+        (("model", "FILE", "any .onnx file or model folder"),),
+        LintOptions,
     ),
     "eval": Command(
         "Measure how far a result is from its original.",

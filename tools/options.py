@@ -148,6 +148,24 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LintOptions:
+    """What ``mpqc lint`` can be told besides the file."""
+
+    target: str = setting(
+        "what the file shall run on: ort-cpu, ort-cuda, tensorrt, openvino or web",
+        default="ort-cpu",
+    )
+    fix: bool = option("repair what can be repaired without changing any number", bool)
+    output: Path | None = option(
+        "folder for the repaired model", Path, metavar="DIR", short="-o"
+    )
+    overwrite: bool = option("replace an existing output", bool)
+    sarif: Path | None = option(
+        "also write the findings here, for a CI system", Path, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptOptions(Watch):
     """What ``mpqc opt`` can be told besides the dump."""
 

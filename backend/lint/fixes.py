@@ -1,4 +1,4 @@
-"""Repairs that leave what a graph computes as it is, to the last bit."""
+"""Repairs that leave what a graph computes as it is."""
 
 from __future__ import annotations
 

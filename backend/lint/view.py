@@ -89,7 +89,10 @@ class View:
     def codes_type(self, node: ir.Node) -> ir.DataType | None:
         """Returns the type of the codes of a QuantizeLinear or DequantizeLinear."""
         if node.op_type == "DequantizeLinear":
-            return self.dtype(node.inputs[0])
+            rounding = maker(node.inputs[0], "QuantizeLinear")
+            return (
+                self.dtype(node.inputs[0]) if rounding is None else self.codes_type(rounding)
+            )
         zero = node.inputs[2] if len(node.inputs) > 2 else None
         given = node.attributes.get_int("output_dtype", 0)
         if zero is None:
