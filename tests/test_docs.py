@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import mpqc
+from mpqc.backend.lint import load_rules
 from mpqc.ir import Annotation
 from mpqc.ir.text_form import print_value
 from mpqc.passes.engine.pipeline.base import Pass
@@ -77,6 +78,32 @@ def test_passes_are_described_as_they_are(request: pytest.FixtureRequest) -> Non
     if request.config.getoption("--update-golden"):
         PASSES.write_text(written(), encoding="utf-8")
     assert PASSES.read_text(encoding="utf-8") == written()
+
+
+RULES = ROOT / "docs" / "lint.md"
+_RULES_START = (
+    "| rule | level | targets | what is wrong | what happens | what would work | since |"
+)
+
+
+def rules_table() -> str:
+    """Returns the table of rules in docs/lint.md as it should be."""
+    lines = [_RULES_START, "|---|---|---|---|---|---|---|"]
+    for rule in load_rules().values():
+        fix = " (`--fix`)" if rule.fix else ""
+        since = rule.since
+        if rule.source != "measured":
+            since = f"[{rule.since}]({rule.source})"
+        cells = (f"`{rule.id}`", rule.level, ", ".join(rule.targets), rule.title, rule.why)
+        lines.append("| " + " | ".join((*cells, rule.remedy + fix, since)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def test_rules_are_listed_as_they_are(request: pytest.FixtureRequest) -> None:
+    head, _, _ = RULES.read_text(encoding="utf-8").partition(_RULES_START)
+    if request.config.getoption("--update-golden"):
+        RULES.write_text(head + rules_table(), encoding="utf-8")
+    assert RULES.read_text(encoding="utf-8") == head + rules_table()
 
 
 def known_options() -> set[str]:
