@@ -68,14 +68,14 @@ class Preset:
         if activations != "none":
             lowering = [*_HEADROOM, (table.lowering, {"activations": activations})]
         elif integers != "none":
-            whole_units = _WHOLE_UNITS if integers == "only" else []
+            whole_units = _WHOLE_UNITS if integers == "quickest" else []
             lowering = [*_HEADROOM, *whole_units, (table.lowering, {})]
         opset = max(pass_class(name).opset for name, _ in lowering)
         places = {
             _LOWERING: lowering,
             "@opset": [("raise-opset", {"version": opset})] if opset else [],
         }
-        whole = activations != "none" or integers == "only"
+        whole = activations != "none" or integers == "quickest"
         words = {
             "@budget": bits,
             "@width": 4 if bits < _BYTE_WIDE else 8,

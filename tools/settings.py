@@ -109,7 +109,7 @@ def integers(options: CompileOptions) -> str:
     if not load(options.target).integer_bits:
         return "none"
     if options.activations != "auto":
-        return "none" if options.activations == "none" else "only"
+        return "none" if options.activations == "none" else "quickest"
     is_timed = options.latency is not None or options.objective != OBJECTIVES[0]
     return "beside" if is_timed else "none"
 

@@ -11,7 +11,7 @@ from .. import Capabilities, Option, Unit, Use
 from ..operands import cast_type
 
 DEFAULT_GROUPS = (64,)
-INTEGERS = ("none", "beside", "only")
+INTEGERS = ("none", "beside", "quickest")
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _OLDEST_LOOKUP, _OLDEST_ARRAY = 10, 7
 
@@ -25,7 +25,7 @@ class Offer:
         expand: Whether codes may take more room in memory than in the file.
         bits: Widths; all when it is empty. 16 stands for float16 for whole units.
         integers: Kernels that multiply integers: ``none``, for products ``beside`` others of
-            their width, or ``only`` these, for convolutions too.
+            their width, or ``quickest``: for convolutions and LSTMs, too, instead of others.
     """
 
     groups: tuple[int, ...] = DEFAULT_GROUPS
@@ -37,8 +37,8 @@ class Offer:
         """Returns the options of ``unit`` by growing size; all of them if none is wanted."""
         offered = offered_options(unit, table, self.groups, expand=self.expand)
         if self.integers != INTEGERS[0]:
-            alone = self.integers == INTEGERS[2]
-            offered = _with_integers(unit, table, offered, alone=alone)
+            whole = self.integers == INTEGERS[2]
+            offered = _with_integers(unit, table, offered, whole_units=whole)
         wanted = [one for one in offered if one.bits in self.bits]
         half = Option.half()
         wide = half.bits in self.bits and all(one.bits != half.bits for one in offered)
@@ -83,7 +83,7 @@ def offered_options(
 
 
 def _with_integers(
-    unit: Unit, table: Capabilities, offered: list[Option], *, alone: bool
+    unit: Unit, table: Capabilities, offered: list[Option], *, whole_units: bool
 ) -> list[Option]:
     """Returns what is offered with kernels that multiply integers, where they can serve.
 
@@ -91,21 +91,20 @@ def _with_integers(
         unit: The unit.
         table: The capabilities of the target.
         offered: What is offered without them.
-        alone: Whether they take the place of others of their width; where they cannot, those
-            others stay.
+        whole_units: Whether units that are convolved or recur take them too. They do so as a
+            whole, and nothing wider instead, which would make their neighbours slower.
     """
     columns = unit.shape[1]
     integers = table.integer_options(columns // _scales_in_a_row(unit))
     if not integers or not offered or any(not _takes_integers(use, unit) for use in unit.uses):
         return offered
-    whole = unit.uses[0].takes_floats
-    if not alone if whole else expands_to_floats(unit, table):
+    if not unit.uses[0].takes_floats:
+        others = offered
+        integers = () if expands_to_floats(unit, table) else integers
+    elif whole_units:
+        others = [one for one in offered if one.bits < max(one.bits for one in integers)]
+    else:
         return offered
-    widths = [one.bits for one in integers]
-    replaced = [one for one in offered if alone and one.bits in widths]
-    if whole:  # a wider one in float would make its neighbours slower too
-        replaced += [one for one in offered if one.bits > max(widths)]
-    others = (one for one in offered if one not in replaced)
     return sorted({*others, *integers}, key=lambda one: (one.row_bytes(columns), one))
 
 

@@ -16,6 +16,7 @@ from ...ir import (
     Capabilities,
     LeftInFloat,
     LocalHessian,
+    Option,
     Score,
     Sensitivity,
     TensorStats,
@@ -40,6 +41,7 @@ from ..engine.pipeline.forecast import Forecast, Judged
 from ..engine.statistics.moved import moves_key
 from .metric import Asked
 from .metrics import METRICS, SETTINGS
+from .quickest import quickest
 
 _FORMAT = "mpqc.sensitivity/8"
 
@@ -81,7 +83,8 @@ class AnnotateSensitivity(Pass):
             and float16 as a whole to other units; the runtime widens both at load.
         integers: Whether to offer kernels that multiply integers, for which activations are
             rounded to 8 bits too: ``none``, for products ``beside`` other kernels, or
-            ``only`` these for codes of their width, and for convolutions too.
+            ``quickest``: for products those kernels of a width that take less time, and for
+            convolutions and LSTMs always.
         samples: Samples to measure on, 0 for all; by default all for ``cca``, 4 for
             ``pruning`` and ``taylor``, 2 for ``kl``.
         units: Measure only this many units, evenly spread; all by default (``kl``).
@@ -186,7 +189,7 @@ class AnnotateSensitivity(Pass):
         return left
 
     def _annotate(self, unit: Unit, context: PassContext) -> None:
-        options = tuple(str(one) for one in self.offer.options(unit, context.capabilities))
+        options = tuple(str(one) for one in self._options(unit, context))
         loss = context.arrays.get(f"{unit.name}/loss")
         total = tuple(float(one) for one in loss.sum(axis=0, dtype=np.float64))
         annotate(unit.notes, Sensitivity(unit.name, self.metric, options, total))
@@ -200,13 +203,18 @@ class AnnotateSensitivity(Pass):
         annotate(unit.notes, LeftInFloat(unit.name, missing(unit, context.capabilities)))
         return False
 
+    def _options(self, unit: Unit, context: PassContext) -> list[Option]:
+        """Returns the options that a unit is judged under."""
+        offered = self.offer.options(unit, context.capabilities)
+        return quickest(unit, offered, context) if self.integers == INTEGERS[2] else offered
+
     def _losses(
         self, model: ir.Model, units: Sequence[Unit], context: PassContext
     ) -> CachedFile:
         """Returns the file for the losses of what the target offers for each unit."""
         stats = need_note(model, Calibrated).stats
         table = context.capabilities
-        offered = [(one.name, *map(str, self.offer.options(one, table))) for one in units]
+        offered = [(one.name, *map(str, self._options(one, context))) for one in units]
         moves = moves_key(quantizable(model), context.arrays)
         return context.cached_file(
             _FORMAT, stats, self, table.kernels, offered, moves, _state(model)
@@ -215,7 +223,7 @@ class AnnotateSensitivity(Pass):
     def _computed(
         self, model: ir.Model, units: Sequence[Unit], context: PassContext
     ) -> dict[str, np.ndarray]:
-        options = {unit.name: self.offer.options(unit, context.capabilities) for unit in units}
+        options = {unit.name: self._options(unit, context) for unit in units}
         asked = Asked(model, units, options, self.metric, self._settings(), context)
         judged = METRICS[self.metric].judge(asked)
         arrays = {f"{name}/loss": one.loss for name, one in judged.items()}

@@ -83,7 +83,7 @@ def test_products_round_what_they_read_once(options: tuple[str, ...], tmp_path: 
 def test_codes_without_headroom_are_refused(tmp_path: Path) -> None:
     weights = {"W": noise(96, 64), "V": noise(96, 48), "B": noise(48)}
     model, context = parse(PRODUCTS, weights), work(tmp_path)
-    ready = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=only},"
+    ready = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=quickest},"
     ready += "allocate-bits{budget=8.5},quantize-weights"
     context = dataclasses.replace(context, calibration=samples_of((2, 5, 96)))
     for step in ("lower-matmul-nbits", "lower-recurrent", "lower-convolutions"):
@@ -103,7 +103,7 @@ def test_what_rounded_activations_lose_is_predicted(tmp_path: Path) -> None:
           Y = MatMul(R, V) }"""
     model = parse(text, {"W": noise(96, 128) / 10, "V": noise(128, 64) / 10})
     context = dataclasses.replace(work(tmp_path), calibration=samples_of((64, 96)))
-    ready = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=only},"
+    ready = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=quickest},"
     ready += "allocate-bits{budget=8.5},quantize-weights,leave-headroom,lower-matmul-nbits"
     exact = run(model.clone(), A=noise(64, 96, seed=9))[0]
     Pipeline.parse(ready).run(model, context)
@@ -207,7 +207,7 @@ def test_convolutions_multiply_integers(tmp_path: Path) -> None:
     context = dataclasses.replace(work(tmp_path), calibration=samples_of((1, 8, 16, 16)))
     x = noise(1, 8, 16, 16, seed=9)
     exact = run(model.clone(), A=x)[0]
-    passes = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=only},"
+    passes = "normalize,partition-blocks,calibrate,annotate-sensitivity{integers=quickest},"
     passes += "allocate-bits{budget=8.6},quantize-weights,leave-headroom,lower-convolutions,"
     passes += "lower-matmul-nbits"
     Pipeline.parse(passes).run(model, context)

@@ -109,7 +109,7 @@ def test_presets_end_in_what_the_target_wants() -> None:
         assert ("activations=tensor" in found) == assumed
     ends = "leave-headroom,lower-convolutions,lower-recurrent,lower-matmul-nbits,"
     assert ends in pipeline(activations="uint8")
-    assert "integers=only" in pipeline(activations="uint8")
+    assert "integers=quickest" in pipeline(activations="uint8")
     assert "integers=beside" in pipeline(latency=1.0)
     assert "integers" not in pipeline()
     assert "integers" not in pipeline(latency=1.0, activations="none")

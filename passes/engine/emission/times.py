@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,6 +103,11 @@ def unit_times(
         operations = [costs.kernel(one) for one in options]
     rows, columns = unit.shape
     kernels = [costs.parts(one, tokens, cold=cold.result) for one in operations]
+    if unit.uses[0].kind == "conv":  # what they read is codes already
+        kernels = [
+            replace(parts, column=0.0) if option.integer else parts
+            for parts, option in zip(kernels, options, strict=True)
+        ]
     slim = costs.parts(FLOAT, tokens, cold=cold.result)
     return UnitTimes(
         original=products * costs.time(FLOAT, tokens, rows, columns, cold=cold.original),
