@@ -17,18 +17,21 @@ import onnx
 import onnx_ir as ir
 from safetensors.numpy import save as save_tensors
 
+from mpqc.backend.lint import TARGETS as RUNTIMES
+from mpqc.backend.lint import fix
 from mpqc.frontend.array_files import array_samples, read_arrays
 from mpqc.frontend.hugging_face import check_folder
 from mpqc.frontend.model_inputs import model_inputs
 from mpqc.frontend.model_source import COMPANIONS, locate
 from mpqc.frontend.samples import SampleMaker
-from mpqc.ir import note_of, read_model
+from mpqc.ir import inline_functions, note_of, read_model
 from mpqc.ir.annotation import ANNOTATIONS
 from mpqc.ir.errors import InternalError, MachineError, MpqcError
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.pipeline.spec import print_passes
 from mpqc.tools.api import compile
 from mpqc.tools.inspection import inspect_file
+from mpqc.tools.lint import lint_file
 from mpqc.tools.options import CompileOptions
 from mpqc.tools.pipelines import PRESETS
 from mpqc.tools.resume import opt
@@ -89,6 +92,16 @@ def _place(data: bytes, folder: Path) -> Path:
 
 def _inspect(data: bytes, folder: Path) -> None:
     json.dumps(inspect_file(_place(data, folder)).facts())
+
+
+def _lint(data: bytes, folder: Path) -> None:
+    path = _place(data, folder)
+    for target in RUNTIMES:
+        json.dumps(lint_file(path, target).sarif())
+    model = read_model(path)
+    inline_functions(model)
+    for target in RUNTIMES:
+        fix(model, target)
 
 
 def _opt(data: bytes, folder: Path) -> None:
@@ -330,6 +343,7 @@ def _read_settings(data: bytes, folder: Path) -> None:
 
 TARGETS: dict[str, Target] = {
     "inspect": Target(_make_model, _inspect, 40),
+    "lint": Target(_make_model, _lint, 20),
     "opt": Target(_make_model, _opt, 30),
     "compile": Target(_make_model, _compile, 6),
     "passes": Target(_make_passes, _parse_passes, 8),
