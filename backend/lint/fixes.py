@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from .checks.pairs import file_version
 from .linter import lint
 from .rule import Finding
-from .view import CONTRIB, View, given, maker, readers
+from .view import CONTRIB, View, given, maker, readers, whole
 
 _SIGNED = {ir.DataType.UINT8: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT4}
 Fix = Callable[[View, ir.Node | None], bool]
@@ -55,28 +55,38 @@ def _store_codes(view: View, node: ir.Node | None) -> bool:
     if weight is None or scale is None or dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
         return False
     zero = view.array(given(node, 2))
-    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    wide = _spread(scale, weight.shape, axis, block).astype(weight.dtype)
+    axis, block = whole(node, "axis", 1), whole(node, "block_size", 0)
+    wide = _spread(scale, weight.shape, axis, block)
+    around = _spread(np.zeros(1) if zero is None else zero, weight.shape, axis, block)
+    if wide is None or around is None or not (wide > 0).all():
+        return False
     limits = np.iinfo(dtype.numpy())
-    codes = np.rint(weight / wide)
-    if zero is not None:
-        codes = codes + _spread(zero.astype(np.int32), weight.shape, axis, block)
+    codes = np.rint(weight / wide.astype(weight.dtype)) + around.astype(np.int32)
     stored = np.clip(codes, limits.min, limits.max).astype(dtype.numpy())
     node.outputs[0].replace_all_uses_with(_store(view, node.outputs[0], stored))
     view.model.graph.remove(node, safe=True)
     return True
 
 
-def _spread(array: np.ndarray, shape: tuple[int, ...], axis: int, block: int) -> np.ndarray:
-    """Returns scales or zero points with the shape of what they belong to."""
-    if block:
-        wide = np.repeat(array, block, axis=axis)
-        return np.take(wide, np.arange(shape[axis]), axis=axis)
-    if array.size == 1:
+def _spread(
+    array: np.ndarray | None, shape: tuple[int, ...], axis: int, block: int
+) -> np.ndarray | None:
+    """Returns scales or zero points in the shape of what they belong to; None if none fits."""
+    if array is None:
+        return None
+    if array.size == 1 and not block:
         return np.full(shape, array.reshape(()))
-    dims = [1] * len(shape)
-    dims[axis] = array.size
-    return np.broadcast_to(array.reshape(dims), shape)
+    if not -len(shape) <= axis < len(shape):
+        return None
+    try:
+        if block:
+            wide = np.repeat(array, block, axis=axis)
+            return np.take(wide, np.arange(shape[axis]), axis=axis)
+        dims = [1] * len(shape)
+        dims[axis] = array.size
+        return np.broadcast_to(array.reshape(dims), shape)
+    except (ValueError, IndexError):  # as many scales as something else has entries
+        return None
 
 
 def _read_codes_as_they_were(view: View, node: ir.Node | None) -> bool:
@@ -149,8 +159,10 @@ def _make_scales_positive(view: View, node: ir.Node | None) -> bool:
     signed = dtype in (ir.DataType.INT8, ir.DataType.INT4)
     if not signed or (zero is not None and zero.any()) or dtype is None:
         return False
-    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    axis, block = whole(node, "axis", 1), whole(node, "block_size", 0)
     wide = _spread(scale.astype(np.float64), codes.shape, axis, block)
+    if wide is None:
+        return False
     turned = np.where(wide == 0, 0, codes.astype(np.int32) * np.sign(wide).astype(np.int32))
     if turned.max(initial=0) >= 1 << (dtype.bitwidth - 1):
         return False  # the least code has no counterpart
@@ -168,8 +180,11 @@ def _store_floats(view: View, node: ir.Node | None) -> bool:
     zero = view.numbers(given(node, 2))
     if codes is None or scale is None or (zero is not None and zero.any()):
         return False
-    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    floats = codes.astype(scale.dtype) * _spread(scale, codes.shape, axis, block)
+    axis, block = whole(node, "axis", 1), whole(node, "block_size", 0)
+    wide = _spread(scale, codes.shape, axis, block)
+    if wide is None:
+        return False
+    floats = codes.astype(scale.dtype) * wide
     node.outputs[0].replace_all_uses_with(_store(view, node.outputs[0], floats))
     view.model.graph.remove(node, safe=True)
     return True

@@ -94,7 +94,7 @@ class View:
                 self.dtype(node.inputs[0]) if rounding is None else self.codes_type(rounding)
             )
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        given = node.attributes.get_int("output_dtype", 0)
+        given = whole(node, "output_dtype", 0)
         if zero is None:
             return ir.DataType(given) if given else ir.DataType.UINT8
         return self.dtype(zero)
@@ -102,6 +102,14 @@ class View:
     def is_weight(self, dequantize: ir.Node) -> bool:
         """Tells whether a DequantizeLinear reads constant codes."""
         return dequantize.inputs[0] in self.static
+
+
+def whole(node: ir.Node, name: str, default: int) -> int:
+    """Returns an attribute that is a whole number; the default where it is none."""
+    attribute = node.attributes.get(name)
+    if attribute is None or attribute.type is not ir.AttributeType.INT:
+        return default
+    return attribute.as_int()
 
 
 def given(node: ir.Node, index: int) -> ir.Value | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ..view import TWO_BITS, Broken, Check, View, given, maker, readers
+from ..view import TWO_BITS, Broken, Check, View, given, maker, readers, whole
 
 _CPU_ONLY = (
     *("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
@@ -29,7 +29,7 @@ def _on_cpu_only(view: View) -> Broken:
 
 def _cuda_blocks_of_bytes(view: View) -> Broken:
     for node in view.standard("DequantizeLinear"):
-        if node.attributes.get_int("block_size", 0) and view.codes_type(node) in _BYTE:
+        if whole(node, "block_size", 0) and view.codes_type(node) in _BYTE:
             yield node, "codes of 8 bits in blocks"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from ....ir import FLOAT_TYPES
-from ..view import Broken, Check, View, given
+from ..view import Broken, Check, View, given, whole
 
 _WIDTHS = (2, 4, 8)
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
@@ -23,8 +23,8 @@ def _products(view: View) -> Iterator[tuple[ir.Node, int, int]]:
     for node in view.contrib("MatMulNBits"):
         yield (
             node,
-            node.attributes.get_int("bits", 4),
-            node.attributes.get_int("block_size", 0),
+            whole(node, "bits", 4),
+            whole(node, "block_size", 0),
         )
 
 
@@ -49,7 +49,7 @@ def _large_block(view: View) -> Broken:
 def _packed_shape(view: View) -> Broken:
     for node, bits, size in _products(view):
         dims = view.dims(given(node, 1))
-        rows, columns = node.attributes.get_int("N", 0), node.attributes.get_int("K", 0)
+        rows, columns = whole(node, "N", 0), whole(node, "K", 0)
         if dims is None or not size:
             continue
         blocks = -(-columns // size)
@@ -60,7 +60,7 @@ def _packed_shape(view: View) -> Broken:
 
 def _cpu_level(view: View) -> Broken:
     for node, bits, _ in _products(view):
-        level = node.attributes.get_int("accuracy_level", 0)
+        level = whole(node, "accuracy_level", 0)
         if bits != 4 and level != _INT8_ACTIVATIONS:
             yield node, f"{bits} bits at accuracy_level {level}"
 
@@ -98,7 +98,7 @@ def _cuda_two_bits(view: View) -> Broken:
 
 def _cuda_multiples(view: View) -> Broken:
     for node, _, _ in _products(view):
-        sizes = {name: node.attributes.get_int(name, 0) for name in ("N", "K")}
+        sizes = {name: whole(node, name, 0) for name in ("N", "K")}
         odd = [f"{name} = {size}" for name, size in sizes.items() if size % _CUDA_MULTIPLE]
         if odd:
             yield node, ", ".join(odd)
@@ -124,7 +124,7 @@ def _cuda_block(view: View) -> Broken:
 
 def _lookup_block(view: View) -> Broken:
     for node in view.contrib("GatherBlockQuantized"):
-        size = node.attributes.get_int("block_size", 128)
+        size = whole(node, "block_size", 128)
         if size < _LEAST_BLOCK or size & (size - 1):
             yield node, f"blocks of {size}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..view import CONTRIB, Broken, Check, View, given
+from ..view import CONTRIB, Broken, Check, View, given, whole
 
 _UNKNOWN = ("MatMulBnb4", "MoE", "QMoE", "QGemm", "QLinearGlobalAveragePool")
 
@@ -23,7 +23,7 @@ def _column_order(view: View) -> Broken:
 
 def _prepacked(view: View) -> Broken:
     for node in view.contrib("MatMulNBits"):
-        kind = node.attributes.get_int("weight_prepacked", 0)
+        kind = whole(node, "weight_prepacked", 0)
         if kind:
             yield node, f"weight_prepacked = {kind}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from ..view import CONTRIB, FOUR_BITS, TWO_BITS, Broken, Check, View, given, maker
+from ..view import CONTRIB, FOUR_BITS, TWO_BITS, Broken, Check, View, given, maker, whole
 
 _BOTH = ("QuantizeLinear", "DequantizeLinear")
 _SINCE = {**dict.fromkeys(FOUR_BITS, 21), **dict.fromkeys(TWO_BITS, 25)}
@@ -34,7 +34,7 @@ def _scale_count(view: View) -> Broken:
         dims, scale = view.dims(given(node, 0)), view.dims(given(node, 1))
         if not dims or scale is None or len(scale) != 1 or scale == (1,):
             continue
-        axis = node.attributes.get_int("axis", 1)
+        axis = whole(node, "axis", 1)
         if not -len(dims) <= axis < len(dims):
             yield node, f"axis {axis} of {len(dims)} axes"
         elif scale[0] != dims[axis]:
@@ -44,8 +44,8 @@ def _scale_count(view: View) -> Broken:
 def _block_shape(view: View) -> Broken:
     for node in view.standard(*_BOTH):
         block, axis = (
-            node.attributes.get_int("block_size", 0),
-            node.attributes.get_int("axis", 1),
+            whole(node, "block_size", 0),
+            whole(node, "axis", 1),
         )
         dims, scale = view.dims(given(node, 0)), view.dims(given(node, 1))
         if not block or not dims or scale is None:
@@ -97,8 +97,7 @@ def _same_grid(view: View, dequantize: ir.Node, quantize: ir.Node) -> bool:
     if view.codes_type(dequantize) != view.codes_type(quantize):
         return False
     settings = [
-        (one.attributes.get_int("axis", 1), one.attributes.get_int("block_size", 0))
-        for one in (dequantize, quantize)
+        (whole(one, "axis", 1), whole(one, "block_size", 0)) for one in (dequantize, quantize)
     ]
     arrays = [[view.array(given(one, at)) for at in (1, 2)] for one in (dequantize, quantize)]
     (scale, zero), (other, other_zero) = arrays

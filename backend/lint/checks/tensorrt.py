@@ -6,7 +6,18 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
-from ..view import FOUR_BITS, TWO_BITS, UNSIGNED, Broken, Check, View, given, maker, readers
+from ..view import (
+    FOUR_BITS,
+    TWO_BITS,
+    UNSIGNED,
+    Broken,
+    Check,
+    View,
+    given,
+    maker,
+    readers,
+    whole,
+)
 
 _BOTH = ("QuantizeLinear", "DequantizeLinear")
 _INT4 = {ir.DataType.INT4, ir.DataType.UINT4}
@@ -46,7 +57,7 @@ def _default_codes(view: View) -> Broken:
 
 
 def _is_default(node: ir.Node) -> bool:
-    typed = given(node, 2) is not None or node.attributes.get_int("output_dtype", 0) != 0
+    typed = given(node, 2) is not None or whole(node, "output_dtype", 0) != 0
     return node.op_type == "QuantizeLinear" and not typed
 
 
@@ -107,7 +118,7 @@ def _int4_odd(view: View) -> Broken:
 
 def _int4_block(view: View) -> Broken:
     for node, _ in _of_int4(view):
-        block = node.attributes.get_int("block_size", 0)
+        block = whole(node, "block_size", 0)
         if block not in _INT4_BLOCKS:
             yield node, f"blocks of {block}" if block else "no blocks"
 
@@ -115,9 +126,9 @@ def _int4_block(view: View) -> Broken:
 def _block_axis(view: View) -> Broken:
     for node in view.standard(*_BOTH):
         dims = view.dims(given(node, 0))
-        if not node.attributes.get_int("block_size", 0) or dims is None:
+        if not whole(node, "block_size", 0) or dims is None:
             continue
-        axis = node.attributes.get_int("axis", 1) % max(len(dims), 1)
+        axis = whole(node, "axis", 1) % max(len(dims), 1)
         if axis < len(dims) - 2:
             yield node, f"blocks along axis {axis} of {len(dims)}"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ..view import STANDARD, Broken, Check, View, given
+from ..view import STANDARD, Broken, Check, View, given, whole
 
 _OLDEST, _NEWEST = 9, 25
 _INTEGER = (
@@ -63,7 +63,7 @@ def _mixed_types(view: View) -> Broken:
 def _float_type(view: View, value: ir.Value | None) -> ir.DataType | None:
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "DequantizeLinear":
-        given_type = node.attributes.get_int("output_dtype", 0)
+        given_type = whole(node, "output_dtype", 0)
         return ir.DataType(given_type) if given_type else view.dtype(given(node, 1))
     return view.dtype(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..view import Broken, Check, View
+from ..view import Broken, Check, View, whole
 
 _MOST_BYTES = (1 << 31) - 1  # of an ArrayBuffer in common browsers
 _GPU_COLUMNS, _GPU_ROWS, _GPU_BLOCK = 128, 16, 32
@@ -18,7 +18,7 @@ def _too_large(view: View) -> Broken:
 def _slow_product(view: View) -> Broken:
     for node in view.contrib("MatMulNBits"):
         wanted = {"K": _GPU_COLUMNS, "N": _GPU_ROWS, "block_size": _GPU_BLOCK}
-        sizes = {name: node.attributes.get_int(name, 0) for name in wanted}
+        sizes = {name: whole(node, name, 0) for name in wanted}
         odd = [f"{name} = {size}" for name, size in sizes.items() if size % wanted[name]]
         if odd:
             yield node, ", ".join(odd)
