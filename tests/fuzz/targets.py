@@ -38,6 +38,7 @@ from mpqc.tools.resume import opt
 from mpqc.tools.settings import make_settings
 from mpqc.tools.watch import Watch
 
+from ..backend.lint.planted import PLANTED
 from .mutation import mutate_bytes, mutate_json, mutate_model, mutate_text
 from .seeds import models
 
@@ -92,6 +93,16 @@ def _place(data: bytes, folder: Path) -> Path:
 
 def _inspect(data: bytes, folder: Path) -> None:
     json.dumps(inspect_file(_place(data, folder)).facts())
+
+
+@cache
+def _planted() -> list[onnx.ModelProto]:
+    """Returns models that break a rule of some runtime."""
+    return [ir.to_proto(planted.model()) for planted in PLANTED.values()]
+
+
+def _make_broken(source: Random) -> bytes:
+    return mutate_model(source.choice([*_models().values(), *_planted()]), source)
 
 
 def _lint(data: bytes, folder: Path) -> None:
@@ -343,7 +354,7 @@ def _read_settings(data: bytes, folder: Path) -> None:
 
 TARGETS: dict[str, Target] = {
     "inspect": Target(_make_model, _inspect, 40),
-    "lint": Target(_make_model, _lint, 20),
+    "lint": Target(_make_broken, _lint, 20),
     "opt": Target(_make_model, _opt, 30),
     "compile": Target(_make_model, _compile, 6),
     "passes": Target(_make_passes, _parse_passes, 8),
