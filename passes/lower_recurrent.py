@@ -72,7 +72,7 @@ class LowerRecurrent(Pass):
                 lowered.append(str(node.name))
         if lowered:
             model.opset_imports.setdefault(CONTRIB, 1)
-        context.report[self.name] = {"lowered": lowered}
+        context.report[self.name] = {"lowered": lowered, "untimed": bool(lowered)}
         return bool(lowered)
 
 

@@ -56,11 +56,14 @@ def run_times(result: Path, context: PassContext) -> dict[str, dict[str, float]]
 
 
 def timed_products(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns by workload what products are predicted to take; empty if no pass did."""
-    if report.get("insert-qdq", {}).get("activations"):
-        return {}  # its kernels of integers were not chosen by time
-    timed = (one for one in report.values() if isinstance(one, dict) and "time" in one)
-    return next((one["time"]["products"] for one in timed), {})
+    """Returns by workload what products are predicted to take; empty if no pass did.
+
+    Nothing, either, if a pass put kernels in that no prediction knows of (``untimed``).
+    """
+    told = [one for one in report.values() if isinstance(one, dict)]
+    if any(one.get("untimed") for one in told):
+        return {}
+    return next((one["time"]["products"] for one in told if "time" in one), {})
 
 
 def _in_turns(sessions: Mapping[str, RuntimeSession], feed: Feeds) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -160,7 +160,9 @@ class InsertQdq(Pass):
             expand_unit(model.graph, unit, spec, context.arrays, work.names)
         _keep_products_of_codes(model.graph)
         count = len(work.specs) + len(work.expanded)
-        lowered = {"lowered": count, "skipped": work.skipped}
+        lowered: dict[str, Any] = {"lowered": count, "skipped": work.skipped}
+        if work.quantized:
+            lowered["untimed"] = True  # these integers were not chosen by time
         context.report[self.name] = {**lowered, **facts}
         return bool(units)
 
