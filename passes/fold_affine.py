@@ -88,28 +88,35 @@ class _Affine:
         uses = list(self._end.uses())
         if self._end.is_graph_output() or len(uses) != 1:
             return False
+        if uses[0].node.graph is not self.convolution.graph:  # a branch or a loop
+            return False
         step = _step(uses[0].node, uses[0].idx, len(self.scale), rank)
         if step is None:
             return False
         scale, shift = step
         with np.errstate(all="ignore"):
             scale, shift = self.scale * scale, self.shift * scale + shift
-        if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+            weight = self._scaled(scale)
+            bias = shift.astype(weight.dtype)
+        if not all(np.isfinite(one.astype(np.float32)).all() for one in (weight, bias)):
             return False
         self.scale, self.shift = scale, shift
         self.nodes.append(uses[0].node)
         return True
 
+    def _scaled(self, scale: np.ndarray) -> np.ndarray:
+        """Returns the weight times ``scale``, in its own type."""
+        stored = _constant(self.weight)
+        assert stored is not None, "read before"
+        factors = scale.reshape(-1, *[1] * (stored.ndim - 1))
+        return np.asarray((stored.astype(np.float64) * factors).astype(stored.dtype))
+
     def fold(self, graph: ir.Graph, names: Names) -> None:
         """Changes weight and bias, and removes the nodes."""
-        stored, dtype = _constant(self.weight), self.weight.dtype
-        assert stored is not None, "read before"
-        assert dtype is not None, "it has a value"
-        factors = self.scale.reshape(-1, *[1] * (stored.ndim - 1))
-        scaled = (stored.astype(np.float64) * factors).astype(dtype.numpy())
+        scaled = self._scaled(self.scale)
         self.weight.const_value = ir.Tensor(scaled, name=self.weight.name)
         bias = store(
-            graph, names.free(f"{self.weight.name}/bias"), self.shift.astype(dtype.numpy())
+            graph, names.free(f"{self.weight.name}/bias"), self.shift.astype(scaled.dtype)
         )
         made, end = self.convolution.outputs[0], self._end
         bias_before = self.convolution.inputs[2] if len(self.convolution.inputs) > 2 else None
@@ -126,7 +133,7 @@ class _Affine:
         given = [value for one in self.nodes for value in one.inputs]
         graph.remove(list(reversed(self.nodes)), safe=True)
         for value in (*given, bias_before):
-            if value is not None and value.is_initializer() and not value.uses():
+            if value is not None and value.is_initializer() and _is_unread(value):
                 graph.initializers.pop(str(value.name), None)
 
 
@@ -134,6 +141,10 @@ def _is_own(weight: ir.Value) -> bool:
     """Tells whether a weight is stored for a single reader."""
     stored = weight.is_initializer() and not weight.is_graph_output()
     return stored and len(weight.uses()) == 1
+
+
+def _is_unread(value: ir.Value) -> bool:
+    return not value.uses() and not value.is_graph_output()
 
 
 def _step(

@@ -48,7 +48,7 @@ from .memory import check_memory
 from .parts import cut_in_parts
 from .pass_options import is_lowering
 from .run_times import run_times, timed_products
-from .settings import CompileSettings, integers
+from .settings import CompileSettings
 from .watch import Watch
 
 _MOST_ATTEMPTS = 4
@@ -110,7 +110,12 @@ class Compilation:
         if bits is not None:
             weights, budget = self.input["weights"], self.settings.budget
             smallest = smallest_kernel(
-                table, options.kernels, weights, budget, bits, integers=integers(options)
+                table,
+                options.kernels,
+                weights,
+                budget,
+                bits,
+                saves_time=self.settings.saves_time(bits),
             )
             table = replace(table, smallest_kernel=smallest)
         return PassContext(

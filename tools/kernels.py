@@ -25,7 +25,7 @@ def smallest_kernel(
     budget: Budget,
     bits: float,
     *,
-    integers: str = "none",
+    saves_time: bool = False,
 ) -> int:
     """Returns how many entries a weight must have for a kernel of codes to be worth it.
 
@@ -39,11 +39,11 @@ def smallest_kernel(
         weights: Number of weights of the model.
         budget: What was asked for.
         bits: Bits per weight that it comes to.
-        integers: Which kernels of integers are offered; with any, small models have kernels
-            that save time, and ``auto`` is ``always``.
+        saves_time: Whether kernels of integers are offered to save time; then small models
+            have such kernels too, and ``auto`` is ``always``.
     """
     rounds = any(table.rounds_activations(kernel.bits) for kernel in table.kernels)
-    if kernels != "auto" or not rounds or integers != "none":
+    if kernels != "auto" or not rounds or saves_time:
         return _ANY_SIZE if kernels == "never" else 0
     if bits >= _MANY_BITS:
         return _CACHED if weights < _SMALL_MODEL else 0

@@ -178,6 +178,7 @@ def lint_file(
     with staged_folder(output, overwrite=overwrite) as stage:
         repaired = fix(model, target, size=size)
         write_model(model, stage / "model.onnx")
+        size = model_bytes(stage / "model.onnx")
         _check_repair(source.onnx, stage / "model.onnx")
     made = output / "model.onnx"
     return Linted(made, target, lint(model, target, size=size), repaired, made)
@@ -191,9 +192,13 @@ def _name_nodes(model: ir.Model) -> None:
 
 def _check_repair(original: Path, repaired: Path) -> None:
     """Runs both files on noise, if the CPU runs the original at all."""
-    inputs = model_inputs(read_model(original))
-    feed = random_feed(inputs, _LENGTH, np.random.default_rng(0), HeadShape(None, None))
+    random = np.random.default_rng(0)
     try:
+        inputs = model_inputs(read_model(original))
+        feed = random_feed(inputs, _LENGTH, random, HeadShape(None, None))
+        for name, array in feed.items():
+            if array.dtype in (np.int8, np.uint8):
+                feed[name] = random.integers(0, 128, array.shape).astype(array.dtype)
         before = _outputs(original, feed)
     except MpqcError:
         return

@@ -55,6 +55,16 @@ class CompileSettings:
             passes = with_option(passes, "aim", chosen.objective, "an objective")
         return passes
 
+    def saves_time(self, bits: float) -> bool:
+        """Tells whether kernels of integers are offered so as to be quicker than floats."""
+        offered = any(
+            getattr(one, "integers", "none") != "none" for one in self.pipeline(bits)
+        )
+        options = self.options
+        asked = options.activations in _ROUNDED or options.objective != OBJECTIVES[0]
+        quicker = options.latency is not None and options.latency < 1
+        return offered and (asked or quicker or self.passes is not None)
+
     def _preset_passes(self, bits: float) -> tuple[Pass, ...]:
         preset = find_preset(str(self.options.preset))
         _check_target(preset, self.options, self.budget)

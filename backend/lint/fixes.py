@@ -11,7 +11,7 @@ from onnx_ir.passes import common
 from .checks.pairs import file_version
 from .linter import lint
 from .rule import Finding
-from .view import CONTRIB, View, given, maker, readers, whole
+from .view import View, given, maker, readers, whole
 
 _SIGNED = {ir.DataType.UINT8: ir.DataType.INT8, ir.DataType.UINT4: ir.DataType.INT4}
 Fix = Callable[[View, ir.Node | None], bool]
@@ -27,11 +27,9 @@ def fix(model: ir.Model, target: str, *, size: int = 0) -> list[Finding]:
     """
     repaired: list[Finding] = []
     for name, repair in FIXES.items():
-        repaired += [
-            found
-            for found in lint(model, target, size=size)
-            if found.rule.id == name and repair(View.of(model, size), found.node)
-        ]
+        broken = [one for one in lint(model, target, size=size) if one.rule.id == name]
+        view = View.of(model, size)
+        repaired += [one for one in broken if repair(view, one.node)]
     if repaired:
         common.RemoveUnusedNodesPass()(model)
     return repaired
@@ -39,11 +37,6 @@ def fix(model: ir.Model, target: str, *, size: int = 0) -> list[Finding]:
 
 def _write_newer_format(view: View, node: ir.Node | None) -> bool:
     view.model.ir_version = max(view.model.ir_version, file_version(view))
-    return True
-
-
-def _import_domain(view: View, node: ir.Node | None) -> bool:
-    view.model.opset_imports[CONTRIB] = 1
     return True
 
 
@@ -55,16 +48,26 @@ def _store_codes(view: View, node: ir.Node | None) -> bool:
     if weight is None or scale is None or dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
         return False
     zero = view.array(given(node, 2))
+    if not view.knows(given(node, 2)) or node.outputs[0].is_graph_output():
+        return False
     axis, block = whole(node, "axis", 1), whole(node, "block_size", 0)
     wide = _spread(scale, weight.shape, axis, block)
-    around = _spread(np.zeros(1) if zero is None else zero, weight.shape, axis, block)
+    around = np.zeros(weight.shape) if zero is None else None
+    around = _spread(zero, weight.shape, axis, block) if around is None else around
     if wide is None or around is None or not (wide > 0).all():
         return False
     limits = np.iinfo(dtype.numpy())
-    codes = np.rint(weight / wide.astype(weight.dtype)) + around.astype(np.int32)
+    steps = weight.astype(np.float32) / wide.astype(np.float32)
+    codes = np.rint(steps) + around.astype(np.int32)
     stored = np.clip(codes, limits.min, limits.max).astype(dtype.numpy())
-    node.outputs[0].replace_all_uses_with(_store(view, node.outputs[0], stored))
-    view.model.graph.remove(node, safe=True)
+    return _give_constant(view, node, stored)
+
+
+def _give_constant(view: View, node: ir.Node, array: np.ndarray) -> bool:
+    """Lets whoever reads a node read a constant instead."""
+    assert node.graph is not None, "it was found in one"
+    node.outputs[0].replace_all_uses_with(_store(view, node.outputs[0], array))
+    node.graph.remove(node, safe=True)
     return True
 
 
@@ -94,8 +97,9 @@ def _read_codes_as_they_were(view: View, node: ir.Node | None) -> bool:
     before = maker(node.inputs[0], "DequantizeLinear")
     if before is None or before.inputs[0] is None or node.outputs[0].is_graph_output():
         return False
+    assert node.graph is not None, "it was found in one"
     node.outputs[0].replace_all_uses_with(before.inputs[0])
-    view.model.graph.remove(node, safe=True)
+    node.graph.remove(node, safe=True)
     return True
 
 
@@ -116,10 +120,11 @@ def _make_codes_signed(view: View, node: ir.Node | None) -> bool:
         return False
     dtype = _SIGNED[_codes(view, rounding)]
     for one in pair:
-        zero = view.array(given(one, 2))
+        zero = view.numbers(given(one, 2))
         assert zero is not None, "it is around the middle"
         kept = _store(view, given(one, 2), np.zeros(zero.shape, dtype.numpy()))
         one.replace_input_with(2, kept)
+    rounding.attributes.pop("output_dtype", None)  # the zero point tells it
     rounding.outputs[0].type = ir.TensorType(dtype)
     return True
 
@@ -166,7 +171,8 @@ def _make_scales_positive(view: View, node: ir.Node | None) -> bool:
     turned = np.where(wide == 0, 0, codes.astype(np.int32) * np.sign(wide).astype(np.int32))
     if turned.max(initial=0) >= 1 << (dtype.bitwidth - 1):
         return False  # the least code has no counterpart
-    positive = np.where(scale == 0, np.ones_like(scale), np.abs(scale))
+    least = np.abs(scale[scale != 0]).min(initial=1.0)  # of codes that are zero any will do
+    positive = np.where(scale == 0, least, np.abs(scale)).astype(scale.dtype)
     stored = turned.astype(dtype.numpy())
     node.replace_input_with(0, _store(view, node.inputs[0], stored))
     node.replace_input_with(1, _store(view, given(node, 1), positive))
@@ -178,16 +184,15 @@ def _store_floats(view: View, node: ir.Node | None) -> bool:
     assert node is not None
     codes, scale = view.array(given(node, 0)), view.array(given(node, 1))
     zero = view.numbers(given(node, 2))
-    if codes is None or scale is None or (zero is not None and zero.any()):
+    shifted = not view.knows(given(node, 2)) or (zero is not None and zero.any())
+    if codes is None or scale is None or shifted or node.outputs[0].is_graph_output():
         return False
     axis, block = whole(node, "axis", 1), whole(node, "block_size", 0)
     wide = _spread(scale, codes.shape, axis, block)
     if wide is None:
         return False
-    floats = codes.astype(scale.dtype) * wide
-    node.outputs[0].replace_all_uses_with(_store(view, node.outputs[0], floats))
-    view.model.graph.remove(node, safe=True)
-    return True
+    floats = codes.astype(np.float32) * wide.astype(np.float32)
+    return _give_constant(view, node, floats.astype(scale.dtype))
 
 
 def _repeat(view: View, node: ir.Node | None) -> bool:
@@ -202,7 +207,8 @@ def _repeat(view: View, node: ir.Node | None) -> bool:
             name=f"{node.name}/{at}",
         )
         made, value = copy.outputs[0], node.outputs[0]
-        made.name, made.type, made.shape = f"{value.name}/{at}", value.type, value.shape
+        made.name = view.free(f"{value.name}/{at}")
+        made.type, made.shape = value.type, value.shape
         assert node.graph is not None
         node.graph.insert_after(node, copy)
         for index, given_value in enumerate(reader.inputs):
@@ -217,7 +223,8 @@ def _add_bias_behind(view: View, node: ir.Node | None) -> bool:
     node.resize_inputs(5)
     while node.inputs[-1] is None:
         node.resize_inputs(len(node.inputs) - 1)
-    plain = ir.Value(name=f"{value.name}/product", type=value.type, shape=value.shape)
+    name = view.free(f"{value.name}/product")
+    plain = ir.Value(name=name, type=value.type, shape=value.shape)
     product = ir.Node(
         node.domain,
         node.op_type,
@@ -238,10 +245,7 @@ def _add_bias_behind(view: View, node: ir.Node | None) -> bool:
 
 def _store(view: View, like: ir.Value | None, array: np.ndarray) -> ir.Value:
     """Stores a constant in the place of another, which others may go on reading."""
-    base = f"{like.name if like is not None else 'constant'}/fixed"
-    name, at, taken = base, 0, view.model.graph.initializers
-    while name in taken:
-        name, at = f"{base}_{at}", at + 1
+    name = view.free(f"{like.name if like is not None else 'constant'}/fixed")
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
     value = ir.Value(
         name=name,
@@ -255,7 +259,6 @@ def _store(view: View, like: ir.Value | None, array: np.ndarray) -> ir.Value:
 
 # In this order: what one repair leaves, a later one may take up.
 FIXES: Mapping[str, Fix] = {
-    "domain-not-imported": _import_domain,
     "pair-that-changes-nothing": _read_codes_as_they_were,
     "floats-stored": _store_codes,
     "trt-unsigned-codes": _make_codes_signed,

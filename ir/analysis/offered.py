@@ -14,6 +14,7 @@ DEFAULT_GROUPS = (64,)
 INTEGERS = ("none", "beside", "quickest")
 _ACTIVATIONS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _OLDEST_LOOKUP, _OLDEST_ARRAY = 10, 7
+_OLDEST_ROUNDING = 11  # the first opset with DynamicQuantizeLinear
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def _with_integers(
 def _takes_integers(use: Use, unit: Unit) -> bool:
     """Tells whether a kernel of integers computes what ``use`` does."""
     if use.kind == "product":
-        return result_type(unit, use) == ir.DataType.FLOAT
+        known = _opset(unit) >= _OLDEST_ROUNDING
+        return known and result_type(unit, use) == ir.DataType.FLOAT
     if unit.tensor.dtype != ir.DataType.FLOAT or unit.views:
         return False
     is_convolution = use.kind == "conv" and use.node.op_type == "Conv"

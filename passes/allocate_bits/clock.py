@@ -70,9 +70,9 @@ class Clock:
         runs = workloads(context.calibration)
         samples = len(context.calibration.training)
         seen = {one.unit.name: _seen(one.unit) / samples for one in candidates}
+        longest = max(seen.values())
         made = multiplications(model, convolved, context) if convolved else {}
         seen |= {unit.name: count / unit.size / len(unit.uses) for unit, count in made.items()}
-        longest = max(seen.values())
         weights = sum(one.unit.size for one in candidates)
         stored = weights * (bits or _BYTE * _FLOAT_BYTES) / _BYTE
         cold = Residence(

@@ -145,5 +145,8 @@ def _result(value: ir.Value) -> ir.Value:
         uses = list(value.uses())
         if len(uses) != 1 or uses[0].node.op_type not in _ABSORBED or uses[0].idx != 0:
             break
+        node = value.producer()
+        if node is None or uses[0].node.graph is not node.graph:  # in a branch or a loop
+            break
         value = uses[0].node.outputs[0]
     return value

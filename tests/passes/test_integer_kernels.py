@@ -18,6 +18,7 @@ from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.validation.instrument import Validation
+from mpqc.passes.insert_qdq.regions import integer_convolutions
 from mpqc.passes.insert_qdq.worthwhile import Worth
 from mpqc.passes.leave_headroom import LeaveHeadroom
 from mpqc.passes.lower_matmul_nbits import LowerMatMulNBits
@@ -213,6 +214,21 @@ def test_convolutions_multiply_integers(tmp_path: Path) -> None:
     Pipeline.parse(passes).run(model, context)
     assert optimized_ops(model)["QLinearConv"] == 3
     assert np.abs(run(model, A=x)[0] - exact).max() < 0.02
+
+
+def test_what_a_branch_reads_is_rounded_before_it() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (bool b, float[1, 8, 6, 6] A) => (float[1, 8, 2, 2] Y) {
+          a = Conv(A, W1)
+          c = If (b) <then_branch = t () => (float[1, 8, 4, 4] r) { r = Relu(a) },
+                      else_branch = e () => (float[1, 8, 4, 4] s) { s = Sigmoid(a) }>
+          Y = Conv(c, W2) }"""
+    weights = {name: noise(8, 8, 3, 3) for name in ("W1", "W2")}
+    model = parse(text, weights)
+    convolutions = [node for node in model.graph if node.op_type == "Conv"]
+    able, rounded = integer_convolutions(model.graph, convolutions)
+    assert len(able) == 1
+    assert {str(value.name) for value in rounded} == {"A", "a"}
 
 
 def test_the_costliest_activations_stay_in_float() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,25 @@ def test_presets_end_in_what_the_target_wants() -> None:
     assert "integers" not in pipeline(latency=1.0, activations="none")
     with pytest.raises(UsageError, match="no widths that expand"):
         make_settings(CompileOptions(file_budget="3.5", target="qdq"))
+
+
+@pytest.mark.parametrize(
+    ("given", "saves"),
+    [
+        ({}, False),
+        ({"latency": 1.0}, False),
+        ({"latency": 0.9}, True),
+        ({"latency": 0.9, "activations": "none"}, False),
+        ({"latency": 0.9, "preset": "cptquant-pmpq"}, False),
+        ({"activations": "uint8"}, True),
+        ({"objective": "latency", "max_loss": 0.1}, True),
+        ({"passes": "annotate-sensitivity{integers=beside},allocate-bits"}, True),
+    ],
+)
+def test_small_models_have_kernels_where_those_save_time(
+    given: dict[str, Any], saves: bool
+) -> None:
+    assert make_settings(CompileOptions(budget=8, **given)).saves_time(8.0) == saves
 
 
 def test_runtimes_that_do_not_exist_are_refused() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ..view import STANDARD, Broken, Check, View, given, whole
+from ....ir import FLOAT_TYPES
+from ..view import STANDARD, Broken, Check, View, given
 
 _OLDEST, _NEWEST = 9, 25
 _INTEGER = (
@@ -55,7 +56,7 @@ def _opset_too_new(view: View) -> Broken:
 def _mixed_types(view: View) -> Broken:
     """What DequantizeLinear gives has the type of its scale."""
     for node in view.standard(*_ONE_TYPE):
-        types = {_float_type(view, value) for value in node.inputs} - {None}
+        types = {_float_type(view, value) for value in node.inputs} & set(FLOAT_TYPES)
         if len(types) > 1:
             yield node, " and ".join(sorted(one.name.lower() for one in types if one))
 
@@ -63,8 +64,7 @@ def _mixed_types(view: View) -> Broken:
 def _float_type(view: View, value: ir.Value | None) -> ir.DataType | None:
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "DequantizeLinear":
-        given_type = whole(node, "output_dtype", 0)
-        return ir.DataType(given_type) if given_type else view.dtype(given(node, 1))
+        return node.outputs[0].dtype or view.dtype(given(node, 1))
     return view.dtype(value)
 
 
@@ -72,11 +72,12 @@ def _branches_differ(view: View) -> Broken:
     for node in view.standard("If"):
         graphs = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
         for first, second in zip(*(graph.outputs for graph in graphs), strict=False):
-            shapes = [view.dims(first), view.dims(second)]
-            ranks = [None if one.shape is None else len(one.shape) for one in (first, second)]
-            unequal = None not in shapes and shapes[0] != shapes[1]
-            if unequal or (None not in ranks and ranks[0] != ranks[1]):
-                yield node, f"{first.name!r} and {second.name!r} have different shapes"
+            dims, others = view.dims(first), view.dims(second)
+            if dims is None or others is None:
+                continue
+            pairs = zip(reversed(dims), reversed(others), strict=False)
+            if any(one != two and 1 not in (one, two) for one, two in pairs):
+                yield node, f"{first.name!r} is {list(dims)}, {second.name!r} {list(others)}"
 
 
 def _open_shapes(view: View) -> Broken:

@@ -180,13 +180,6 @@ PLANTED: dict[str, Planted] = {
         "openvino",
         z=np.int8(0),
     ),
-    "domain-not-imported": Planted(
-        "ort-cuda",
-        lambda: made(
-            "g (float[4, 64] x) => (float[4, 64] y) { y = com.microsoft.QuickGelu(x) }",
-            imports=False,
-        ),
-    ),
     "trt-zero-point": rounded_product(PAIR, "tensorrt", z=np.int8(7)),
     "trt-unsigned-codes": rounded_product(PAIR, "tensorrt", z=np.uint8(128)),
     "trt-default-codes": rounded_product(

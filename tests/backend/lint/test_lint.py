@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from mpqc.tools import cli
 from mpqc.tools.lint import lint_file
 
 from .clean import CLEAN
-from .planted import PLANTED, Planted
+from .planted import PLANTED, Planted, codes, floats, made, steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,8 +82,6 @@ def outputs(model: ir.Model, planted: Planted) -> np.ndarray | None:
 
 @pytest.mark.ort
 def test_unsigned_weights_around_the_middle_become_signed() -> None:
-    from .planted import codes, made, steps
-
     text = """g (float[4, 64] x) => (float[4, 32] y) {
         q = QuantizeLinear(x, t, z) a = DequantizeLinear(q, t, z)
         w = DequantizeLinear <axis = 1> (c, s, u) y = MatMul(a, w) }"""
@@ -99,6 +98,77 @@ def test_unsigned_weights_around_the_middle_become_signed() -> None:
     assert len(fix(model, "tensorrt")) == 2  # the pair, and the weight
     assert not [one for one in lint(model, "tensorrt") if one.rule.level == ERROR]
     np.testing.assert_array_equal(before, outputs(model, planted))
+
+
+CHANGED_PAIR = """g (uint8[4] x) => (float[4] y) { z = Identity(z1) u = Identity(z2)
+    d = DequantizeLinear(x, s, z) q = QuantizeLinear(d, s, u)
+    y = DequantizeLinear(q, s, u) }"""
+IN_BRANCH = """g (bool b, float[4, 64] x) => (float[4, 64] y) {
+    y = If (b) <
+      then_branch = one () => (float[4, 64] t) {
+        q = QuantizeLinear <axis = 1> (f, s, z) w = DequantizeLinear <axis = 1> (q, s, z)
+        t = Add(x, w) },
+      else_branch = other () => (float[4, 64] u) { u = Add(x, f) }> }"""
+TAKEN = """g (float[4, 64] x) => (float[4, 32] y, float[4, 32] v) {
+    w = DequantizeLinear <axis = 1> (c, s) y = MatMul(x, w) k = Relu(x) v = MatMul(k, w) }"""
+MADE_ZERO = """g (float[4, 64] x) => (float[4, 64] y) { z = Cast <to = 2> (n)
+    q = QuantizeLinear(x, t, z) y = DequantizeLinear(q, t, z) }"""
+
+
+@pytest.mark.parametrize(
+    ("text", "arrays"),
+    [
+        (CHANGED_PAIR, {"s": np.float32(0.02), "z1": np.uint8(128), "z2": np.uint8(3)}),
+        (IN_BRANCH, {"f": floats(4, 64), "s": steps(64), "z": np.zeros(64, np.int8)}),
+        (TAKEN, {"c": codes(64, 32), "s": steps(32), "w/1": floats(2)}),
+        (MADE_ZERO, {"t": np.float32(0.05), "n": np.float32(128)}),
+    ],
+    ids=[
+        "other zero points",
+        "in a branch",
+        "a name that is taken",
+        "a cast zero point",
+    ],
+)
+@pytest.mark.ort
+def test_hard_repairs(text: str, arrays: dict[str, Any]) -> None:
+    model = made(text, **arrays)
+    random = np.random.default_rng(5)
+    feeds: dict[str, np.ndarray] = {"x": floats(4, 64)}
+    if "uint8[4] x" in text:
+        feeds = {"x": random.integers(0, 256, 4).astype(np.uint8)}
+    if "bool b" in text:
+        feeds["b"] = np.array(True)
+    planted = Planted("tensorrt", lambda: model, feeds)
+    before = outputs(model, planted)
+    assert before is not None
+    for target in TARGETS:
+        fix(model, target)
+        onnx.checker.check_model(ir.to_proto(model))
+        after = outputs(model, planted)
+        assert after is not None
+        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
+
+
+FINE = [
+    ("z = Identity(n) q = QuantizeLinear(x, t, z) y = DequantizeLinear(q, t, z)", "tensorrt"),
+    ("q = Cast <to = 3> (x) p = MatMulInteger(q, c) y = Cast <to = 1> (p)", "ort-cuda"),
+    ("y = Pow(x, two)", "tensorrt"),
+]
+
+
+@pytest.mark.parametrize(("text", "target"), FINE)
+def test_valid_graphs_have_no_errors(text: str, target: str) -> None:
+    arrays: dict[str, Any] = {
+        "t": np.float32(0.05),
+        "n": np.int8(0),
+        "c": codes(64, 64),
+        "two": np.int64(2),
+    }
+    used = {name: array for name, array in arrays.items() if re.search(rf"\b{name}\b", text)}
+    model = made(f"g (float[4, 64] x) => (float[4, 64] y) {{ {text} }}", **used)
+    found = [one.rule.id for one in lint(model, target) if one.rule.level == ERROR]
+    assert found in ([], ["trt-integer-operator"])
 
 
 @pytest.mark.parametrize(
