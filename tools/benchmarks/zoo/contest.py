@@ -40,6 +40,7 @@ from .sizing import at_most
 _CALIBRATION, _HELD_OUT = 32, 16
 _RUNS, _SECONDS = 5, 0.3  # of each session, at least
 _INTEGERS = "uint8"  # activations, for the first budget once more
+_CHOSEN_BY_TARGET = "auto"
 _SMALLER = 0.95  # of the original: what is larger has not been quantized
 Maker = Callable[[Path], Path]
 _PROVIDER = "CPUExecutionProvider"
@@ -106,9 +107,10 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
 
         for budget in chosen.budgets:
             judged(f"mpqc {budget:g}", partial(_model, compiled, budget))
-        integers = partial(compiled, activations=_INTEGERS)
-        name = f"mpqc {chosen.budgets[0]:g}, {_INTEGERS}"
-        judged(name, partial(_model, integers, chosen.budgets[0]))
+        if chosen.activations == _CHOSEN_BY_TARGET:
+            integers = partial(compiled, activations=_INTEGERS)
+            name = f"mpqc {chosen.budgets[0]:g}, {_INTEGERS}"
+            judged(name, partial(_model, integers, chosen.budgets[0]))
         for name, rival in RIVALS.items():
             other = judged(name, partial(rival, path, training))
             if other.get("bytes", math.inf) < _SMALLER * facts["original"]["bytes"]:
