@@ -62,6 +62,7 @@ class Capabilities:
             integers, with one scale per row; they are offered only where that is asked for.
         smallest_kernel: Entries of the smallest weight that is worth a kernel of codes; those
             below expand to floats.
+        smallest_lookup: The same of tables that are only looked up.
     """
 
     target: str
@@ -79,6 +80,7 @@ class Capabilities:
     keeps_columns: bool = True
     integer_bits: tuple[int, ...] = ()
     smallest_kernel: int = 0
+    smallest_lookup: int = 0
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

@@ -42,7 +42,7 @@ from .costs import costs_for, whose_times
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
-from .kernels import smallest_kernel
+from .kernels import with_smallest
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
 from .parts import cut_in_parts
@@ -109,15 +109,10 @@ class Compilation:
         options, table = self.settings.options, load(self.settings.options.target)
         if bits is not None:
             weights, budget = self.input["weights"], self.settings.budget
-            smallest = smallest_kernel(
-                table,
-                options.kernels,
-                weights,
-                budget,
-                bits,
-                saves_time=self.settings.saves_time(bits),
+            saves_time = self.settings.saves_time(bits)
+            table = with_smallest(
+                table, options.kernels, weights, budget, bits, saves_time=saves_time
             )
-            table = replace(table, smallest_kernel=smallest)
         return PassContext(
             runner=Runner.of(table),
             capabilities=table,
@@ -168,8 +163,13 @@ class Compilation:
         """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
         pipeline = Pipeline(self.settings.pipeline(bits))
         model, context, timer = _foreign(self.original), self.context(bits), TimePasses()
-        smallest = context.capabilities.smallest_kernel
-        kept = {**self.settings.plain(), "input": self.input, "smallest_kernel": smallest}
+        table = context.capabilities
+        kept = {
+            **self.settings.plain(),
+            "input": self.input,
+            "smallest_kernel": table.smallest_kernel,
+            "smallest_lookup": table.smallest_lookup,
+        }
         if context.costs is not None:
             kept["costs"] = context.costs.name
         instruments = self.watch.instruments(timer, context, pipeline, kept)

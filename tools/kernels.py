@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,14 +19,33 @@ _CACHED = 1 << 20  # entries of a weight that does, of a model with larger ones 
 _MANY_BITS = 6.0
 
 
-def smallest_kernel(
+def with_smallest(
     table: Capabilities,
     kernels: str,
     weights: int,
     budget: Budget,
     bits: float,
     *,
-    saves_time: bool = False,
+    saves_time: bool,
+) -> Capabilities:
+    """Returns a table that says how many entries a weight needs to be worth a kernel of codes.
+
+    Args:
+        table: What the target can run.
+        kernels: As for ``_smallest``.
+        weights: As there.
+        budget: As there.
+        bits: As there.
+        saves_time: Whether kernels of integers are offered to save time; then products of
+            small models have such kernels too. Looking codes up saves none.
+    """
+    smallest = _smallest(table, kernels, weights, budget, bits)
+    products = 0 if saves_time and kernels == "auto" else smallest
+    return replace(table, smallest_kernel=products, smallest_lookup=smallest)
+
+
+def _smallest(
+    table: Capabilities, kernels: str, weights: int, budget: Budget, bits: float
 ) -> int:
     """Returns how many entries a weight must have for a kernel of codes to be worth it.
 
@@ -39,11 +59,9 @@ def smallest_kernel(
         weights: Number of weights of the model.
         budget: What was asked for.
         bits: Bits per weight that it comes to.
-        saves_time: Whether kernels of integers are offered to save time; then small models
-            have such kernels too, and ``auto`` is ``always``.
     """
     rounds = any(table.rounds_activations(kernel.bits) for kernel in table.kernels)
-    if kernels != "auto" or not rounds or saves_time:
+    if kernels != "auto" or not rounds:
         return _ANY_SIZE if kernels == "never" else 0
     if bits >= _MANY_BITS:
         return _CACHED if weights < _SMALL_MODEL else 0

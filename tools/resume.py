@@ -181,9 +181,11 @@ class _Job:
         """Returns what the target can run, as the run that made the dump saw it."""
         settings = self.dump.settings
         target = str(settings.get("target", _OPTIONS["target"].default))
-        smallest = settings.get("smallest_kernel")
+        product, lookup = (settings.get(f"smallest_{kind}") for kind in ("kernel", "lookup"))
         return replace(
-            load(target), smallest_kernel=smallest if isinstance(smallest, int) else 0
+            load(target),
+            smallest_kernel=product if isinstance(product, int) else 0,
+            smallest_lookup=lookup if isinstance(lookup, int) else 0,
         )
 
     def _costs(self, table: Capabilities) -> CostTable | None:

@@ -93,9 +93,13 @@ def _with_integers(
         table: The capabilities of the target.
         offered: What is offered without them.
         whole_units: Whether units that are convolved or recur take them too. They do so as a
-            whole, and nothing wider instead, which would make their neighbours slower.
+            whole, and nothing wider instead, which would make their neighbours slower. Nor do
+            tables take wider codes: their bytes are for products of integers.
     """
     columns = unit.shape[1]
+    if whole_units and all(use.kind == "lookup" for use in unit.uses):
+        widest = max(table.integer_bits, default=0)
+        return [one for one in offered if one.bits <= widest] or offered
     integers = table.integer_options(columns // _scales_in_a_row(unit))
     if not integers or not offered or any(not _takes_integers(use, unit) for use in unit.uses):
         return offered
@@ -145,7 +149,9 @@ def expands_to_floats(unit: Unit, table: Capabilities) -> bool:
 
 def _kernel_options(unit: Unit, table: Capabilities, expand: bool) -> set[Option]:
     """Returns the options that every use has a kernel for; those of arrays for arrays."""
-    small = unit.size < table.smallest_kernel and not unit.uses[0].takes_floats
+    looked_up = all(use.kind == "lookup" for use in unit.uses)
+    smallest = table.smallest_lookup if looked_up else table.smallest_kernel
+    small = unit.size < smallest and not unit.uses[0].takes_floats
     if small or obstacle(unit):
         return set()
     expand = expand and not expansion_obstacle(unit, table)
