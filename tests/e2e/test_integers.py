@@ -50,6 +50,16 @@ def test_integers_keep_what_a_model_says(case: str, opset: int, tmp_path: Path) 
         assert "predicted" in found.result.report["timings"]["runs"]["run"]
 
 
+def test_convolutions_of_half_precision_as_standard_onnx(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "model.onnx"
+    images = torch.randn(1, 3, 32, 32).half()
+    model = by_torchscript(Convolutions().half(), images, path, 17)
+    found = compiled(model, 8.6, tmp_path, samples=16, activations="uint8", target="qdq")
+    assert found.evaluation.cosine is not None
+    assert found.evaluation.cosine > 0.997
+
+
 @pytest.mark.parametrize("case", ["products", "convolutions"])
 def test_half_precision_multiplies_floats(case: str, tmp_path: Path) -> None:
     """No integer kernel takes activations of float16: the weights expand or have codes."""

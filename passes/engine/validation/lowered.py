@@ -40,6 +40,7 @@ _ROWS_AT_ONCE = 4096  # of a table
 _BYTES = 24  # of memory for each weight of a unit that is compared
 _SINGLE_ROWS = 64  # of a table that is asked for one row at a time
 _TOLERANCE = 1e-5  # float32 sums of 8192 numbers stay below a tenth of it
+_LAST_ROUNDING = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
 _HALF_TOLERANCE = 5e-3  # where the nodes compute in float16 and nothing else
 
 Tensors = tuple[torch.Tensor, ...]
@@ -190,7 +191,9 @@ class _Probe:
             actual = self._segment(part, weight)()[0]
             columns = actual.movedim(unit.row_axis, -1).flatten(0, -2)
             name, rows = _name(weight), matrix.T
-            found = find_difference(name, rows, columns, _TOLERANCE, by_channel=True)
+            # What makes a weight in few bits is run in float32, without its last rounding.
+            tolerance = _LAST_ROUNDING.get(unit.tensor.dtype, _TOLERANCE)
+            found = find_difference(name, rows, columns, tolerance, by_channel=True)
             if found is not None:
                 return str(found)
         return ""
