@@ -107,7 +107,7 @@ def _measured(entry: Entry, chosen: argparse.Namespace) -> dict[str, Any]:
 
         for budget in chosen.budgets:
             judged(f"mpqc {budget:g}", partial(_model, compiled, budget))
-        if chosen.activations == _CHOSEN_BY_TARGET:
+        if chosen.activations in (None, _CHOSEN_BY_TARGET):
             integers = partial(compiled, activations=_INTEGERS)
             name = f"mpqc {chosen.budgets[0]:g}, {_INTEGERS}"
             judged(name, partial(_model, integers, chosen.budgets[0]))
