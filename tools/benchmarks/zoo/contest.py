@@ -70,8 +70,8 @@ def run(chosen: argparse.Namespace) -> None:
             continue
         progress.say(f"{entry.name}: running")
         kept.put(entry.name, _measured(entry, chosen))
-        if chosen.document is not None:
-            write_whole(chosen.document, document(kept.facts))
+    if chosen.document is not None:
+        write_whole(chosen.document, document(kept.facts))
     print(table(kept.facts), end="")
     print(summary(kept.facts))
 
