@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -27,11 +26,9 @@ from .progress import choose_progress, plain
 if TYPE_CHECKING:
     from ..ir.analysis.attention import Found
     from ..ir.analysis.loose_floats import LooseFloat
-    from .lint import Linted
 
 _FOUND = 1
 _MACHINE = 4
-_MOST_FINDINGS = 5  # of a rule that are shown
 _MOST_LOOSE = 20  # float constants outside units that have a line of their own
 
 
@@ -165,31 +162,8 @@ def _lint(chosen: argparse.Namespace) -> int:
     if chosen.json:
         _print_json(linted.facts())
     else:
-        _print_linted(linted)
-    return _FOUND if linted.count("error") else 0
-
-
-def _print_linted(linted: Linted) -> None:
-    if linted.repaired:
-        rules = Counter(one.rule.id for one in linted.repaired)
-        told = ", ".join(f"{name} ({count})" for name, count in rules.items())
-        print(plain(f"repaired: {told}; written to {linted.output}\n"))
-    for rule, found in linted.by_rule:
-        shown = [f"{one.place}: {one.detail}" for one in found[:_MOST_FINDINGS]]
-        if len(found) > len(shown):
-            shown.append(f"and {len(found) - len(shown)} more (--json shows all)")
-        fixable = " (--fix repairs it where it can)" if rule.fix and not linted.output else ""
-        lines = [
-            f"{rule.level} {rule.id}: {rule.title}",
-            *(f"    {one}" for one in shown),
-            f"  why     {rule.why}",
-            f"  remedy  {rule.remedy}{fixable}",
-            f"  source  {rule.source} (since {rule.since})",
-        ]
-        print("\n".join(map(plain, lines)) + "\n")
-    counts = [(level, linted.count(level)) for level in ("error", "warning", "note")]
-    told = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts)
-    print(f"{told} for {linted.target}")
+        print("\n".join(map(plain, linted.lines())))
+    return _FOUND if linted.errors else 0
 
 
 def _inspect(chosen: argparse.Namespace) -> int:

@@ -32,10 +32,14 @@ def with_smallest(
 
     Args:
         table: What the target can run.
-        kernels: As for ``_smallest``.
-        weights: As there.
-        budget: As there.
-        bits: As there.
+        kernels: ``always`` takes kernels of codes wherever there are any, ``never`` none.
+            ``auto`` lets the weights of small models expand to floats, where kernels would
+            round activations and save little time: of models below 8 M weights and, if they
+            get 6 bits or more each, below 64 M. A file budget of fewer bits takes kernels,
+            which have more widths.
+        weights: Number of weights of the model.
+        budget: What was asked for.
+        bits: Bits per weight that it comes to.
         saves_time: Whether kernels of integers are offered to save time; then products of
             small models have such kernels too. Looking codes up saves none.
     """
@@ -47,19 +51,7 @@ def with_smallest(
 def _smallest(
     table: Capabilities, kernels: str, weights: int, budget: Budget, bits: float
 ) -> int:
-    """Returns how many entries a weight must have for a kernel of codes to be worth it.
-
-    Args:
-        table: What the target can run.
-        kernels: ``always`` takes kernels of codes wherever there are any, ``never`` none.
-            ``auto`` lets the weights of small models expand to floats, where kernels would
-            round activations and save little time: of models below 8 M weights and, if they
-            get 6 bits or more each, below 64 M. A file budget of fewer bits takes kernels,
-            which have more widths.
-        weights: Number of weights of the model.
-        budget: What was asked for.
-        bits: Bits per weight that it comes to.
-    """
+    """Returns the number for products and lookups alike, wherever time is not asked for."""
     rounds = any(table.rounds_activations(kernel.bits) for kernel in table.kernels)
     if kernels != "auto" or not rounds:
         return _ANY_SIZE if kernels == "never" else 0

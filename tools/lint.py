@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..backend.lint import ERROR, Finding, Rule, fix, lint, load_rules
+from ..backend.lint import ERROR, NOTE, WARNING, Finding, Rule, fix, lint, load_rules
 from ..backend.onnxruntime.runner import open_session
 from ..frontend.model_inputs import HeadShape, model_inputs, random_feed
 from ..frontend.model_source import locate
@@ -34,6 +35,7 @@ _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _PROVIDER = "CPUExecutionProvider"
 _LENGTH = 16  # of axes that the inputs leave open, where a repair is tried out
 _CLOSE = 1e-5
+_MOST_SHOWN = 5  # findings of a rule, unless JSON is asked for
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,38 @@ class Linted:
         grouped = groupby(self.findings, key=lambda one: one.rule)
         return [(rule, list(some)) for rule, some in grouped]
 
+    @property
+    def errors(self) -> int:
+        """The number of errors."""
+        return self.count(ERROR)
+
+    def lines(self) -> Iterator[str]:
+        """Yields what to print: repairs, then rule by rule what is wrong, then the counts."""
+        if self.repaired:
+            rules = Counter(one.rule.id for one in self.repaired)
+            told = ", ".join(f"{name} ({count})" for name, count in rules.items())
+            yield from (f"repaired: {told}; written to {self.output}", "")
+        for rule, found in self.by_rule:
+            yield f"{rule.level} {rule.id}: {rule.title}"
+            yield from (f"    {one.place}: {one.detail}" for one in found[:_MOST_SHOWN])
+            if len(found) > _MOST_SHOWN:
+                yield f"    and {len(found) - _MOST_SHOWN} more (--json shows all)"
+            fixable = (
+                " (--fix repairs it where it can)" if rule.fix and not self.output else ""
+            )
+            yield f"  why     {rule.why}"
+            yield f"  remedy  {rule.remedy}{fixable}"
+            yield from (f"  source  {rule.source} (since {rule.since})", "")
+        counts = [(level, self.count(level)) for level in (ERROR, WARNING, NOTE)]
+        told = ", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts)
+        yield f"{told} for {self.target}"
+
     def facts(self) -> dict[str, Any]:
         """Returns everything as JSON."""
         return {
             "model": str(self.model),
             "target": self.target,
-            "errors": self.count(ERROR),
+            "errors": self.errors,
             "findings": [_facts(one) for one in self.findings],
             "repaired": [_facts(one) for one in self.repaired],
             "output": None if self.output is None else str(self.output),

@@ -262,7 +262,6 @@ FIXES: Mapping[str, Fix] = {
     "pair-that-changes-nothing": _read_codes_as_they_were,
     "floats-stored": _store_codes,
     "trt-unsigned-codes": _make_codes_signed,
-    "trt-zero-point": _make_codes_signed,
     "trt-bias-of-int32": _store_floats,
     "trt-scale-not-positive": _make_scales_positive,
     "trt-shared-dequantizer": _repeat,
