@@ -74,13 +74,6 @@ def test_half_precision_multiplies_floats(case: str, tmp_path: Path) -> None:
     assert found.evaluation.cosine > 0.999
 
 
-def test_old_opsets_have_no_rounding_to_offer(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    model = by_torchscript(products(), torch.randn(1, 12, WIDTH), tmp_path / "model.onnx", 10)
-    found = compiled(model, 8.6, tmp_path, samples=16, latency=100.0, kernels="always")
-    assert "MatMulNBits" in optimized_ops(read_model(found.result.model))
-
-
 def test_fewer_bits_mix_integers_with_others(tmp_path: Path) -> None:
     torch.manual_seed(1)
     example = torch.randn(1, 12, WIDTH)

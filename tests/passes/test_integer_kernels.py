@@ -14,6 +14,7 @@ from mpqc.backend.onnxruntime import load, open_session, optimized_ops
 from mpqc.backend.onnxruntime.costs.tables import find_table
 from mpqc.backend.runner import Runner
 from mpqc.ir import BitAllocation, Calibration, UsageError, need_note, quantizable
+from mpqc.ir.analysis.offered import Offer
 from mpqc.passes.engine.numerics.pair_sums import overflowing_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
@@ -136,6 +137,15 @@ def test_integers_serve_a_bound_on_time(tmp_path: Path) -> None:
         taken[latency] = [text for note in notes for text in note.options]
     assert not [text for text in taken[2.0] if text.endswith("a8")]
     assert [text for text in taken[0.6] if text.endswith("a8")]
+
+
+@pytest.mark.parametrize(("opset", "known"), [(10, False), (11, True)])
+def test_they_are_offered_where_the_opset_can_round(opset: int, known: bool) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+        g (float[b, 96] A) => (float[b, 64] Y) {{ Y = MatMul(A, W) }}"""
+    (unit,) = quantizable(parse(text, {"W": noise(96, 64)}))
+    found = Offer(integers="beside").options(unit, TABLE)
+    assert any(option.integer for option in found) == known
 
 
 LSTM = """<ir_version: 8, opset_import: ["" : 17]>
