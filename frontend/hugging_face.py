@@ -30,13 +30,14 @@ _INDEX = "model.safetensors.index.json"
 _EXPORT_SECONDS = 3600
 
 
-def export_folder(folder: Path, stage: Path, say: Say) -> Route:
+def export_folder(folder: Path, stage: Path, say: Say, *, standard: bool = False) -> Route:
     """Writes ``folder``'s model as ``stage/model.onnx`` (+ data), companion files beside it.
 
     Args:
         folder: Holds config.json and safetensors weights.
         stage: An empty folder; a failed export leaves rubbish in it.
         say: Gets a line if a part of the model is not exported.
+        standard: Whether only operators of the ONNX standard will do.
 
     Returns:
         The exporter that was used.
@@ -49,7 +50,8 @@ def export_folder(folder: Path, stage: Path, say: Say) -> Route:
     links = stage / ".input"
     _link_harmless(folder, links)
     try:
-        if _is_decoder(settings) and _has_tokenizer(links) and _build(links, stage):
+        builds = not standard and _is_decoder(settings) and _has_tokenizer(links)
+        if builds and _build(links, stage):
             return "genai-builder"
         _export(links, stage, settings, say)
         return "torch-export"

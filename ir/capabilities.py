@@ -45,8 +45,9 @@ class Capabilities:
         runtime: Name and oldest version of the runtime that the table holds for.
         kernels: Widths for matrix products, ascending.
         lookup_bits: Widths at which rows of a table can be looked up.
-        lookup: ``unpack`` (standard nodes on looked-up rows), ``gather-block-quantized`` or
-            ``dequantize`` (codes and scales are looked up, then multiplied).
+        lookup: ``unpack`` (standard nodes on looked-up rows), ``gather-block-quantized``,
+            ``dequantize`` (codes and scales are looked up, then multiplied) or ``expand``
+            (rows are looked up in floats).
         array_bits: Widths that can expand to floats when the runtime loads the model, for
             whatever no kernel of codes can read.
         convolution_bits: Widths for which convolutions have kernels, with one scale per row.
@@ -63,6 +64,14 @@ class Capabilities:
         smallest_kernel: Entries of the smallest weight that is worth a kernel of codes; those
             below expand to floats.
         smallest_lookup: The same of tables that are only looked up.
+        arrays: How what takes floats gets them from codes: ``expand``, by operators that a
+            runtime computes when it loads the model, or ``dequantize``.
+        activation_types: What its lowering can round activations to.
+        needs_headroom: Whether sums of two products may be clipped where it runs.
+        contrib: Whether it knows operators of ONNX Runtime's own.
+        finishing: Names of the passes that follow the lowering.
+        signed_scales: Whether scales may be negative.
+        half: Whether any unit may be stored as float16, because the target computes in it.
     """
 
     target: str
@@ -81,6 +90,13 @@ class Capabilities:
     integer_bits: tuple[int, ...] = ()
     smallest_kernel: int = 0
     smallest_lookup: int = 0
+    arrays: str = "expand"
+    activation_types: tuple[str, ...] = ()
+    needs_headroom: bool = True
+    contrib: bool = True
+    finishing: tuple[str, ...] = ()
+    signed_scales: bool = True
+    half: bool = False
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

@@ -170,12 +170,12 @@ class QuantizeWeights(Pass):
         own = UnitArrays(unit.name, context.arrays)
         classes = own.row_classes(note.options, note.counts)
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
-        stored = torch.empty_like(weight)
+        stored, signed = torch.empty_like(weight), context.capabilities.signed_scales
         if coupling is None or _is_half(unit):
             in_floats = expands_to_floats(unit, context.capabilities)
-            made = [self._round_rows(one, left, parts, in_floats) for one in classes]
+            made = [self._round_rows(one, left, parts, in_floats, signed) for one in classes]
         else:
-            made = self._round_coupled(classes, left, coupling, parts[0].factor)
+            made = self._round_coupled(classes, left, coupling, parts[0].factor, signed)
         for one, rounded in zip(classes, made, strict=True):
             if rounded is None:
                 stored[one.rows] = as_half(weight[one.rows])
@@ -198,13 +198,18 @@ class QuantizeWeights(Pass):
         return loss, _kernel_loss(unit, classes, quadratic, weight, context)
 
     def _round_rows(
-        self, one: RowClass, left: torch.Tensor, parts: Sequence[Part], in_floats: bool
+        self,
+        one: RowClass,
+        left: torch.Tensor,
+        parts: Sequence[Part],
+        in_floats: bool,
+        signed: bool,
     ) -> Rounded | None:
         """Rounds the rows of a class, each by itself; None where they stay in float16."""
         if one.option.is_half:
             return None
         rows = torch.from_numpy(one.rows)
-        rounder = partial(self._round, one.option, in_floats=in_floats)
+        rounder = partial(self._round, one.option, in_floats=in_floats, signed=signed)
         return round_parts(left, rows, parts, rounder)
 
     def _round_coupled(
@@ -213,6 +218,7 @@ class QuantizeWeights(Pass):
         left: torch.Tensor,
         coupling: torch.Tensor,
         factor: Factor,
+        signed: bool,
     ) -> list[Rounded | None]:
         """Rounds all rows of a unit, the coarse ones first, so that finer ones make up."""
         by_width = sorted(range(len(classes)), key=lambda at: classes[at].option.bits)
@@ -221,17 +227,26 @@ class QuantizeWeights(Pass):
             left,
             coupling,
             [torch.from_numpy(one.rows) for one in coarse_first],
-            [partial(self._round, one.option, factor=factor) for one in coarse_first],
+            [
+                partial(self._round, one.option, factor=factor, signed=signed)
+                for one in coarse_first
+            ],
             [one.option.group for one in coarse_first],
         )
         return [made[by_width.index(at)] for at in range(len(classes))]
 
     def _round(
-        self, option: Option, weight: torch.Tensor, factor: Factor, *, in_floats: bool = False
+        self,
+        option: Option,
+        weight: torch.Tensor,
+        factor: Factor,
+        *,
+        signed: bool,
+        in_floats: bool = False,
     ) -> Rounded:
         bits, group = option.bits, option.group
         if self.rounding == "nearest":
-            return nearest(weight, bits, group, factor.price)
+            return nearest(weight, bits, group, factor.price, signed=signed)
         return round_rows(
             weight,
             bits,
@@ -239,6 +254,7 @@ class QuantizeWeights(Pass):
             factor,
             refinements=self.refinements,
             in_floats=in_floats,
+            signed=signed,
         )
 
 

@@ -101,7 +101,11 @@ def _export(chosen: argparse.Namespace) -> int:
     options = resolved(ExportOptions(**options_in(chosen, ExportOptions)))
     folder = utf8_path(chosen.folder)
     result = export_folder(
-        folder, options.output, overwrite=options.overwrite, progress=progress
+        folder,
+        options.output,
+        overwrite=options.overwrite,
+        operators=options.operators,
+        progress=progress,
     )
     if chosen.json:
         _print_json(dataclasses.asdict(result))

@@ -240,7 +240,8 @@ def prepare(
         raise MachineError(
             problem, hint="the result is proven by running it; run: mpqc doctor"
         )
-    source = exported(source, scratch, progress)
+    standard = not load(options.target).contrib
+    source = exported(source, scratch, progress, standard=standard)
     assert source.onnx is not None
     model = _foreign(source.onnx)
     check_memory(model_bytes(source.onnx))
@@ -283,14 +284,23 @@ def _foreign(path: Path) -> ir.Model:
     return model
 
 
-def exported(source: Source, scratch: Path, progress: Progress) -> Source:
-    """Returns ``source`` with an ONNX file: a Hugging Face folder is exported first."""
+def exported(
+    source: Source, scratch: Path, progress: Progress, *, standard: bool = False
+) -> Source:
+    """Returns ``source`` with an ONNX file: a Hugging Face folder is exported first.
+
+    Args:
+        source: What was given.
+        scratch: Where the export goes.
+        progress: Where to show progress.
+        standard: Whether the target knows operators of the ONNX standard alone.
+    """
     if source.onnx is not None:
         return source
     progress.say(f"exporting {source.named} to ONNX")
     folder = scratch / "exported"
     folder.mkdir()
-    export_into(source.folders[0], folder, progress)
+    export_into(source.folders[0], folder, progress, standard=standard)
     return Source(source.named, folder / "model.onnx", (folder, *source.folders))
 
 

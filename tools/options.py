@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .export import OPERATORS
 from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
@@ -140,6 +141,12 @@ class CompileOptions(Watch, CalibrationOptions, MethodOptions):
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What ``mpqc export`` can be told besides the folder."""
+
+    operators: str = setting(
+        "any, or standard: only operators of the ONNX standard, as TensorRT needs them",
+        default=OPERATORS[0],
+        known=OPERATORS,
+    )
 
     output: Path | None = option(
         "default: DIR-onnx in the current folder", Path, metavar="DIR", short="-o"

@@ -64,9 +64,12 @@ class Preset:
             integers: Kernels of integers to offer, if the target has them beside others.
         """
         table = load(target)
-        lowering: _Steps = [(table.lowering, {})]
+        finishing: _Steps = [(name, {}) for name in table.finishing]
+        lowering: _Steps = [(table.lowering, {}), *finishing]
         if activations != "none":
-            lowering = [*_HEADROOM, (table.lowering, {"activations": activations})]
+            headroom = _HEADROOM if table.needs_headroom else []
+            rounding = (table.lowering, {"activations": activations})
+            lowering = [*headroom, rounding, *finishing]
         elif integers != "none":
             whole_units = _WHOLE_UNITS if integers == "quickest" else []
             lowering = [*_HEADROOM, *whole_units, (table.lowering, {})]

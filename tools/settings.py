@@ -9,11 +9,10 @@ from typing import Any, cast
 from ..backend.onnxruntime.capabilities import load, targets
 from ..ir import UsageError
 from ..passes.engine.pipeline.base import Pass
-from ..passes.engine.pipeline.registry import pass_class
 from .budget import Budget
 from .option_fields import resolved, specs, utf8_path
 from .options import OBJECTIVES, CompileOptions
-from .pass_options import has_option, passes_with, read_passes, with_option
+from .pass_options import passes_with, read_passes, with_option
 from .pipelines import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from .recipe import read_recipe
 
@@ -209,7 +208,13 @@ def _check_target(preset: Preset, options: CompileOptions, budget: Budget) -> No
 def _check_activations(preset: Preset, options: CompileOptions) -> None:
     """Refuses rounded activations that a target or a preset does not know."""
     target, kind = options.target, options.activations
-    if _rounds_activations(target):
+    known = load(target).activation_types
+    if known and kind not in known:
+        raise UsageError(
+            f"{target} rounds activations to {' or '.join(known)}, not to {kind}",
+            hint=f"compile with --activations {known[0]}",
+        )
+    if known:
         return
     if not load(target).integer_bits:
         able = [one for one in targets() if _rounds_activations(one) or load(one).integer_bits]
@@ -231,4 +236,4 @@ def _check_activations(preset: Preset, options: CompileOptions) -> None:
 
 
 def _rounds_activations(target: str) -> bool:
-    return has_option(pass_class(load(target).lowering), "activations")
+    return bool(load(target).activation_types)

@@ -48,6 +48,13 @@ def load(target: str) -> Capabilities:
         whole_groups=table.get("whole_groups", False),
         keeps_columns=table.get("keeps_columns", True),
         integer_bits=tuple(table.get("integer_bits", ())),
+        arrays=table.get("arrays", "expand"),
+        activation_types=tuple(table.get("activation_types", ())),
+        needs_headroom=table.get("needs_headroom", True),
+        contrib=table.get("contrib", True),
+        finishing=tuple(table.get("finishing", ())),
+        signed_scales=table.get("signed_scales", True),
+        half=table.get("half", False),
     )
 
 

@@ -40,9 +40,10 @@ class Offer:
         if self.integers != INTEGERS[0]:
             whole = self.integers == INTEGERS[2]
             offered = _with_integers(unit, table, offered, whole_units=whole)
-        wanted = [one for one in offered if one.bits in self.bits]
+        wanted = [one for one in offered if not self.bits or one.bits in self.bits]
         half = Option.half()
-        wide = half.bits in self.bits and all(one.bits != half.bits for one in offered)
+        asked = half.bits in self.bits if self.bits else table.half
+        wide = asked and all(one.bits != half.bits for one in offered)
         if offered and wide and not half_obstacle(unit):
             wanted.append(half)
         return wanted or offered

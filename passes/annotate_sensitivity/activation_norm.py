@@ -21,7 +21,7 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
 
     def of(unit: Unit) -> Judgement:
         squares = mean_squares(unit, Quadratic.of(unit, asked.context.arrays))
-        errors = nearest_errors(unit, asked.options[unit.name])
+        errors = nearest_errors(unit, asked)
         loss = (squares[:, None] * errors).astype(np.float32)
         return Judgement(loss, float(np.sqrt(squares.mean())))
 

@@ -83,14 +83,17 @@ def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked[Settings]) -> Keepin
 def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
     weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
     left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
-    in_floats = expands_to_floats(unit, asked.context.capabilities)
+    table = asked.context.capabilities
+    in_floats, signed = expands_to_floats(unit, table), table.signed_scales
     for option in asked.options[unit.name]:
         if option.is_half:
             columns.append(quadratic.loss(weight, as_half(weight)))
             continue
 
         def rounded_so(part: torch.Tensor, factor: Factor, one: Option = option) -> Rounded:
-            return round_rows(part, one.bits, one.group, factor, in_floats=in_floats)
+            return round_rows(
+                part, one.bits, one.group, factor, in_floats=in_floats, signed=signed
+            )
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
@@ -98,7 +101,7 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
     options = asked.options[unit.name]
     if quadratic.scarce:
         loss = monotone(loss, options)
-    arrays, table = asked.context.arrays, asked.context.capabilities
+    arrays = asked.context.arrays
     for at, option in enumerate(options):
         if option.integer:
             more = integer_losses(unit, weight, option, quadratic, arrays, table)

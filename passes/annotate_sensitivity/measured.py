@@ -88,8 +88,15 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
     if option.is_half:
         return as_half(weight).numpy()
     factor = Quadratic.of(unit, context.arrays).factor()
-    in_floats = expands_to_floats(unit, context.capabilities)
-    rounded = round_rows(weight, option.bits, option.group, factor, in_floats=in_floats)
+    table = context.capabilities
+    rounded = round_rows(
+        weight,
+        option.bits,
+        option.group,
+        factor,
+        in_floats=expands_to_floats(unit, table),
+        signed=table.signed_scales,
+    )
     return rounded.dequantize(option.group).numpy()
 
 

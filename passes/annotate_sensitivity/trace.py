@@ -25,7 +25,7 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
 
     def of(unit: Unit) -> Judgement:
         traces = mean_traces(unit, Quadratic.of(unit, asked.context.arrays))
-        errors = nearest_errors(unit, asked.options[unit.name])
+        errors = nearest_errors(unit, asked)
         loss = (0.5 * traces[:, None] * errors).astype(np.float32)
         return Judgement(loss, float(traces.mean()))
 

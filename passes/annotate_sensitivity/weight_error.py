@@ -6,7 +6,7 @@ Malinovskii et al. 2024) with equal slopes for all units. Weights are rounded to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by its relative squared error under the smallest option."""
 
     def of(unit: Unit) -> Judgement:
-        errors = nearest_errors(unit, asked.options[unit.name])
+        errors = nearest_errors(unit, asked)
         size = float(np.square(unit.matrix(), dtype=np.float64).sum())
         loss = errors / max(size, 1e-30)
         return Judgement(loss.astype(np.float32), float(loss[:, 0].sum()))
@@ -28,18 +28,19 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
     return judge_each(asked, of, "rounding to nearest")
 
 
-def _stored(weight: torch.Tensor, option: Option, even: torch.Tensor) -> torch.Tensor:
+def _stored(weight: torch.Tensor, option: Option, *, signed: bool) -> torch.Tensor:
     if option.is_half:
         return as_half(weight)
-    return nearest(weight, option.bits, option.group, even).dequantize(option.group)
-
-
-def nearest_errors(unit: Unit, options: Sequence[Option]) -> np.ndarray:
-    """Returns the squared error of every row, rounded to nearest: rows x options, float64."""
-    weight = torch.from_numpy(unit.matrix())
     even = torch.ones(weight.shape[1])
+    rounded = nearest(weight, option.bits, option.group, even, signed=signed)
+    return rounded.dequantize(option.group)
+
+
+def nearest_errors(unit: Unit, asked: Asked[Any]) -> np.ndarray:
+    """Returns the squared error of every row, rounded to nearest: rows x options, float64."""
+    weight, signed = torch.from_numpy(unit.matrix()), asked.context.capabilities.signed_scales
     columns = []
-    for option in options:
-        rounded = _stored(weight, option, even)
+    for option in asked.options[unit.name]:
+        rounded = _stored(weight, option, signed=signed)
         columns.append((rounded - weight).double().square().sum(dim=1).numpy())
     return np.stack(columns, axis=1)

@@ -24,7 +24,7 @@ from ...ir import (
 from ...ir.analysis.offered import expands_to_floats, obstacle, result_type
 from ...ir.text_form import did_you_mean
 from ...ir.unit_arrays import UnitArrays
-from ..engine.emission.array import expand_unit, expandable
+from ..engine.emission.array import expandable
 from ..engine.emission.dequantized import (
     WIDTHS,
     DequantizedUnit,
@@ -112,11 +112,17 @@ class InsertQdq(Pass):
 
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses targets with other widths, and graphs that will be too old."""
-        if self.activations != "none" and forecast.get(Headroom) is None:
+        table, rounds = context.capabilities, self.activations != "none"
+        if rounds and table.needs_headroom and forecast.get(Headroom) is None:
             raise no_headroom("")
+        known = table.activation_types
+        if rounds and self.activations not in known:
+            raise UsageError(
+                f"{table.target} rounds no activations to {self.activations}",
+                hint=f"it knows {', '.join(known)}" if known else "say activations=none",
+            )
         raised = forecast.get(RaisedOpset) or RaisedOpset(0)
         _check_opset(max(model.opset_imports.get("", 1), raised.version))
-        table = context.capabilities
         odd = [kernel.bits for kernel in table.kernels if kernel.bits not in WIDTHS]
         if odd:
             raise UsageError(
@@ -157,7 +163,7 @@ class InsertQdq(Pass):
         for unit, spec in work.specs.values():
             _lower(unit, spec, work)
         for unit, spec in work.expanded.values():
-            expand_unit(model.graph, unit, spec, context.arrays, work.names)
+            work.expand(unit, spec)
         _keep_products_of_codes(model.graph)
         count = len(work.specs) + len(work.expanded)
         lowered: dict[str, Any] = {"lowered": count, "skipped": work.skipped}
@@ -201,7 +207,8 @@ def _lower(unit: Unit, spec: QuantSpec, work: Work) -> None:
         emit = Emitter(graph, work.names, unit.name, use.node)
         dtype = result_type(unit, use)
         if use.kind == "lookup":
-            result = emit_lookup(stored, use, dtype, "dequantize", emit)
+            form = work.context.capabilities.lookup
+            result = emit_lookup(stored, use, dtype, form, emit)
         else:
             quantized = work.quantized.get(use.node)
             result = emit_dequantized_product(stored, use, dtype, quantized, emit)

@@ -18,7 +18,6 @@ from ...ir import (
     note_of,
     quantizable,
 )
-from ..engine.emission.array import expand_unit
 from ..engine.emission.emitter import Names
 from ..engine.numerics.activation_grid import RANGES
 from ..engine.pipeline.base import Pass, PassContext, Promise
@@ -90,7 +89,7 @@ class LowerConvolutions(Pass):
             drop_note(unit.notes, FloatActivations)
             work.lower_convolution(unit)
         for unit, spec in work.expanded.values():
-            expand_unit(model.graph, unit, spec, context.arrays, work.names)
+            work.expand(unit, spec)
         context.report[self.name] = {"lowered": len(work.specs), **facts}
         return True
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from ...ir import ArrayStore, Option, QuantSpec, TensorStats, Unit, UsageError, Use, note_of
 from ...ir.unit_arrays import UnitArrays
-from ..engine.emission.array import expandable
-from ..engine.emission.convolution import emit_convolution
+from ..engine.emission.array import expand_unit, expandable
+from ..engine.emission.dequantized_weight import emit_dequantized_weight
 from ..engine.emission.emitter import Emitter, Names
 from ..engine.emission.replacing import replace_weight
 from ..engine.numerics.pair_sums import kernel_order, overflowing_rows
@@ -42,6 +42,8 @@ class Work:
 
     def check_headroom(self) -> None:
         """Refuses INT8 rows whose products some processors would clip."""
+        if not self.context.capabilities.needs_headroom:
+            return
         for unit, spec in self.specs.values():
             if any(use.node in self.quantized for use in unit.uses):
                 _check_headroom(unit, spec, self.context.arrays)
@@ -53,7 +55,17 @@ class Work:
         for use in unit.uses:
             if use.node in self.quantized:
                 use.node.replace_input_with(0, self.quantized[use.node])
-        replace_weight(graph, unit, emit_convolution(unit, arrays, shared), shared)
+        replace_weight(graph, unit, emit_dequantized_weight(unit, arrays, shared), shared)
+        UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
+
+    def expand(self, unit: Unit, spec: QuantSpec) -> None:
+        """Lets the readers of a unit read floats that are made of its codes."""
+        graph, arrays = self.model.graph, self.context.arrays
+        if self.context.capabilities.arrays == "expand":
+            expand_unit(graph, unit, spec, arrays, self.names)
+            return
+        emit = Emitter(graph, self.names, unit.name, unit.anchor)
+        replace_weight(graph, unit, emit_dequantized_weight(unit, arrays, emit), emit)
         UnitArrays(unit.name, arrays).discard("codes", "")  # the graph holds them now
 
     def expand_the_rest(self) -> None:

@@ -36,7 +36,7 @@ class Finalizer:
         os.kill(os.getpid(), signal.SIGTERM)
         os.getpid()
 
-def export_folder(folder, stage, say):
+def export_folder(folder, stage, say, *, standard):
     (stage / "half").write_text("half")
     logging.getLogger("library").warning("about \\x1b[2J")
     {fate}

@@ -23,8 +23,8 @@ class DequantizedUnit(StoredUnit):
     """
 
     def __init__(self, unit: Unit, spec: QuantSpec, arrays: ArrayStore, emit: Emitter) -> None:
-        super().__init__(unit, spec, arrays, emit)
         self._tables: dict[int, tuple[ir.Value, ir.Value]] = {}
+        super().__init__(unit, spec, arrays, emit)
 
     def _stored_class(self, one: RowClass, own: UnitArrays) -> StoredClass:
         codes, scales = own.get("codes", one.index).T, own.get("scales", one.index).T
@@ -54,6 +54,14 @@ class DequantizedUnit(StoredUnit):
         if one.index not in self._tables:
             self._tables[one.index] = self._emit_table(one)
         return self._tables[one.index]
+
+    def floats(self, one: StoredClass, dtype: ir.DataType, emit: Emitter) -> ir.Value:
+        """Emits the whole table of a class as floats, rows x columns."""
+        weight, turned = _weight(self, one, dtype, emit, "table"), {"perm": [1, 0]}
+        name = f"table/{one.index}/turned"
+        table = emit.node("lookup", name, "Transpose", [weight], turned, dtype=dtype)
+        table.shape = ir.Shape((one.rows, self.columns))
+        return table
 
     def _emit_table(self, one: StoredClass) -> tuple[ir.Value, ir.Value]:
         codes, name = one.codes, f"table/{one.index}"
@@ -100,13 +108,18 @@ def emit_dequantized_product(
 
 
 def _weight(
-    stored: DequantizedUnit, one: StoredClass, dtype: ir.DataType, emit: Emitter
+    stored: DequantizedUnit,
+    one: StoredClass,
+    dtype: ir.DataType,
+    emit: Emitter,
+    name: str = "weight",
 ) -> ir.Value:
+    """Emits the codes of a class as floats, columns x rows."""
     blocks = {"axis": 0, "block_size": one.option.group}
     how = {"axis": 1} if stored.is_by_row(one) else blocks
     inputs = [one.codes, stored.scales(one, dtype)]
-    name = f"weight/{one.index}"
-    weight = emit.node("dequantize", name, "DequantizeLinear", inputs, how, dtype=dtype)
+    full = f"{name}/{one.index}"
+    weight = emit.node("dequantize", full, "DequantizeLinear", inputs, how, dtype=dtype)
     weight.shape = ir.Shape((stored.columns, one.rows))
     return weight
 

@@ -32,7 +32,7 @@ def emit_lookup(
         stored: The table.
         use: The Gather.
         dtype: Type of the looked-up rows.
-        form: ``unpack``, ``gather-block-quantized`` or ``dequantize``.
+        form: ``unpack``, ``gather-block-quantized``, ``dequantize`` or ``expand``.
         emit: Where the nodes go.
     """
     ids = use.activation
@@ -69,6 +69,7 @@ class _Lookup:
             "unpack": self.unpacked,
             "gather-block-quantized": self.block_quantized,
             "dequantize": self.dequantized,
+            "expand": self.expanded,
         }
         return self._select(ids, forms[form])
 
@@ -195,6 +196,12 @@ class _Lookup:
         signed = self.node(f"signed/{index}", "DequantizeLinear", [codes, unit], self.dtype)
         shape = [*self._lead, self.stored.columns // group, group]
         return self._scaled(one, self.reshape(f"code/{index}", signed, shape), scales)
+
+    def expanded(self, one: StoredClass, ids: ir.Value) -> ir.Value:
+        """Emits the lookup in a table of floats, which a DequantizeLinear makes of codes."""
+        assert isinstance(self.stored, DequantizedUnit)
+        table = self.stored.floats(one, self.dtype, self.emit)
+        return self.node(f"found/{one.index}", "Gather", [table, ids], self.dtype)
 
     def _fields(self, one: StoredClass, codes: ir.Value, groups: int) -> ir.Value:
         """Emits the codes of every byte, lowest first.

@@ -2,8 +2,8 @@
 
 Throughout: ``weight`` is rows x columns (output channels x input channels), ``hessian`` is
 columns x columns, and the error of a row is ``d^T H d`` with ``d`` its rounding error. A code
-``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Scales are signed, so the
-extreme value of a group, whatever its sign, can sit on the longer side of the range.
+``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Where the target takes signed
+scales, the extreme value of a group, whatever its sign, can sit on the longer side.
 """
 
 from __future__ import annotations
@@ -162,21 +162,22 @@ def _grouped(matrix: torch.Tensor, group: int) -> torch.Tensor:
 
 
 def search_scales(
-    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor
+    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor, *, signed: bool = True
 ) -> torch.Tensor:
     """Returns the scales (rows x groups, float32) of least price-weighted squared error.
 
-    Candidates are fractions of the extreme value of the group on the long side of the range;
-    at 2 and 3 bits, where the sides differ most, both signs are tried.
+    Candidates are fractions of the scale that just covers the group: with its extreme value on
+    the long side of the range if scales are ``signed``, or else the smallest positive one. At
+    2 and 3 bits, where the sides differ most, both signs are tried.
     """
     low, high = _range(bits)
     blocks, prices = _grouped(weight, group), _grouped(price[None], group)
-    extreme = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
-    best = torch.full_like(extreme, torch.inf)
-    scales = storable(extreme / low, bits)
-    for sign in (1.0, -1.0) if bits <= 3 else (1.0,):
+    whole = _covering_scales(blocks, low, high, signed=signed)
+    best = torch.full_like(whole, torch.inf)
+    scales = storable(whole, bits)
+    for sign in (1.0, -1.0) if signed and bits <= 3 else (1.0,):
         for fraction in _FRACTIONS.get(bits, (1.0,)):
-            scale = storable(extreme * (sign * fraction / low), bits)
+            scale = storable(whole * (sign * fraction), bits)
             codes = (blocks / scale).round_().clamp_(low, high)
             error = codes.mul_(scale).sub_(blocks).square_().mul_(prices).sum(2, keepdim=True)
             better = error < best
@@ -185,16 +186,28 @@ def search_scales(
     return scales[..., 0]
 
 
+def _covering_scales(
+    blocks: torch.Tensor, low: int, high: int, *, signed: bool
+) -> torch.Tensor:
+    """Returns the scales (rows x groups x 1) with which no code of a group is cut off."""
+    if signed:
+        return blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / low
+    ends = blocks.amax(2, keepdim=True) / high, blocks.amin(2, keepdim=True) / low
+    return torch.maximum(*ends)
+
+
 def as_half(weight: torch.Tensor) -> torch.Tensor:
     """Returns, as float32, what float16 keeps of weights; sizes end at its largest number."""
     most = torch.finfo(torch.float16).max
     return weight.clamp(-most, most).half().float()
 
 
-def nearest(weight: torch.Tensor, bits: int, group: int, price: torch.Tensor) -> Rounded:
+def nearest(
+    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor, *, signed: bool = True
+) -> Rounded:
     """Rounds every weight to the nearest code under searched scales."""
     low, high = _range(bits)
-    scales = search_scales(weight, bits, group, price)
+    scales = search_scales(weight, bits, group, price, signed=signed)
     wide = scales.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
     codes = (weight / wide).round_().clamp_(low, high)
     return Rounded(codes.to(_code_type(bits)), scales.half())
@@ -323,20 +336,33 @@ def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _round_chunk(
-    weight: torch.Tensor, bits: int, group: int, factor: Factor, refinements: int
+    weight: torch.Tensor,
+    bits: int,
+    group: int,
+    factor: Factor,
+    refinements: int,
+    *,
+    signed: bool,
 ) -> Rounded:
     most = _LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
     weight = weight.clamp(-most, most)
-    scales = search_scales(weight, bits, group, factor.price)
+    scales = search_scales(weight, bits, group, factor.price, signed=signed)
     codes = compensated(weight, scales, bits, group, factor)
     for _ in range(refinements):
-        scales = _refit_scales(weight, codes, group, factor.damped)
+        fitted = _refit_scales(weight, codes, group, factor.damped)
+        scales = fitted if signed else torch.where(fitted > 0, fitted, scales)
         codes = _descend(weight, codes, scales, bits, group, factor.damped)
     return Rounded(codes.to(_code_type(bits)), scales.half())
 
 
 def gptq(
-    weight: torch.Tensor, bits: int, group: int, factor: Factor, *, refinements: int = 0
+    weight: torch.Tensor,
+    bits: int,
+    group: int,
+    factor: Factor,
+    *,
+    refinements: int = 0,
+    signed: bool = True,
 ) -> Rounded:
     """Rounds with error compensation, then alternates scale refits and coordinate descent.
 
@@ -346,11 +372,12 @@ def gptq(
         group: Columns that share a scale.
         factor: The factorized Hessian.
         refinements: Rounds of scale refit plus coordinate descent over all codes.
+        signed: Whether scales may be negative.
     """
     if factor.damped.ndim == 1:  # no column can make up for the error of another
-        return nearest(weight, bits, group, factor.price)
+        return nearest(weight, bits, group, factor.price, signed=signed)
     parts = [
-        _round_chunk(chunk, bits, group, factor, refinements)
+        _round_chunk(chunk, bits, group, factor, refinements, signed=signed)
         for chunk in torch.split(weight, _ROWS_AT_ONCE)
     ]
     return Rounded(
@@ -366,6 +393,7 @@ def round_rows(
     *,
     refinements: int = 0,
     in_floats: bool = False,
+    signed: bool = True,
 ) -> Rounded:
     """Rounds as well as is worth the time: by ``gptq``, and by ``nearest`` at many bits.
 
@@ -376,10 +404,11 @@ def round_rows(
         factor: The factorized Hessian.
         refinements: Rounds of scale refit plus coordinate descent over all codes.
         in_floats: Whether what reads the weight computes in floats.
+        signed: Whether scales may be negative.
     """
     if bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
-        return nearest(weight, bits, group, factor.price)
-    return gptq(weight, bits, group, factor, refinements=refinements)
+        return nearest(weight, bits, group, factor.price, signed=signed)
+    return gptq(weight, bits, group, factor, refinements=refinements, signed=signed)
 
 
 def row_errors(

@@ -31,6 +31,8 @@ PASSES: tuple[str, ...] = (
     "lower_matmul_nbits:LowerMatMulNBits",
     "insert_qdq:InsertQdq",
     "cmpq.lower_channels:LowerChannels",
+    "convert_floats:ConvertFloats",
+    "fit_tensorrt:FitTensorrt",
     "verify_numerics:VerifyNumerics",
 )
 

@@ -1,4 +1,4 @@
-"""Conv with a stored weight: codes and a DequantizeLinear in front, the Conv as it was."""
+"""A weight of any layout as codes and a DequantizeLinear; its readers stay as they were."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ....ir.unit_arrays import UnitArrays
 from .emitter import Emitter
 
 
-def emit_convolution(unit: Unit, arrays: ArrayStore, emit: Emitter) -> ir.Value:
+def emit_dequantized_weight(unit: Unit, arrays: ArrayStore, emit: Emitter) -> ir.Value:
     """Emits the nodes that make the weight from int8 codes; returns what replaces it.
 
     The codes keep the layout of the weight, one float16 scale for each of its rows:

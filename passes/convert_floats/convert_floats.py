@@ -1,0 +1,118 @@
+"""The pass ``convert-floats``: float16 instead of float32, where that keeps the numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from ...ir import Feeds, StoredPart, UsageError, note_of
+from ..engine.execution.samples import Samples
+from ..engine.pipeline.base import Pass, PassContext, Promise
+from .keeping import Keeping
+from .measured import Seen, watch
+from .rewriting import Conversion
+from .typing_rules import is_float32
+from .value_types import fill_in_types
+
+_NAMED = 100  # nodes in the report
+
+
+@dataclass(frozen=True)
+class ConvertFloats(Pass):
+    """Let everything that is not quantized compute in float16, as GPUs are quick at.
+
+        %y = MatMul(%x, %w)                     %x' = Cast<float16>(%x)
+                                          =>    %y' = MatMul(%x', %w')
+                                                %y  = Cast<float32>(%y')
+
+    Inputs and outputs of the model keep their types. A node goes on computing in float32 if
+
+    - the standard has no form of it in float16, or it holds a graph (If, Loop, Scan);
+    - a number that it reads or makes would leave the range of float16, were it ``margin``
+      times as large as on samples;
+    - rounding what it reads would change its result by more than ``error``, as it does with
+      the cosine of a large angle, and then so do the nodes that make what it reads;
+    - a constant would become zero that keeps a denominator from being zero;
+    - it belongs to layers with a bias that compute in integers (``integer_regions.py``).
+
+    Numbers that only rule something out, such as the -1e9 of a mask, end at half of float16's
+    range.
+
+    Attributes:
+        samples: Calibration samples to look at.
+        margin: Factor by which numbers may be larger than on these samples.
+        error: Relative error of a result from which on its inputs are not rounded.
+    """
+
+    name: ClassVar[str] = "convert-floats"
+    promise: ClassVar[Promise] = Promise.OTHER
+
+    samples: int = 2
+    margin: float = 2.0
+    error: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or not self.margin >= 1 or not self.error > 0:
+            raise UsageError(
+                f"{self.name} cannot take samples={self.samples}, margin={self.margin},"
+                f" error={self.error}",
+                hint="samples and margin of 1 or more, and an error above 0",
+            )
+
+    def run(self, model: ir.Model, context: PassContext) -> bool:
+        if context.calibration is None:
+            raise UsageError(
+                f"{self.name} needs samples to know how large numbers become",
+                hint="give calibration data",
+            )
+        fill_in_types(model)
+        nodes = [node for node in model.graph if _has_floats(node)]
+        keeping = Keeping(model.opset_imports.get("", 1))
+        keeping.by_rule(nodes)
+        feeds = context.calibration.first(self.samples)
+        seen = self._seen(model, nodes, feeds, context)
+        keeping.by_measure(nodes, seen, self.margin, self.error)
+        low = [node for node in nodes if node not in keeping.reasons]
+        conversion = Conversion(model, low)
+        conversion.run()
+        context.report[self.name] = {
+            "converted": len(low),
+            "casts": conversion.casts,
+            "kept": len(keeping.reasons),
+            "kept_by_operator": dict(Counter(node.op_type for node in keeping.reasons)),
+            "reasons": _named(keeping.reasons),
+        }
+        return bool(low)
+
+    def _seen(
+        self,
+        model: ir.Model,
+        nodes: list[ir.Node],
+        feeds: Sequence[Feeds],
+        context: PassContext,
+    ) -> Seen:
+        """Returns what samples show of all nodes but those that make weights of codes."""
+        watched = [node for node in nodes if note_of(node, StoredPart) is None or _runs(node)]
+        return watch(model, watched, context, Samples.of(context, feeds))
+
+
+def _has_floats(node: ir.Node) -> bool:
+    """Tells whether a node reads or makes float32, as far as the graph tells."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    return any(value.dtype is None or is_float32(value) for value in values)
+
+
+def _runs(node: ir.Node) -> bool:
+    """Tells whether a part of a stored unit computes on what the model is fed."""
+    note = note_of(node, StoredPart)
+    return note is not None and note.role in ("kernel", "lookup", "permutation", "factor")
+
+
+def _named(reasons: Mapping[ir.Node, str]) -> dict[str, str]:
+    """Returns the first reasons by name."""
+    pairs = list(reasons.items())[:_NAMED]
+    return {str(node.name): why for node, why in pairs}
