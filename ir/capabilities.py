@@ -70,6 +70,7 @@ class Capabilities:
         needs_headroom: Whether sums of two products may be clipped where it runs.
         contrib: Whether it knows operators of ONNX Runtime's own.
         finishing: Names of the passes that follow the lowering.
+        float8: Whether codes of 8 bits by row are floats (E4M3) instead of integers.
         signed_scales: Whether scales may be negative.
         half: Whether any unit may be stored as float16, because the target computes in it.
     """
@@ -95,6 +96,7 @@ class Capabilities:
     needs_headroom: bool = True
     contrib: bool = True
     finishing: tuple[str, ...] = ()
+    float8: bool = False
     signed_scales: bool = True
     half: bool = False
 
@@ -117,8 +119,13 @@ class Capabilities:
             option
             for kernel in kernels
             for bits in (kernel.bits, *(self.expanding if expand else ()))
-            if (option := Option(bits, kernel.group)).kernel_bits == kernel.bits
+            if (option := self._option(bits, kernel.group)).kernel_bits == kernel.bits
         )
+
+    def _option(self, bits: int, group: int) -> Option:
+        kernel = self.kernel(bits)
+        by_row = kernel is not None and kernel.per_row and group not in kernel.groups
+        return Option(bits, group, float8=self.float8 and by_row and bits == _WHOLE_BYTE)
 
     def multiplies_integers(self, option: Option, columns: int) -> bool:
         """Tells whether a kernel of integers can serve rows of ``columns`` weights."""

@@ -9,10 +9,12 @@ from .errors import UsageError
 
 SCALE_BYTES = 2  # scales are stored as float16
 KERNEL_WIDTHS = (2, 4, 8)  # of the codes that kernels read
+_WHOLE_BYTE = 8
 HALF = "f16"  # how an option without codes is written
 _WIDE_BITS = 16
-_TEXT = re.compile(r"(\d+)g(\d+)(a8)?\Z")
+_TEXT = re.compile(r"(\d+)g(\d+)(a8|f8)?\Z")
 _WITH_ACTIVATIONS = "a8"  # behind an option whose kernel multiplies integers
+_FLOAT8 = "f8"  # behind an option whose codes are floats
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +30,9 @@ class Option:
     ``8g576a8`` is for kernels that multiply integers: the activations that meet the codes are
     rounded to 8 bits too, with one scale for all of them. A group is the whole row then.
 
+    ``8g576f8`` has codes that are floats of 8 bits (E4M3: 4 of the exponent, 3 of the
+    mantissa) instead of integers.
+
     ``f16`` has no codes: the file stores float16 numbers, which the runtime widens when it
     loads the model.
 
@@ -35,11 +40,13 @@ class Option:
         bits: Width of a code in the file, from 2 to 8, or 16; 16 for ``f16``.
         group: Columns that share a scale; 0 for ``f16``.
         integer: Whether activations are rounded too.
+        float8: Whether codes are floats.
     """
 
     bits: int
     group: int
     integer: bool = False
+    float8: bool = False
 
     @classmethod
     def half(cls) -> Option:
@@ -54,7 +61,8 @@ class Option:
     def __str__(self) -> str:
         if self.is_half:
             return HALF
-        return f"{self.bits}g{self.group}{_WITH_ACTIVATIONS if self.integer else ''}"
+        kind = _WITH_ACTIVATIONS if self.integer else _FLOAT8 if self.float8 else ""
+        return f"{self.bits}g{self.group}{kind}"
 
     @classmethod
     def parse(cls, text: str) -> Option:
@@ -68,9 +76,13 @@ class Option:
         match = _TEXT.match(text)
         option = None
         if match is not None:
-            option = cls(int(match[1]), int(match[2]), match[3] is not None)
+            kind = match[3]
+            option = cls(
+                int(match[1]), int(match[2]), kind == _WITH_ACTIVATIONS, kind == _FLOAT8
+            )
         known = (*range(KERNEL_WIDTHS[0], KERNEL_WIDTHS[-1] + 1), _WIDE_BITS)
-        if option is None or option.bits not in known or not option.group:
+        odd = option is not None and option.float8 and option.bits != _WHOLE_BYTE
+        if option is None or option.bits not in known or not option.group or odd:
             raise UsageError(
                 f"{text!r} is not a storage option",
                 hint="write BITSgGROUP, like 4g64, with 2 to 8 or 16 bits",

@@ -246,7 +246,9 @@ class QuantizeWeights(Pass):
     ) -> Rounded:
         bits, group = option.bits, option.group
         if self.rounding == "nearest":
-            return nearest(weight, bits, group, factor.price, signed=signed)
+            return nearest(
+                weight, bits, group, factor.price, signed=signed, float8=option.float8
+            )
         return round_rows(
             weight,
             bits,
@@ -255,6 +257,7 @@ class QuantizeWeights(Pass):
             refinements=self.refinements,
             in_floats=in_floats,
             signed=signed,
+            float8=option.float8,
         )
 
 

@@ -42,7 +42,7 @@ from .costs import costs_for, whose_times
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
-from .kernels import with_smallest
+from .kernels import with_byte_codes, with_smallest
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
 from .parts import cut_in_parts
@@ -106,7 +106,8 @@ class Compilation:
 
     def context(self, bits: float | None = None) -> PassContext:
         """Returns what passes are given that are to meet so many bits per weight."""
-        options, table = self.settings.options, load(self.settings.options.target)
+        options = self.settings.options
+        table = with_byte_codes(load(options.target), options.activations)
         if bits is not None:
             weights, budget = self.input["weights"], self.settings.budget
             saves_time = self.settings.saves_time(bits)

@@ -48,6 +48,17 @@ def with_smallest(
     return replace(table, smallest_kernel=products, smallest_lookup=smallest)
 
 
+def with_byte_codes(table: Capabilities, activations: object) -> Capabilities:
+    """Returns a table whose codes of 8 bits are those that ``activations`` meet.
+
+    Args:
+        table: What the target can run.
+        activations: What products read: ``fp8`` for weights and activations in floats.
+    """
+    known = table.activation_types
+    return replace(table, float8=activations == "fp8" and activations in known)
+
+
 def _smallest(
     table: Capabilities, kernels: str, weights: int, budget: Budget, bits: float
 ) -> int:

@@ -62,11 +62,11 @@ class MethodOptions:
         "if the budget cannot be met, take the smallest that can", bool
     )
     activations: str = setting(
-        "what INT8 weights are multiplied by: floats (none), int8 (target qdq only), uint8"
-        " (qdq and ort-cpu), or auto: floats, but uint8 where ort-cpu cannot keep a bound on"
-        " time without",
+        "what weights of 8 bits are multiplied by: floats (none), int8 (targets qdq and"
+        " tensorrt), uint8 (qdq and ort-cpu), fp8 (tensorrt; weights are such floats too),"
+        " or auto: floats, but uint8 where ort-cpu cannot keep a bound on time without",
         default="auto",
-        known=("auto", "none", "int8", "uint8"),
+        known=("auto", "none", "int8", "uint8", "fp8"),
     )
     recipe: Path | str | None = option(
         "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"

@@ -34,6 +34,7 @@ from ..passes.engine.pipeline.registry import pass_names
 from .compilation import check_loss, finish
 from .costs import costs_for
 from .dump_folder import calibration_in, original_in, prepare_dumps
+from .kernels import with_byte_codes
 from .option_fields import specs
 from .options import CompileOptions
 from .stats_cache import stats_folder
@@ -182,8 +183,9 @@ class _Job:
         settings = self.dump.settings
         target = str(settings.get("target", _OPTIONS["target"].default))
         product, lookup = (settings.get(f"smallest_{kind}") for kind in ("kernel", "lookup"))
+        table = with_byte_codes(load(target), settings.get("activations"))
         return replace(
-            load(target),
+            table,
             smallest_kernel=product if isinstance(product, int) else 0,
             smallest_lookup=lookup if isinstance(lookup, int) else 0,
         )

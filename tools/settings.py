@@ -16,7 +16,8 @@ from .pass_options import passes_with, read_passes, with_option
 from .pipelines import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from .recipe import read_recipe
 
-_ROUNDED = ("int8", "uint8")
+_KERNELS_TAKE = "uint8"  # of ONNX Runtime's own operators on integers
+_ROUNDED = ("int8", _KERNELS_TAKE, "fp8")
 _ANY_BITS = 4.0  # what a pipeline is checked with where the bits are not known yet
 
 
@@ -218,14 +219,15 @@ def _check_activations(preset: Preset, options: CompileOptions) -> None:
         return
     if not load(target).integer_bits:
         able = [one for one in targets() if _rounds_activations(one) or load(one).integer_bits]
+        able = [one for one in able if kind in _known_kinds(one)]
         raise UsageError(
             f"{target} takes no quantized activations",
             hint=f"compile with --target {' or '.join(able)}",
         )
-    if kind != _ROUNDED[-1]:
+    if kind != _KERNELS_TAKE:
         raise UsageError(
-            f"{target} rounds activations to {_ROUNDED[-1]}, not to {kind}",
-            hint=f"compile with --activations {_ROUNDED[-1]}",
+            f"{target} rounds activations to {_KERNELS_TAKE}, not to {kind}",
+            hint=f"compile with --activations {_KERNELS_TAKE}",
         )
     if not preset.takes_integers:
         able = [name for name, one in PRESETS.items() if one.takes_integers]
@@ -233,6 +235,11 @@ def _check_activations(preset: Preset, options: CompileOptions) -> None:
             f"preset {options.preset} offers no kernels of integers to {target}",
             hint=f"choose another preset: {', '.join(able)}",
         )
+
+
+def _known_kinds(target: str) -> tuple[str, ...]:
+    """Returns what a target's graphs can round activations to."""
+    return load(target).activation_types or (_KERNELS_TAKE,)
 
 
 def _rounds_activations(target: str) -> bool:

@@ -92,7 +92,13 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
 
         def rounded_so(part: torch.Tensor, factor: Factor, one: Option = option) -> Rounded:
             return round_rows(
-                part, one.bits, one.group, factor, in_floats=in_floats, signed=signed
+                part,
+                one.bits,
+                one.group,
+                factor,
+                in_floats=in_floats,
+                signed=signed,
+                float8=one.float8,
             )
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)

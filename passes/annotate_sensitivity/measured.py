@@ -96,6 +96,7 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
         factor,
         in_floats=expands_to_floats(unit, table),
         signed=table.signed_scales,
+        float8=option.float8,
     )
     return rounded.dequantize(option.group).numpy()
 

@@ -32,7 +32,9 @@ def _stored(weight: torch.Tensor, option: Option, *, signed: bool) -> torch.Tens
     if option.is_half:
         return as_half(weight)
     even = torch.ones(weight.shape[1])
-    rounded = nearest(weight, option.bits, option.group, even, signed=signed)
+    rounded = nearest(
+        weight, option.bits, option.group, even, signed=signed, float8=option.float8
+    )
     return rounded.dequantize(option.group)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from ...ir import Feeds, StoredPart, UsageError, note_of
+from ...ir import UsageError
 from ..engine.execution.samples import Samples
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from .keeping import Keeping
-from .measured import Seen, watch
+from .measured import watch
 from .rewriting import Conversion
 from .typing_rules import is_float32
 from .value_types import fill_in_types
@@ -73,8 +73,8 @@ class ConvertFloats(Pass):
         nodes = [node for node in model.graph if _has_floats(node)]
         keeping = Keeping(model.opset_imports.get("", 1))
         keeping.by_rule(nodes)
-        feeds = context.calibration.first(self.samples)
-        seen = self._seen(model, nodes, feeds, context)
+        samples = Samples.of(context, context.calibration.first(self.samples))
+        seen = watch(model, context, samples)
         keeping.by_measure(nodes, seen, self.margin, self.error)
         low = [node for node in nodes if node not in keeping.reasons]
         conversion = Conversion(model, low)
@@ -88,28 +88,11 @@ class ConvertFloats(Pass):
         }
         return bool(low)
 
-    def _seen(
-        self,
-        model: ir.Model,
-        nodes: list[ir.Node],
-        feeds: Sequence[Feeds],
-        context: PassContext,
-    ) -> Seen:
-        """Returns what samples show of all nodes but those that make weights of codes."""
-        watched = [node for node in nodes if note_of(node, StoredPart) is None or _runs(node)]
-        return watch(model, watched, context, Samples.of(context, feeds))
-
 
 def _has_floats(node: ir.Node) -> bool:
     """Tells whether a node reads or makes float32, as far as the graph tells."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     return any(value.dtype is None or is_float32(value) for value in values)
-
-
-def _runs(node: ir.Node) -> bool:
-    """Tells whether a part of a stored unit computes on what the model is fed."""
-    note = note_of(node, StoredPart)
-    return note is not None and note.role in ("kernel", "lookup", "permutation", "factor")
 
 
 def _named(reasons: Mapping[ir.Node, str]) -> dict[str, str]:

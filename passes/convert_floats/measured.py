@@ -1,34 +1,37 @@
 """What float16 would do to each node of a graph, seen on samples.
 
-A node is run in torch on the numbers that it really read, and once more on the same numbers
-rounded to float16. That tells an angle of 1000 radians, whose cosine rounding would spoil,
-from one of 1, and the difference of two numbers that are nearly equal from any other.
+The graph is run in torch, node by node. Each is run once more on the same numbers rounded to
+float16. That tells an angle of 1000 radians, whose cosine rounding would spoil, from one of 1,
+and the difference of two numbers that are nearly equal from any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
+from ...ir import Feeds
 from ...ir.units import stored_tensor
 from ..engine.execution.exposing import exposing
 from ..engine.execution.samples import Samples
-from ..engine.pipeline.base import PassContext, Session
+from ..engine.pipeline.base import PassContext
 from .rounding import LARGEST, MASKED, as_half
 from .typing_rules import is_float32
 
-_BYTES_AT_ONCE = 1 << 28
-_EXACT = {  # move numbers, or make sums of products, which rounding treats like any other
-    *("Cast", "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
-    *("Identity", "Pad", "Reshape", "ScatterElements", "ScatterND", "Slice", "Split"),
-    *("Squeeze", "Tile", "Transpose", "Unsqueeze", "Where", "Relu", "MaxPool", "Shape"),
-    *("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits", "Mul", "Neg"),
-    *("DequantizeLinear", "QuantizeLinear", "Constant", "ConstantOfShape"),
+_UNHARMED = {  # by rounding what they read: they move numbers, or add up many products
+    *("Cast", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose"),
+    *("DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
+    *("Gemm", "Identity", "MatMul", "MatMulNBits", "MaxPool", "Mul", "Neg", "Pad", "Relu"),
+    *("Reshape", "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze", "Where"),
 }
+_NUMBERS = "biuf"  # kinds of numpy types that torch has too
+Tensors = dict[ir.Value, torch.Tensor]
 
 
 @dataclass
@@ -49,125 +52,145 @@ class Seen:
         return self.largest.get(value, 0.0) * margin > LARGEST
 
 
-def watch(
-    model: ir.Model,
-    nodes: Sequence[ir.Node],
-    context: PassContext,
-    samples: Samples,
-) -> Seen:
-    """Runs samples in the target runtime and looks at every number that nodes read and make.
+def watch(model: ir.Model, context: PassContext, samples: Samples) -> Seen:
+    """Runs samples and looks at every number that nodes of the main graph read and make.
 
     Args:
         model: The graph.
-        nodes: Nodes of its main graph.
-        context: Runs the graph, and single nodes in torch.
+        context: Runs single nodes in torch, and in the target runtime the whole graph with
+            nodes that torch cannot run.
         samples: The samples.
     """
-    seen, fed = Seen(), {str(value.name) for value in model.graph.inputs}
-    wanted = [value for node in nodes for value in _computed(node)]
-    with context.runner.session(exposing(model, list(dict.fromkeys(wanted)))) as session:
-        for sample in context.progress.track(samples, len(samples), "ranges of floats"):
-            for wave in _waves(nodes, sample.arrays):
-                _look(wave, session, sample.arrays, fed, context, seen)
-    return seen
+    watcher = _Watcher(model, context)
+    for sample in context.progress.track(samples, len(samples), "ranges of floats"):
+        watcher.run(sample.arrays)
+    return watcher.seen
 
 
-def _computed(node: ir.Node) -> list[ir.Value]:
-    """Returns what a run has to give for a node: all that it reads and makes but constants."""
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    return [
-        value
-        for value in values
-        if stored_tensor(value) is None and not value.is_graph_input() and value.dtype
-    ]
+class _Watcher:
+    """Runs one graph on sample after sample.
 
-
-def _waves(
-    nodes: Sequence[ir.Node], feeds: Mapping[str, np.ndarray]
-) -> Iterator[list[ir.Node]]:
-    """Yields nodes whose values fit into memory together."""
-    positions = max((int(np.prod(array.shape[:2])) for array in feeds.values()), default=1)
-    wave: list[ir.Node] = []
-    total = 0
-    for node in nodes:
-        size = sum(4 * _entries(value, positions) for value in _computed(node))
-        if wave and total + size > _BYTES_AT_ONCE:
-            yield wave
-            wave, total = [], 0
-        wave.append(node)
-        total += size
-    if wave:
-        yield wave
-
-
-def _entries(value: ir.Value, positions: int) -> int:
-    """Guesses how many numbers a value holds for one sample: open dimensions are positions."""
-    dims = list(value.shape) if value.shape is not None else []
-    known = int(np.prod([one for one in dims if isinstance(one, int)], dtype=np.int64))
-    opened = sum(not isinstance(one, int) for one in dims)
-    return int(max(known, 1) * positions ** min(max(opened - 1, 1), 2))
-
-
-def _look(
-    nodes: Sequence[ir.Node],
-    session: Session,
-    feeds: Mapping[str, np.ndarray],
-    fed: set[str],
-    context: PassContext,
-    seen: Seen,
-) -> None:
-    names = list(dict.fromkeys(str(value.name) for node in nodes for value in _computed(node)))
-    arrays = {**session.run(feeds, names), **{key: feeds[key] for key in fed if key in feeds}}
-    for node in nodes:
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and is_float32(value):
-                array = _array(value, arrays)
-                if array is not None:
-                    found = seen.largest.get(value, 0.0)
-                    seen.largest[value] = max(found, _largest(array))
-        error = _error(node, arrays, context)
-        if error is not None:
-            seen.errors[node] = max(seen.errors.get(node, 0.0), error)
-
-
-def _array(value: ir.Value, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    tensor = stored_tensor(value)
-    return tensor.numpy() if tensor is not None else arrays.get(str(value.name))
-
-
-def _largest(array: np.ndarray) -> float:
-    sizes = np.abs(array)
-    return float(sizes.max(initial=0.0, where=sizes < MASKED))
-
-
-def _error(
-    node: ir.Node, arrays: Mapping[str, np.ndarray], context: PassContext
-) -> float | None:
-    """Returns by how much a node's results change when what it reads is rounded.
-
-    None where nothing is lost by that but the rounding itself, or torch cannot run the node.
+    Attributes:
+        seen: What was seen so far.
     """
-    given = list(dict.fromkeys(value for value in node.inputs if value is not None))
-    floats = [value for value in given if is_float32(value)]
-    integer = not any(is_float32(value) for value in node.outputs)
-    if not floats or (node.op_type in _EXACT and not integer):
-        return None
-    if node.op_type == "QuantizeLinear" or context.runner.unsupported([node]):
-        return None
-    exact = [array for value in given if (array := _array(value, arrays)) is not None]
-    if len(exact) < len(given):
-        return None
-    module = context.runner.segment([node], given, list(node.outputs))
-    halves = [
-        as_half(array).astype(np.float32) if is_float32(value) else array
-        for value, array in zip(given, exact, strict=True)
-    ]
-    try:
-        with torch.no_grad():
-            wanted, found = (module(*map(_tensor, numbers)) for numbers in (exact, halves))
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return None  # torch has other limits than the runtime
-    return max(map(_change, wanted, found), default=0.0)
+
+    def __init__(self, model: ir.Model, context: PassContext) -> None:
+        self.seen = Seen()
+        self._model, self._context = model, context
+        self._nodes = list(model.graph)
+        self._foreign = context.runner.unsupported(self._nodes)
+        self._modules: dict[ir.Node, torch.nn.Module] = {}
+        self._reads = Counter(value for node in self._nodes for value in _given(node))
+
+    def run(self, feeds: Feeds) -> None:
+        """Runs one sample, and forgets every value once nothing reads it any more."""
+        known = self._from_runtime(feeds)
+        for value in self._model.graph.inputs:
+            array = feeds.get(str(value.name))
+            if array is not None and array.dtype.kind in _NUMBERS:
+                known[value] = _tensor(array)
+                self._note(value, known[value])
+        left = Counter(self._reads)
+        for node in self._nodes:
+            if node not in self._foreign:
+                self._run(node, known)
+            for value in node.outputs:
+                if value in known:
+                    self._note(value, known[value])
+            for value in _given(node):
+                left[value] -= 1
+                if not left[value]:
+                    known.pop(value, None)
+
+    def _run(self, node: ir.Node, known: Tensors) -> None:
+        """Computes a node, if all that it reads is known."""
+        given = _given(node)
+        for value in given:
+            tensor = stored_tensor(value) if is_float32(value) else None
+            if tensor is not None and value not in known:
+                known[value] = _tensor(tensor.numpy())
+                self._note(value, known[value])
+        if any(value not in known and stored_tensor(value) is None for value in given):
+            return
+        fed = [value for value in given if value in known]
+        made = self._compute(node, fed, [known[value] for value in fed])
+        if made is None:
+            return
+        error = self._error(node, fed, known, made)
+        if error is not None:
+            self.seen.errors[node] = max(self.seen.errors.get(node, 0.0), error)
+        known.update(zip(_results(node), made, strict=True))
+
+    def _compute(
+        self, node: ir.Node, fed: Sequence[ir.Value], tensors: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...] | None:
+        if node not in self._modules:
+            segment = self._context.runner.segment([node], fed, _results(node))
+            self._modules[node] = segment
+        try:
+            with torch.no_grad():
+                found: tuple[torch.Tensor, ...] = self._modules[node](*tensors)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None  # torch has other limits than the runtime
+        return found
+
+    def _error(
+        self,
+        node: ir.Node,
+        fed: Sequence[ir.Value],
+        known: Tensors,
+        made: Sequence[torch.Tensor],
+    ) -> float | None:
+        """Returns by how much results change when what a node reads is rounded.
+
+        None where nothing is lost by that but the rounding itself.
+        """
+        exact = all(is_float32(value) for value in _results(node))
+        if not any(map(is_float32, fed)) or (node.op_type in _UNHARMED and exact):
+            return None
+        if node.op_type == "QuantizeLinear":
+            return None
+        halves = [_rounded(known[one]) if is_float32(one) else known[one] for one in fed]
+        found = self._compute(node, fed, halves)
+        return None if found is None else max(map(_change, made, found), default=0.0)
+
+    def _note(self, value: ir.Value, tensor: torch.Tensor) -> None:
+        if is_float32(value) and tensor.numel():
+            sizes = tensor.abs()
+            largest = float(sizes.where(sizes < MASKED, 0.0).max())
+            self.seen.largest[value] = max(self.seen.largest.get(value, 0.0), largest)
+
+    def _from_runtime(self, feeds: Feeds) -> Tensors:
+        """Returns what nodes make that torch cannot run."""
+        made = [
+            value
+            for node in self._foreign
+            for value in _results(node)
+            if isinstance(value.type, ir.TensorType)
+        ]
+        if not made:
+            return {}
+        with self._context.runner.session(exposing(self._model, made)) as session:
+            found = session.run(feeds, [str(value.name) for value in made])
+        arrays = {value: found[str(value.name)] for value in made}
+        return {
+            value: _tensor(array)
+            for value, array in arrays.items()
+            if array.dtype.kind in _NUMBERS
+        }
+
+
+def _given(node: ir.Node) -> list[ir.Value]:
+    """Returns what a node reads, each value once."""
+    return list(dict.fromkeys(value for value in node.inputs if value is not None))
+
+
+def _results(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.outputs if value.name]
+
+
+def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(as_half(tensor.numpy()).astype(np.float32))
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -65,6 +65,8 @@ class InsertQdq(Pass):
     an output of the model it computes in float. No runtime has integer kernels for INT4 rows,
     so their activations stay as they are.
 
+    With ``fp8`` so do products of rows whose codes are floats of 8 bits, and nothing else.
+
     ``int8`` is symmetric, as TensorRT requires; ONNX Runtime is fast with ``uint8`` only. One
     static scale can ruin an activation with rare large values: the most expensive of products
     stay in float too, see ``tolerance``. What the activations of convolutions lose is
@@ -77,7 +79,7 @@ class InsertQdq(Pass):
     the graph computes exactly the same as the simulated one.
 
     Attributes:
-        activations: ``none``, ``int8`` or ``uint8``.
+        activations: ``none``, ``int8``, ``uint8`` or ``fp8``.
         ranges: Range of an activation's scale: ``mse`` clips the farthest values if that
             lowers the mean squared error, ``minmax`` covers everything that calibration saw.
         tolerance: Activations stay in float, the most expensive first, until the predicted
@@ -207,7 +209,8 @@ def _lower(unit: Unit, spec: QuantSpec, work: Work) -> None:
         emit = Emitter(graph, work.names, unit.name, use.node)
         dtype = result_type(unit, use)
         if use.kind == "lookup":
-            form = work.context.capabilities.lookup
+            expands = work.context.capabilities.lookup == "expand"
+            form = "expand" if expands else "dequantize"
             result = emit_lookup(stored, use, dtype, form, emit)
         else:
             quantized = work.quantized.get(use.node)

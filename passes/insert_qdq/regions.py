@@ -47,6 +47,31 @@ def integer_convolutions(
     return able, _rounded(graph, able)
 
 
+def without_moved_codes(graph: ir.Graph, convolutions: Collection[ir.Node]) -> list[ir.Node]:
+    """Returns the convolutions none of whose rounded activations is moved as a float.
+
+    ONNX Runtime rounds what a Reshape or a Transpose makes of codes once more. If codes are
+    int8 and the opset is 21 or newer, it then refuses its own node (1.31.1, on processors for
+    which it turns int8 into uint8).
+    """
+    left, before = list(convolutions), len(convolutions) + 1
+    while len(left) < before:
+        before = len(left)
+        able, rounded = integer_convolutions(graph, left)
+        moved = {value for value in rounded if _is_moved(value, rounded)}
+        left = [
+            node
+            for node in able
+            if node.inputs[0] not in moved and rounded_result(node) not in moved
+        ]
+    return left
+
+
+def _is_moved(value: ir.Value, rounded: Collection[ir.Value]) -> bool:
+    readers = (usage.node for usage in value.uses())
+    return any(one.op_type in _SAME_GRID and one.outputs[0] not in rounded for one in readers)
+
+
 def _rounded(graph: ir.Graph, convolutions: Collection[ir.Node]) -> dict[ir.Value, ir.Value]:
     useful = _useful(graph, convolutions)
     grids: dict[ir.Value, ir.Value] = {}

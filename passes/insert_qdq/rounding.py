@@ -14,7 +14,7 @@ from ..engine.execution.multiplications import multiplications
 from ..engine.numerics.activation_grid import Grid, find_grid
 from .activations import histograms, quantize
 from .measured import measured_losses
-from .regions import integer_convolutions
+from .regions import integer_convolutions, without_moved_codes
 from .work import Work, activation
 from .worthwhile import Worth
 
@@ -28,7 +28,7 @@ def quantize_activations(
 
     Args:
         work: The units of a graph; is told what is rounded.
-        kind: ``int8`` or ``uint8``.
+        kind: ``int8``, ``uint8`` or ``fp8``.
         ranges: ``mse`` or ``minmax``.
         tolerance: Activations of products stay in float, the most expensive first, until the
             predicted cost of the others is at most this many times that of the weights.
@@ -42,9 +42,14 @@ def quantize_activations(
             f"rounding activations to {kind} needs samples", hint="give --calibration FILE"
         )
     reads = [(unit, use) for unit, _ in work.specs.values() for use in unit.uses]
-    reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use)]
+    float8 = kind == "fp8"
+    reads = [(unit, use) for unit, use in reads if work.integer_rows(unit, use, float8=float8)]
     reads = [one for one in reads if note_of(one[0].notes, FloatActivations) is None]
     convolved = {use.node: unit for unit, use in reads if use.kind == "conv"}
+    if kind == "int8":
+        convolved = {
+            node: convolved[node] for node in without_moved_codes(work.model.graph, convolved)
+        }
     able, places = integer_convolutions(work.model.graph, convolved)
     reads = [one for one in reads if one[1].kind != "conv" or one[1].node in able]
     types = {activation(use): result_type(unit, use) for unit, use in reads}

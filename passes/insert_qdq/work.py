@@ -17,6 +17,8 @@ from ..engine.numerics.pair_sums import kernel_order, overflowing_rows
 from ..engine.pipeline.base import PassContext
 from ..engine.statistics.moved import read_moved
 
+_BYTE = 8
+
 
 @dataclass
 class Work:
@@ -79,12 +81,19 @@ class Work:
             if expandable(unit, spec, self.context.capabilities):
                 self.expanded[unit.name] = self.specs.pop(unit.name)
 
-    def integer_rows(self, unit: Unit, use: Use) -> bool:
-        """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``."""
+    def integer_rows(self, unit: Unit, use: Use, *, float8: bool = False) -> bool:
+        """Tells whether an integer kernel can serve some rows of ``unit`` in ``use``.
+
+        Args:
+            unit: The unit.
+            use: One of its uses.
+            float8: Whether kernels of floats of 8 bits are asked for instead.
+        """
         if use.kind not in ("product", "conv"):
             return False
         options = map(Option.parse, self.specs[unit.name][1].options)
-        return any(option.group == unit.shape[1] for option in options)
+        by_row = (one for one in options if one.group == unit.shape[1] and one.bits == _BYTE)
+        return any(option.float8 == float8 for option in by_row)
 
     def loss(self, unit: Unit, use: Use, error: float) -> float:
         """Returns the predicted divergence of an activation's squared error, in nats.
@@ -99,7 +108,11 @@ class Work:
         own = UnitArrays(unit.name, self.context.arrays)
         classes = own.row_classes(spec.options, spec.counts)
         chosen = np.concatenate(
-            [one.rows for one in classes if one.option.group == unit.shape[1]]
+            [
+                one.rows
+                for one in classes
+                if one.option.group == unit.shape[1] and one.option.bits == _BYTE
+            ]
         )
         energy = np.square(unit.matrix()[chosen], dtype=np.float64).sum(axis=1)
         return float(0.5 * rows[chosen] @ energy * error)

@@ -72,7 +72,7 @@ def test_a_graph_computes_in_float16_between_its_inputs_and_outputs(tmp_path: Pa
     assert {str(one.dtype) for one in after.graph.initializers.values()} == {"FLOAT16"}
     assert set(after.graph.initializers) == {"w", "c", "v"}
     for exact, found in zip(outputs(before, feeds), outputs(after, feeds), strict=True):
-        np.testing.assert_allclose(found, exact, atol=0.02)
+        np.testing.assert_allclose(found, exact, atol=0.05)
 
 
 def test_squares_that_leave_the_range_stay(tmp_path: Path) -> None:

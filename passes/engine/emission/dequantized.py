@@ -12,7 +12,21 @@ from .emitter import Emitter
 from .product import finished, joined
 from .stored import StoredClass, StoredUnit
 
-WIDTHS = {4: ml_dtypes.int4, 8: np.int8}  # of codes that the standard has a type for
+_BYTE = 8
+WIDTHS: dict[int, type] = {
+    4: ml_dtypes.int4,
+    8: np.int8,
+}  # of codes that the standard has a type for
+
+
+def _code_type(option: Option) -> type:
+    float8: type = ml_dtypes.float8_e4m3fn
+    return float8 if option.float8 else WIDTHS[option.bits]
+
+
+def _is_by_row(option: Option, columns: int) -> bool:
+    """Tells whether a row is a group of bytes; no kernel takes codes of 4 bits by row."""
+    return option.group == columns and option.bits == _BYTE
 
 
 class DequantizedUnit(StoredUnit):
@@ -34,16 +48,16 @@ class DequantizedUnit(StoredUnit):
             one.option,
             len(one.rows),
             one.offset,
-            self._emit.constant(f"codes/{one.index}", codes.astype(WIDTHS[one.option.bits])),
+            self._emit.constant(f"codes/{one.index}", codes.astype(_code_type(one.option))),
             self._emit.constant(
                 f"scales/{one.index}",
-                scales[0] if one.option.group == self.columns else scales,
+                scales[0] if _is_by_row(one.option, self.columns) else scales,
             ),
         )
 
     def is_by_row(self, one: StoredClass) -> bool:
-        """Tells whether a row of the class is a single group."""
-        return one.option.group == self.columns
+        """Tells whether a row of the class is a single group of bytes."""
+        return _is_by_row(one.option, self.columns)
 
     def table(self, one: StoredClass) -> tuple[ir.Value, ir.Value]:
         """Returns the codes (int8, rows x columns) and scales (rows x groups) for lookups.

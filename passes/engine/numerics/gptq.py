@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .float8 import round_float8
+
 # Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
 # clipping; many do not.
 _FRACTIONS = {
@@ -44,7 +46,7 @@ class Rounded:
     """A rounded matrix.
 
     Attributes:
-        codes: int8, or int16 of more than 8 bits; rows x columns.
+        codes: int8, or int16 of more than 8 bits, or float16 of floats; rows x columns.
         scales: float16, rows x groups.
     """
 
@@ -203,9 +205,26 @@ def as_half(weight: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(
-    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor, *, signed: bool = True
+    weight: torch.Tensor,
+    bits: int,
+    group: int,
+    price: torch.Tensor,
+    *,
+    signed: bool = True,
+    float8: bool = False,
 ) -> Rounded:
-    """Rounds every weight to the nearest code under searched scales."""
+    """Rounds every weight to the nearest code under searched scales.
+
+    Args:
+        weight: Float32, rows x columns.
+        bits: Width of a code.
+        group: Columns that share a scale.
+        price: What a squared error costs in each column.
+        signed: Whether scales may be negative.
+        float8: Whether codes are floats, with a scale for each row.
+    """
+    if float8:
+        return Rounded(*round_float8(weight, price))
     low, high = _range(bits)
     scales = search_scales(weight, bits, group, price, signed=signed)
     wide = scales.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
@@ -394,6 +413,7 @@ def round_rows(
     refinements: int = 0,
     in_floats: bool = False,
     signed: bool = True,
+    float8: bool = False,
 ) -> Rounded:
     """Rounds as well as is worth the time: by ``gptq``, and by ``nearest`` at many bits.
 
@@ -405,7 +425,11 @@ def round_rows(
         refinements: Rounds of scale refit plus coordinate descent over all codes.
         in_floats: Whether what reads the weight computes in floats.
         signed: Whether scales may be negative.
+        float8: Whether codes are floats, with a scale for each row.
     """
+    if float8:
+        factored = (factor.order, factor.upper) if factor.damped.ndim > 1 else None
+        return Rounded(*round_float8(weight, factor.price, factored))
     if bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
         return nearest(weight, bits, group, factor.price, signed=signed)
     return gptq(weight, bits, group, factor, refinements=refinements, signed=signed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 
+import ml_dtypes
 import numpy as np
 
 from ....ir import (
@@ -69,7 +70,10 @@ def _fill_rows(made: np.ndarray, spec: QuantSpec, arrays: ArrayStore) -> None:
     ):
         option = Option.parse(text)
         codes = _shaped(arrays, f"{spec.unit}/codes/{at}", (len(places), columns))
-        _check_range(codes, -(1 << (option.bits - 1)), option.bits, f"row class {at}")
+        if option.float8:
+            _check_float8(codes, f"row class {at}")
+        else:
+            _check_range(codes, -(1 << (option.bits - 1)), option.bits, f"row class {at}")
         shape = (len(places), option.groups(columns))
         scales = _shaped(arrays, f"{spec.unit}/scales/{at}", shape).astype(np.float32)
         wide = np.repeat(scales, option.group, axis=1)[:, :columns]
@@ -135,6 +139,11 @@ def _check_range(codes: np.ndarray, low: int, bits: int, where: str) -> None:
     high = low + (1 << bits) - 1
     if codes.size and not low <= int(codes.min()) <= int(codes.max()) <= high:
         raise Inconsistent(f"{where} has codes outside {low} to {high}")
+
+
+def _check_float8(codes: np.ndarray, where: str) -> None:
+    if not np.array_equal(codes, codes.astype(ml_dtypes.float8_e4m3fn).astype(codes.dtype)):
+        raise Inconsistent(f"{where} has codes that are no floats of 8 bits")
 
 
 def _permutation(arrays: ArrayStore, name: str, count: int) -> np.ndarray:
