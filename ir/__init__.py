@@ -14,7 +14,7 @@ from .annotation import (
 )
 from .arrays import ArrayStore
 from .cached_file import CachedFile
-from .capabilities import Capabilities, Kernel
+from .capabilities import Capabilities, Evidence, Kernel
 from .content_key import model_key
 from .errors import (
     ExcessLoss,
@@ -87,6 +87,7 @@ __all__ = [
     "ChannelAllocation",
     "ChannelSpec",
     "ColumnScales",
+    "Evidence",
     "ExcessLoss",
     "Feeds",
     "FixedOrder",

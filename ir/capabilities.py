@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from .option import Option
 
 _WHOLE_BYTE = 8
 _ARRAY_GROUPS = (64, 32, 48, 128, 96)  # the first that divides a row
 _INT8_ACTIVATIONS = 4  # the accuracy_level of MatMulNBits
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why an entry of a table is believed: it was run somewhere, or read somewhere.
+
+    Attributes:
+        on: Runtime and processor that it was run on; empty if it was only read.
+        when: When it was run or read, such as ``2026-11``.
+        source: Where it was read; empty if it was run.
+
+    Raises:
+        ValueError: It says neither, or both, or not when.
+    """
+
+    on: str = ""
+    when: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.on) == bool(self.source):
+            raise ValueError("evidence is a machine that it was run on, or a source")
+        if not self.when:
+            raise ValueError("evidence has a date")
+
+    @property
+    def probed(self) -> bool:
+        """Whether it was run."""
+        return bool(self.on)
+
+    def __str__(self) -> str:
+        if self.probed:
+            return f"probed {self.when} on {self.on}"
+        return f"read {self.when} in {self.source}"
 
 
 @dataclass(frozen=True)
@@ -24,6 +58,12 @@ class Kernel:
         accuracy_level: Value of the ``accuracy_level`` attribute that selects the fast kernel.
         time: Time of one token relative to the float matmul, for reports.
         per_row: Whether it also takes a single scale for each output channel.
+        legal: Group sizes that the runtime takes, fast or not; empty for no more than
+            ``groups``.
+        times: Time of one token at each size of ``legal``, relative to the float matmul;
+            empty where nothing was measured.
+        hardware: Instructions or devices that the kernel is written for.
+        evidence: How this is known.
     """
 
     bits: int
@@ -33,6 +73,10 @@ class Kernel:
     accuracy_level: int
     time: float
     per_row: bool = False
+    legal: tuple[int, ...] = ()
+    times: tuple[float, ...] = ()
+    hardware: str = ""
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +117,9 @@ class Capabilities:
         float8: Whether codes of 8 bits by row are floats (E4M3) instead of integers.
         signed_scales: Whether scales may be negative.
         half: Whether any unit may be stored as float16, because the target computes in it.
+        hardware: What processors or devices the runtime needs.
+        evidence: How the entries beside the kernels are known, by their names here without
+            ``_bits``: lookup, array, convolution, integer, expanding.
     """
 
     target: str
@@ -99,6 +146,8 @@ class Capabilities:
     float8: bool = False
     signed_scales: bool = True
     half: bool = False
+    hardware: str = ""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict, hash=False)
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

@@ -8,10 +8,17 @@ from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
-from ...ir import Capabilities, Kernel, UsageError
+from ...ir import Capabilities, Evidence, Kernel, UsageError
 from ...ir.text_form import did_you_mean
 
 _WHEELS = ("onnxruntime", "onnxruntime-gpu")
+_ENTRIES = {  # beside the kernels: the keys of their widths, and those of their evidence
+    "lookup_bits": "lookup",
+    "array_bits": "array",
+    "convolution_bits": "convolution",
+    "integer_bits": "integer",
+    "expanding": "expanding",
+}
 
 
 @cache
@@ -29,6 +36,7 @@ def load(target: str) -> Capabilities:
 
     Raises:
         UsageError: There is no such target.
+        ValueError: An entry of the table does not say how it is known.
     """
     if target not in _tables():
         raise UsageError(f"unknown target {target!r}", hint=did_you_mean(target, targets()))
@@ -37,7 +45,7 @@ def load(target: str) -> Capabilities:
         target=target,
         provider=table["provider"],
         runtime=table["runtime"],
-        kernels=tuple(_kernel(entry) for entry in table["kernels"]),
+        kernels=tuple(_kernel(target, entry) for entry in table["kernels"]),
         lookup_bits=tuple(table["lookup_bits"]),
         lookup=table["lookup"],
         array_bits=tuple(table["array_bits"]),
@@ -55,11 +63,41 @@ def load(target: str) -> Capabilities:
         finishing=tuple(table.get("finishing", ())),
         signed_scales=table.get("signed_scales", True),
         half=table.get("half", False),
+        hardware=table["hardware"],
+        evidence=_evidence_beside(target, table),
     )
 
 
-def _kernel(entry: dict[str, Any]) -> Kernel:
-    return Kernel(**{**entry, "groups": tuple(entry["groups"])})
+def _kernel(target: str, entry: dict[str, Any]) -> Kernel:
+    lists = {name: tuple(entry.get(name, ())) for name in ("groups", "legal", "times")}
+    if lists["times"] and len(lists["times"]) != len(lists["legal"]):
+        raise ValueError(f"{target}, {entry['bits']} bits: a time for each legal group")
+    evidence = _evidence(f"{target}, {entry['bits']} bits", entry.get("evidence"))
+    return Kernel(**{**entry, **lists, "evidence": evidence})
+
+
+def _evidence_beside(target: str, table: dict[str, Any]) -> dict[str, Evidence]:
+    """Returns the evidence for everything that the table has beside kernels."""
+    given = table.get("evidence", {})
+    return {
+        name: _evidence(f"{target}, {key}", given.get(name))
+        for key, name in _ENTRIES.items()
+        if table.get(key)
+    }
+
+
+def _evidence(where: str, given: dict[str, str] | None) -> Evidence:
+    """Reads how an entry of the table is known.
+
+    Raises:
+        ValueError: It does not say so.
+    """
+    if not given:
+        raise ValueError(f"{where}: no evidence")
+    try:
+        return Evidence(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def installed_runtime_problem(target: str) -> str | None:

@@ -1,125 +1,147 @@
-"""Tries every entry of a capability table on this machine: is it right, and is it fast?"""
+"""Tries every row of a capability table on this machine: is it right, and is it fast?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
-from ...ir import Capabilities, Kernel
-from .runner import RuntimeSession, open_session
+from ...ir import Capabilities, MpqcError
+from ...ir.target_rows import PRODUCT, Row, rows_of
+from .capabilities import installed_runtime_problem
+from .row_models import float_product, row_model
+from .row_parts import RowModel
+from .runner import RuntimeSession, open_session, optimized_ops
 
-_SIZE = 1024  # rows and columns: large enough for the kernel to matter more than the call
+RIGHT, WRONG, REFUSED, NOT_HERE = "right", "wrong", "refused", "cannot be tried here"
+_SIZE = 1024  # rows and columns of what is timed: more than the call takes
 _SECONDS = 0.05
-_LARGEST_ERROR = 0.02  # of a product whose activations are rounded to int8
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The result of one kernel.
+    """What became of one row, in one of its groups.
 
     Attributes:
-        bits: Width of a code.
-        group: Columns that share a scale.
-        error: Relative error of the product of one token.
-        time: Time of one token relative to the float32 product.
+        row: The row.
+        group: Columns that share a scale; 0 for a whole row.
+        verdict: ``right``, ``wrong``, ``refused`` or ``cannot be tried here``.
+        detail: What is wrong, or why it was refused; empty for what is right.
+        error: Relative error of what it computed; None where it did not run.
+        time: Time of one token relative to the float32 product; None where it was not timed.
     """
 
-    bits: int
+    row: Row
     group: int
-    error: float
-    time: float
+    verdict: str
+    detail: str = ""
+    error: float | None = None
+    time: float | None = None
 
     @property
-    def problem(self) -> str:
-        """The kernel's problem; empty if it is right and faster than float32."""
-        if not self.error <= _LARGEST_ERROR:
-            return f"{self.bits}g{self.group} computes with an error of {self.error:.1%}"
-        if self.time > 1:
-            return f"{self.bits}g{self.group} takes {self.time:.1f} times float32's time"
-        return ""
+    def failed(self) -> bool:
+        """Whether the runtime does not do what the row says."""
+        return self.verdict in (WRONG, REFUSED)
+
+    @property
+    def slow(self) -> bool:
+        """Whether it was timed, offered for its speed, and slower than float32."""
+        return self.time is not None and self.time > 1 and self.row.offered
+
+    @property
+    def name(self) -> str:
+        """The row in words, with the group that was tried."""
+        if self.row.groups == (self.group,):
+            return self.row.name
+        return f"{self.row.kind}, {self.row.bits} bits, groups of {self.group}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}{f' ({self.detail})' if self.detail else ''}"
 
 
-def probe(table: Capabilities) -> tuple[Probe, ...]:
-    """Returns how every kernel of ``table`` does on this machine, on one thread.
+def probe(
+    table: Capabilities, *, timed: bool = False, problem: str | None = None
+) -> tuple[Probe, ...]:
+    """Tries every row of ``table``, on one thread.
 
-    Raises:
-        MachineError: The target cannot run here at all.
+    Args:
+        table: The table.
+        timed: Whether to time products, which takes a few seconds.
+        problem: Why the runtime cannot run here; by default that is asked.
+
+    Returns:
+        A probe for each group of each row; an error of the machine or a model that is refused
+        is in it.
     """
-    token = np.random.default_rng(0).standard_normal((1, _SIZE)).astype(np.float32)
-    plain = np.random.default_rng(1).standard_normal((_SIZE, _SIZE)).astype(np.float32)
-    with open_session(_product("MatMul", [plain]), table.provider, threads=1) as it:
-        base = _seconds(it, token)
-    return tuple(
-        _probe(kernel, group, table.provider, token, base)
-        for kernel in table.kernels
-        for group in kernel.groups
-    )
+    wanted = [(row, group) for row in rows_of(table) for group in row.groups]
+    problem = problem or installed_runtime_problem(table.target)
+    if problem is not None:
+        return tuple(Probe(row, group, NOT_HERE, problem) for row, group in wanted)
+    base = _float_seconds(table) if timed else None
+    return tuple(_probe(row, group, table, base) for row, group in wanted)
 
 
-def _probe(kernel: Kernel, group: int, provider: str, token: np.ndarray, base: float) -> Probe:
-    rng = np.random.default_rng(kernel.bits * group)
-    packed = rng.integers(0, 256, (_SIZE, _SIZE // group, group * kernel.bits // 8), np.uint8)
-    scales = rng.standard_normal((_SIZE, _SIZE // group)).astype(np.float32)
-    expected = token @ _unpacked(packed, scales, kernel.bits).T
-    attributes = {
-        "K": _SIZE,
-        "N": _SIZE,
-        "bits": kernel.bits,
-        "block_size": group,
-        "accuracy_level": kernel.accuracy_level,
-    }
-    model = _product("MatMulNBits", [packed, scales], attributes, "com.microsoft")
-    with open_session(model, provider, threads=1) as session:
-        result = session.run({"A": token})["Y"]
-        error = float(np.linalg.norm(result - expected) / np.linalg.norm(expected))
-        return Probe(kernel.bits, group, error, _seconds(session, token) / base)
+def _probe(row: Row, group: int, table: Capabilities, base: float | None) -> Probe:
+    try:
+        made = row_model(row, group, table)
+        error = _error(made, table)
+        left = [op for op in made.folded if optimized_ops(made.model)[op]]
+        seconds = _product_seconds(row, group, table) if base else None
+    except (MpqcError, ValueError) as refused:
+        return Probe(row, group, REFUSED, in_plain_words(str(refused)))
+    ratio = None if seconds is None or base is None else seconds / base
+    if not error <= made.tolerance:
+        detail = f"a relative error of {error:.1%}, more than {made.tolerance:.1%}"
+        return Probe(row, group, WRONG, detail, error, ratio)
+    if left:
+        detail = f"{', '.join(left)} stays in the graph instead of being computed at load"
+        return Probe(row, group, WRONG, detail, error, ratio)
+    return Probe(row, group, RIGHT, "", error, ratio)
 
 
-def _product(
-    op_type: str,
-    weights: Sequence[np.ndarray],
-    attributes: Mapping[str, int] | None = None,
-    domain: str = "",
-) -> ir.Model:
-    """Returns a model of one node that maps ``A`` to ``Y``."""
-    given, result = (
-        ir.Value(
-            name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["m", _SIZE])
-        )
-        for name in "AY"
-    )
-    stored = [
-        ir.Value(name=f"W{at}", const_value=ir.tensor(w)) for at, w in enumerate(weights)
-    ]
-    node = ir.node(
-        op_type, [given, *stored], attributes or {}, domain=domain, outputs=[result]
-    )
-    graph = ir.Graph(
-        [given],
-        [result],
-        nodes=[node],
-        initializers=stored,
-        opset_imports={"": 17, "com.microsoft": 1},
-        name="product",
-    )
-    return ir.Model(graph, ir_version=8)
+def _error(made: RowModel, table: Capabilities) -> float:
+    """Returns the largest relative error of the samples; infinite for other shapes."""
+    worst = 0.0
+    with open_session(made.model, table.provider, threads=1) as session:
+        for feeds, expected in zip(made.feeds, made.expected, strict=True):
+            found = session.run(feeds)["y"]
+            if found.shape != expected.shape:
+                return float("inf")
+            off = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+            worst = max(worst, float(np.nan_to_num(off, nan=np.inf)))
+    return worst
 
 
-def _unpacked(packed: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    fields = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    codes = fields.reshape(*scales.shape, -1).astype(np.float32) - (1 << (bits - 1))
-    values: np.ndarray = (codes * scales[..., None]).reshape(len(packed), -1)
-    return values
+def in_plain_words(text: str) -> str:
+    """Returns a runtime's message without codes, places in its sources and conditions."""
+    text = " ".join(text.split())
+    for before in (" was false. ", " was true. ", "[with T1 = float] "):
+        text = text.rpartition(before)[2]
+    if "[ONNXRuntimeError]" in text:
+        text = text.rpartition("[ONNXRuntimeError]")[2].split(" : ", 3)[-1]
+    return text.strip().rstrip(".")[:160]
 
 
-def _seconds(session: RuntimeSession, token: np.ndarray) -> float:
+def _float_seconds(table: Capabilities) -> float:
+    made = float_product(_SIZE, _SIZE)
+    with open_session(made.model, table.provider, threads=1) as session:
+        return _seconds(session, made)
+
+
+def _product_seconds(row: Row, group: int, table: Capabilities) -> float | None:
+    """Returns the seconds of one token; None of what is no product."""
+    if row.kind != PRODUCT:
+        return None
+    made = row_model(row, group, table, (_SIZE, _SIZE))
+    with open_session(made.model, table.provider, threads=1) as session:
+        return _seconds(session, made)
+
+
+def _seconds(session: RuntimeSession, made: RowModel) -> float:
     """Returns the shortest time of one run: other work on the machine only adds."""
-    return min(_timed(lambda: session.run({"A": token})))
+    return min(_timed(lambda: session.run(made.feeds[0])))
 
 
 def _timed(run: Callable[[], object]) -> Iterator[float]:

@@ -7,6 +7,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
 from ..endpoint import Endpoint
+from ..native_log import NativeLog, native_log
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _STRAY_SETTINGS = ("ORT_", "ORTMODULE_", "OMP_")
 _OWN_SETTINGS = ("ORT_LOGGING_LEVEL",)
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_CPU = "CPUExecutionProvider"
 _EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
 _ERRORS_OF_THE_MACHINE = ("alloc", "memory", "CUDA", "cuDNN", "cuBLAS")
 
@@ -144,17 +147,35 @@ def _load(path: Path, provider: str, settings: onnxruntime.SessionOptions) -> Ru
             hint=f"it has {', '.join(onnxruntime.get_available_providers())}",
         )
     wanted = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
-    with _without_stray_settings():
-        try:
-            session = onnxruntime.InferenceSession(path, settings, providers=wanted)
-        except Exception as error:  # the runtime's classes share no base but Exception
-            raise refusal("ONNX Runtime cannot load the model", error) from error
+    try:
+        with _without_stray_settings(), _log_of(provider) as log:
+            session = onnxruntime.InferenceSession(
+                path, settings, providers=wanted, enable_fallback=False
+            )
+    except Exception as error:  # the runtime's classes share no base but Exception
+        if log.missing_library:
+            raise _unusable(provider, log) from error
+        raise refusal("ONNX Runtime cannot load the model", error) from error
     if session.get_providers()[0] != provider:
-        raise MachineError(
-            f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}",
-            hint="the provider's libraries do not load on this machine",
-        )
+        raise _unusable(provider, log)
     return RuntimeSession(session, provider)
+
+
+def _log_of(provider: str) -> AbstractContextManager[NativeLog]:
+    """Keeps the log of a provider whose libraries may not load, where alone it says so.
+
+    That of the CPU says nothing that is not raised, and loading may take long: whatever else
+    the process has to say meanwhile must be seen.
+    """
+    return contextlib.nullcontext(NativeLog()) if provider == _CPU else native_log()
+
+
+def _unusable(provider: str, log: NativeLog) -> MachineError:
+    lacks = f": {log.missing_library} is missing" if log.missing_library else ""
+    return MachineError(
+        f"ONNX Runtime cannot use {provider} on this machine{lacks}",
+        hint="mpqc doctor says what this machine has",
+    )
 
 
 def _free(opened: list[RuntimeSession]) -> None:
@@ -189,6 +210,6 @@ def optimized_ops(model: ir.Model | Path | str) -> Counter[str]:
         settings.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", path.name + ".data"
         )
-        _load(_on_disk(model, folder), "CPUExecutionProvider", settings)
+        _load(_on_disk(model, folder), _CPU, settings)
         graph = ir.load(path).graph
         return Counter(node.op_type for node in graph.all_nodes())

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mpqc.backend.onnxruntime import Probe, capabilities, open_session, probe
+from mpqc.backend.onnxruntime import capabilities, open_session
 from mpqc.backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
-from mpqc.ir import Option, UsageError
+from mpqc.ir import Evidence, Option, UsageError
+from mpqc.ir.target_rows import rows_of
 
 from ..passes.rounded import parse
 
@@ -68,13 +71,6 @@ def test_missing_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no CPUExecutionProvider" in (installed_runtime_problem("ort-cpu") or "")
 
 
-@pytest.mark.ort
-def test_kernels_of_the_table_are_right_on_this_machine() -> None:
-    probes = probe(load("ort-cpu"))
-    assert {(one.bits, one.group) for one in probes} >= {(2, 64), (4, 32), (8, 128)}
-    assert max(one.error for one in probes) < 0.02
-
-
 def offered() -> list[tuple[int, int]]:
     return [
         (kernel.bits, group) for kernel in load("ort-cpu").kernels for group in kernel.groups
@@ -109,8 +105,53 @@ def test_kernels_round_activations_in_the_groups_of_their_weights(
     assert off < 0.1  # entries halfway between two steps may go either way
 
 
-def test_a_wrong_or_slow_kernel_is_named() -> None:
-    assert "2g64 computes with an error of 50.0%" in Probe(2, 64, 0.5, 0.1).problem
-    assert "8g32 takes 7.5 times" in Probe(8, 32, 0.0, 7.5).problem
-    assert "nan" in Probe(8, 32, float("nan"), 0.1).problem
-    assert Probe(4, 32, 0.006, 0.2).problem == ""
+@pytest.mark.parametrize("target", targets())
+def test_every_row_says_how_it_is_known(target: str) -> None:
+    rows = rows_of(load(target))
+    assert {row.kind for row in rows} >= {"product", "lookup", "array"}
+    assert all(row.evidence is not None for row in rows)
+
+
+def without(target: str, name: str) -> dict[str, Any]:
+    """The tables, of which one entry has lost its evidence."""
+    tables = copy.deepcopy(capabilities._tables())
+    place = tables[target]["kernels"][0] if name == "kernel" else tables[target]["evidence"]
+    del place["evidence" if name == "kernel" else name]
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "named"),
+    [
+        ("ort-cpu", "kernel", "ort-cpu, 2 bits: no evidence"),
+        ("ort-cuda", "lookup", "ort-cuda, lookup_bits: no evidence"),
+        ("qdq", "convolution", "qdq, convolution_bits: no evidence"),
+        ("ort-cpu", "expanding", "ort-cpu, expanding: no evidence"),
+    ],
+)
+def test_a_row_without_evidence_is_refused(
+    target: str, name: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = without(target, name)
+    monkeypatch.setattr(capabilities, "_tables", lambda: tables)
+    with pytest.raises(ValueError, match=named):
+        load(target)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"when": "2026-11"}, {"on": "here"}, {"on": "a", "source": "b", "when": "2026-11"}],
+)
+def test_evidence_is_a_machine_or_a_source_and_a_date(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="evidence"):
+        Evidence(**given)
+
+
+def test_rows_tell_slow_groups_from_quick_ones() -> None:
+    rows = {(row.bits, row.groups): row for row in rows_of(load("ort-cpu"))}
+    quick, slow = rows[2, (64,)], rows[2, (256,)]
+    assert quick.fast
+    assert quick.offered
+    assert not slow.fast
+    assert not slow.offered
+    assert slow.time == 12.9

@@ -1,0 +1,93 @@
+"""What a capability table claims, row by row: to be listed, and to be tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .capabilities import Capabilities, Evidence, Kernel
+
+PRODUCT = "product"
+INTEGER_PRODUCT = "integer product"
+INTEGER_CONVOLUTION = "integer convolution"
+CONVOLUTION = "convolution"
+LOOKUP = "lookup"
+ARRAY = "array"
+EXPANSION = "expansion"
+BY_ROW = 0  # the size of a group that is a whole row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that a target is said to run.
+
+    Attributes:
+        kind: What it does, one of the words above.
+        bits: Width of a code.
+        groups: Columns that share a scale, each size that is said to work; 0 for a whole row.
+        offered: Whether the allocator may choose it.
+        time: Time of one token relative to the float matmul; None where it was not measured.
+        needs: What shapes and hardware it is for, in words; empty for any.
+        evidence: How it is known; None in tables that were not read from a file.
+    """
+
+    kind: str
+    bits: int
+    groups: tuple[int, ...]
+    offered: bool
+    time: float | None
+    needs: str
+    evidence: Evidence | None
+
+    @property
+    def fast(self) -> bool:
+        """Whether it is quicker than float32, as far as that was measured, or else read."""
+        return self.offered if self.time is None else self.time < 1
+
+    @property
+    def name(self) -> str:
+        """The row in words, such as ``product, 4 bits, groups of 32``."""
+        return f"{self.kind}, {self.bits} bits, {self.grouping}"
+
+    @property
+    def grouping(self) -> str:
+        """Its groups in words."""
+        if self.groups == (BY_ROW,):
+            return "one scale a row"
+        return f"groups of {', '.join(map(str, self.groups))}"
+
+
+def rows_of(table: Capabilities) -> tuple[Row, ...]:
+    """Returns everything that a table claims, products first."""
+    found = [row for kernel in table.kernels for row in _product_rows(kernel)]
+    groups = tuple(sorted({one for kernel in table.kernels for one in kernel.groups}))
+    beside = [
+        (INTEGER_PRODUCT, "integer", table.integer_bits, (BY_ROW,)),
+        (INTEGER_CONVOLUTION, "integer", table.integer_bits, (BY_ROW,)),
+        (CONVOLUTION, "convolution", table.convolution_bits, (BY_ROW,)),
+        (LOOKUP, "lookup", table.lookup_bits, groups or (BY_ROW,)),
+        (ARRAY, "array", table.array_bits, (BY_ROW,)),
+        (EXPANSION, "expanding", table.expanding, (BY_ROW,)),
+    ]
+    for kind, name, widths, sizes in beside:
+        evidence = table.evidence.get(name)
+        found += [Row(kind, bits, sizes, True, None, "", evidence) for bits in widths]
+    return tuple(found)
+
+
+def _product_rows(kernel: Kernel) -> list[Row]:
+    """Returns a row for each size of groups that a kernel takes."""
+    times = dict(zip(kernel.legal, kernel.times, strict=False))
+    sizes = sorted({*kernel.groups, *kernel.legal})
+    rows = [_product(kernel, one, one in kernel.groups, times.get(one)) for one in sizes]
+    return [*rows, _product(kernel, BY_ROW, True, None)] if kernel.per_row else rows
+
+
+def _product(kernel: Kernel, group: int, offered: bool, time: float | None) -> Row:
+    evidence = kernel.evidence
+    if time is None and evidence is not None and evidence.probed:
+        time = kernel.time
+    multiples = (("rows", kernel.row_multiple), ("columns", kernel.column_multiple))
+    needs = [f"{name} in {count}s" for name, count in multiples if count > 1]
+    if kernel.hardware:
+        needs.append(kernel.hardware)
+    return Row(PRODUCT, kernel.bits, (group,), offered, time, "; ".join(needs), evidence)
