@@ -63,6 +63,7 @@ class Kernel:
         times: Time of one token at each size of ``legal``, relative to the float matmul;
             empty where nothing was measured.
         hardware: Instructions or devices that the kernel is written for.
+        note: What else there is to know of its time.
         evidence: How this is known.
     """
 
@@ -76,6 +77,7 @@ class Kernel:
     legal: tuple[int, ...] = ()
     times: tuple[float, ...] = ()
     hardware: str = ""
+    note: str = ""
     evidence: Evidence | None = None
 
 
@@ -118,6 +120,7 @@ class Capabilities:
         signed_scales: Whether scales may be negative.
         half: Whether any unit may be stored as float16, because the target computes in it.
         hardware: What processors or devices the runtime needs.
+        also: Names and oldest versions of other runtimes that results run in.
         evidence: How the entries beside the kernels are known, by their names here without
             ``_bits``: lookup, array, convolution, integer, expanding.
     """
@@ -147,6 +150,7 @@ class Capabilities:
     signed_scales: bool = True
     half: bool = False
     hardware: str = ""
+    also: tuple[str, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict, hash=False)
 
     def kernel(self, bits: int) -> Kernel | None:

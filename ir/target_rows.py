@@ -26,7 +26,7 @@ class Row:
         groups: Columns that share a scale, each size that is said to work; 0 for a whole row.
         offered: Whether the allocator may choose it.
         time: Time of one token relative to the float matmul; None where it was not measured.
-        needs: What shapes and hardware it is for, in words; empty for any.
+        notes: What shapes and hardware it is for, and what else there is to know.
         evidence: How it is known; None in tables that were not read from a file.
     """
 
@@ -35,13 +35,15 @@ class Row:
     groups: tuple[int, ...]
     offered: bool
     time: float | None
-    needs: str
+    notes: str
     evidence: Evidence | None
 
     @property
-    def fast(self) -> bool:
-        """Whether it is quicker than float32, as far as that was measured, or else read."""
-        return self.offered if self.time is None else self.time < 1
+    def fast(self) -> bool | None:
+        """Whether it is quicker than float32, measured or read; None where nothing tells."""
+        if self.time is not None:
+            return self.time < 1
+        return True if self.kind == PRODUCT and self.offered else None
 
     @property
     def name(self) -> str:
@@ -87,7 +89,6 @@ def _product(kernel: Kernel, group: int, offered: bool, time: float | None) -> R
     if time is None and evidence is not None and evidence.probed:
         time = kernel.time
     multiples = (("rows", kernel.row_multiple), ("columns", kernel.column_multiple))
-    needs = [f"{name} in {count}s" for name, count in multiples if count > 1]
-    if kernel.hardware:
-        needs.append(kernel.hardware)
-    return Row(PRODUCT, kernel.bits, (group,), offered, time, "; ".join(needs), evidence)
+    shapes = [f"{name} in {count}s" for name, count in multiples if count > 1]
+    notes = "; ".join(filter(None, (*shapes, kernel.hardware, kernel.note)))
+    return Row(PRODUCT, kernel.bits, (group,), offered, time, notes, evidence)

@@ -7,8 +7,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .manifest import plain_json
@@ -22,6 +20,7 @@ from .options import (
     OptOptions,
 )
 from .progress import choose_progress, plain
+from .table import aligned
 
 if TYPE_CHECKING:
     from ..ir.analysis.attention import Found
@@ -334,70 +333,36 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return print_value(field.default)
 
 
+def _targets(chosen: argparse.Namespace) -> int:
+    from .targets import find_targets, overview
+
+    found = find_targets(chosen.target)
+    if chosen.json:
+        _print_json({"targets": [one.facts() for one in found]})
+    else:
+        lines = overview(found) if chosen.target is None else found[0].lines()
+        print("\n".join(map(plain, lines)))
+    return 0
+
+
 def _doctor(chosen: argparse.Namespace) -> int:
-    import onnx_ir as ir
+    from .costs import measure_here
+    from .doctor import examine
 
-    from ..backend.onnxruntime.capabilities import installed_runtime_problem, load, targets
-    from ..backend.onnxruntime.runner import open_session
-    from ..backend.openvino import installation_problem, open_openvino
-    from .costs import measure_here, table_facts
-    from .manifest import versions
-
-    tiny, standard = ir.from_onnx_text(_TINY), ir.from_onnx_text(_TINY_STANDARD)
-    problems = {
-        name: _problem(
-            installed_runtime_problem(name), partial(open_session, tiny, load(name).provider)
-        )
-        for name in targets()
-    }
-    runtimes = {"openvino": _problem(installation_problem(), partial(open_openvino, standard))}
     if chosen.measure:
         measure_here(choose_progress())
-    costs = table_facts()
+    found = examine(chosen.probe)
+    problem = found.problem()
     if chosen.json:
-        facts = {"targets": problems, "runtimes": runtimes, "costs": costs}
-        _print_json({**facts, "versions": versions()})
+        error = {"error": problem} if problem else {}
+        _print_json({**found.facts(), "ok": problem is None, **error})
     else:
-        lines = {**problems, **runtimes}
-        _print_table([(name, problem or "ready") for name, problem in lines.items()])
-        print()
-        _print_table([(key.replace("_", " "), str(value)) for key, value in costs.items()])
-        print()
-        _print_table(list(versions().items()))
-    return 0 if None in problems.values() else _MACHINE
-
-
-def _problem(
-    installed: str | None, loaded: Callable[[], AbstractContextManager[object]]
-) -> str | None:
-    """Returns what is missing, or why a tiny model cannot be loaded; None if it can be."""
-    from ..ir import MpqcError
-
-    if installed is not None:
-        return installed
-    try:
-        with loaded():
-            return None
-    except MpqcError as error:
-        return error.message
-
-
-_TINY_STANDARD = """<ir_version: 10, opset_import: ["" : 21]>
-tiny (float[4] x) => (float[4] y) <float scale = {1}, int8 zero = {0}>
-{
-    codes = QuantizeLinear(x, scale, zero)
-    y = DequantizeLinear(codes, scale, zero)
-}"""
-# What results are made of beside their kernels: constants that are computed at load.
-_TINY = """<ir_version: 8, opset_import: ["" : 17]>
-tiny (float[1, 1, 1, 1] x) => (float[1, 1, 1, 1] y)
-<uint8[1, 1, 1, 1] codes = {7}, uint8 shift = {1}, uint8 zero = {0}, float one = {1}>
-{
-    fields = BitShift<direction = "RIGHT">(codes, shift)
-    sums = QLinearConv(fields, one, zero, codes, one, zero, one, zero)
-    wide = Cast<to = 1>(sums)
-    y = Add(x, wide)
-}"""
+        print("\n".join(map(plain, found.lines())))
+    if problem is None:
+        return 0
+    print(f"mpqc: {plain(problem['message'])}", file=sys.stderr)
+    print(f"      {plain(problem['hint'])}", file=sys.stderr)
+    return _MACHINE
 
 
 def _shown(value: Any) -> str:
@@ -409,12 +374,7 @@ def _print_json(facts: dict[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns, left-aligned, whatever the terminal's width: results may be piped."""
-    clean = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(len(row[at]) for row in clean) for at in range(len(clean[0]))]
-    for row in clean:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    print("\n".join(aligned(rows)))
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -427,5 +387,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "passes": _passes,
     "presets": _presets,
+    "targets": _targets,
     "doctor": _doctor,
 }

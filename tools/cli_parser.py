@@ -47,12 +47,14 @@ class Command:
         example: A command line that could be meant.
         operands: The paths that it needs: name, metavar and meaning of each.
         options: The dataclass of its options, if it has any.
+        word: A word that may be given: name, metavar and meaning.
     """
 
     summary: str
     example: str
     operands: tuple[tuple[str, str, str], ...] = ()
     options: type | None = None
+    word: tuple[str, str, str] | None = None
 
 
 _MODEL = ("model", "MODEL", "an .onnx file, a folder with one, or a Hugging Face folder")
@@ -103,9 +105,14 @@ COMMANDS = {
     ),
     "passes": Command("List the passes and their options.", "mpqc passes"),
     "presets": Command("List the pipelines that have names.", "mpqc presets"),
+    "targets": Command(
+        "List what results can run on, what that can do, and how it is known.",
+        "mpqc targets ort-cpu",
+        word=("target", "TARGET", "show everything that this one can do"),
+    ),
     "doctor": Command(
-        "Say what this machine can run, and measure how fast.",
-        "mpqc doctor --measure",
+        "Say what this machine can run, try it, and measure how fast.",
+        "mpqc doctor --probe ort-cpu",
         options=DoctorOptions,
     ),
 }
@@ -200,6 +207,9 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         )
         for operand, metavar, meaning in command.operands:
             sub.add_argument(operand, metavar=metavar, type=Path, help=meaning)
+        if command.word is not None:
+            name_, metavar, meaning = command.word
+            sub.add_argument(name_, metavar=metavar, nargs="?", help=meaning)
         if command.options is not None:
             add_options(sub, command.options)
         sub.add_argument("--json", action="store_true", help="print one JSON object")

@@ -219,6 +219,10 @@ class DoctorOptions:
     measure: bool = option(
         "time the kernels of this machine (under two minutes), for later compilations", bool
     )
+    probe: str | None = option(
+        "list and time every row of a target's table as it was tried here; or all",
+        metavar="TARGET",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,7 @@ def load(target: str) -> Capabilities:
         signed_scales=table.get("signed_scales", True),
         half=table.get("half", False),
         hardware=table["hardware"],
+        also=tuple(table.get("also", ())),
         evidence=_evidence_beside(target, table),
     )
 
