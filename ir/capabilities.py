@@ -233,14 +233,19 @@ class Capabilities:
         by_row = tuple(Option(bits, columns) for bits in self.convolution_bits)
         return by_row or self.array_options(columns)
 
+    @staticmethod
+    def array_groups(bits: int) -> tuple[int, ...]:
+        """Returns the groups that arrays of a width may have; none where that is the row."""
+        return () if bits >= _WHOLE_BYTE else _ARRAY_GROUPS
+
     def array_options(self, columns: int) -> tuple[Option, ...]:
         """Returns every option that a weight may take which a reader takes as floats.
 
         Each option that is used costs nodes, so there is one group size for each width: from
         8 bits on a row, below that the first of a few that divides the row.
         """
-        group = next((one for one in _ARRAY_GROUPS if columns % one == 0), columns)
-        return tuple(
-            Option(bits, columns if bits >= _WHOLE_BYTE else min(group, columns))
+        fitting = {
+            bits: (one for one in self.array_groups(bits) if columns % one == 0)
             for bits in self.array_bits
-        )
+        }
+        return tuple(Option(bits, next(groups, columns)) for bits, groups in fitting.items())

@@ -67,13 +67,20 @@ def rows_of(table: Capabilities) -> tuple[Row, ...]:
         (INTEGER_CONVOLUTION, "integer", table.integer_bits, (BY_ROW,)),
         (CONVOLUTION, "convolution", table.convolution_bits, (BY_ROW,)),
         (LOOKUP, "lookup", table.lookup_bits, groups or (BY_ROW,)),
-        (ARRAY, "array", table.array_bits, (BY_ROW,)),
         (EXPANSION, "expanding", table.expanding, (BY_ROW,)),
     ]
     for kind, name, widths, sizes in beside:
-        evidence = table.evidence.get(name)
-        found += [Row(kind, bits, sizes, True, None, "", evidence) for bits in widths]
+        found += [_beside(table, kind, name, bits, sizes) for bits in widths]
+    for bits in table.array_bits:
+        sizes = table.array_groups(bits) or (BY_ROW,)
+        found.append(_beside(table, ARRAY, "array", bits, sizes))
     return tuple(found)
+
+
+def _beside(
+    table: Capabilities, kind: str, name: str, bits: int, groups: tuple[int, ...]
+) -> Row:
+    return Row(kind, bits, groups, True, None, "", table.evidence.get(name))
 
 
 def _product_rows(kernel: Kernel) -> list[Row]:

@@ -12,7 +12,9 @@ import pytest
 
 import mpqc
 from mpqc.backend.lint import load_rules
+from mpqc.backend.onnxruntime.capabilities import load, targets
 from mpqc.ir import Annotation
+from mpqc.ir.target_rows import BY_ROW, Row, rows_of
 from mpqc.ir.text_form import print_value
 from mpqc.passes.engine.pipeline.base import Pass
 from mpqc.passes.engine.pipeline.registry import all_passes
@@ -104,6 +106,53 @@ def test_rules_are_listed_as_they_are(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update-golden"):
         RULES.write_text(head + rules_table(), encoding="utf-8")
     assert RULES.read_text(encoding="utf-8") == head + rules_table()
+
+
+TARGETS = ROOT / "docs" / "targets.md"
+_TARGETS_START = "<!-- From here on: pytest tests/test_docs.py --update-golden -->"
+
+
+def cells(*texts: str) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def row_cells(row: Row) -> str:
+    """Returns a line of a target's table in docs/targets.md."""
+    groups = "a row" if row.groups == (BY_ROW,) else ", ".join(map(str, row.groups))
+    used = "yes" if row.offered else "no"
+    fast = {True: "yes", False: "no", None: ""}[row.fast]
+    time = "" if row.time is None else f"{row.time:g}"
+    evidence = row.evidence
+    assert evidence is not None
+    known = f"probed: {evidence.on}" if evidence.probed else f"[read]({evidence.source})"
+    known = f"{known}, {evidence.when}"
+    return cells(row.kind, str(row.bits), groups, used, fast, time, row.notes, known)
+
+
+def targets_section(name: str) -> str:
+    """Returns what docs/targets.md says about one target."""
+    table = load(name)
+    runtimes = ", ".join(f"{one} or newer" for one in (table.runtime, *table.also))
+    titles = ("does", "bits", "groups of", "used", "fast", "time", "notes", "known")
+    lines = [
+        f"## {name}",
+        "",
+        f"{runtimes}. Provider: {table.provider}. Hardware: {table.hardware}.",
+        "",
+        cells(*titles),
+        "|---|---:|---|---|---|---:|---|---|",
+        *map(row_cells, rows_of(table)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_targets_are_listed_as_they_are(request: pytest.FixtureRequest) -> None:
+    head, mark, _ = TARGETS.read_text(encoding="utf-8").partition(_TARGETS_START)
+    assert mark, "docs/targets.md has lost its mark"
+    made = f"{head}{mark}\n\n" + "\n".join(map(targets_section, targets()))
+    if request.config.getoption("--update-golden"):
+        TARGETS.write_text(made, encoding="utf-8")
+    assert TARGETS.read_text(encoding="utf-8") == made
 
 
 def known_options() -> set[str]:

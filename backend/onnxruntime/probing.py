@@ -100,9 +100,19 @@ def probe(
         problem = installed_runtime_problem(table.target)
     if problem is not None:
         return tuple(Probe(row, group, NOT_HERE, problem) for row, group in wanted)
-    own = partial(open_session, provider=table.provider, threads=1)
+    own = partial(_open_in_memory, table.provider)
     trial = _Trial(table, elsewhere or own, elsewhere is None, timed)
     return tuple(trial.probe(row, group) for row, group in wanted)
+
+
+def _open_in_memory(provider: str, model: ir.Model) -> AbstractContextManager[Session]:
+    return open_session(_bytes(model), provider, threads=1)
+
+
+def _bytes(model: ir.Model) -> bytes:
+    """Returns the file of a tiny model: a hundred of them on a disk would take seconds."""
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
 
 
 class _Trial:
@@ -142,8 +152,10 @@ class _Trial:
 
     def _left(self, made: RowModel) -> list[str]:
         """Returns which op types are left that should be computed when the model is loaded."""
-        wanted = made.folded if self._folds else ()
-        return [op for op in wanted if optimized_ops(made.model)[op]]
+        if not made.folded or not self._folds:
+            return []
+        left = optimized_ops(_bytes(made.model))
+        return [op for op in made.folded if left[op]]
 
     def _ratio(self, row: Row, group: int) -> float | None:
         """Returns the time of one token of a product, relative to the float32 product."""

@@ -61,6 +61,8 @@ def row_model(
         return _product(row.bits, group or columns, rows, columns, table, random)
     if row.kind == LOOKUP:
         return lookup(row.bits, group or 64, table.lookup, random)
+    if row.kind == ARRAY:
+        return _array(row.bits, group or 32, random)
     return _OTHERS[row.kind](row.bits, random)
 
 
@@ -155,33 +157,40 @@ def _integer_product(bits: int, random: np.random.Generator) -> RowModel:
 # What readers take as floats
 
 
-def _array(bits: int, random: np.random.Generator) -> RowModel:
+def _array(bits: int, group: int, random: np.random.Generator) -> RowModel:
     """Returns a weight that is unpacked when the model is loaded, times a number a column."""
-    codes, scales = some_codes((_ODD, 1, 32), bits, random), some_scales((_ODD, 1), random)
-    matrix = codes[:, 0]
-    if bits in _SIGNED:
-        body = "code = Cast <to = 1> (c)"
-        constants: Arrays = {"c": matrix.astype(_SIGNED[bits])}
-    else:
-        body = """number = Cast <to = 1> (c)
-            low = Mul(number, down)
-            whole = Floor(low)
-            field = Mod <fmod = 1> (whole, base)
-            shape = Constant <value_ints = [0, -1]> ()
-            flat = Reshape(field, shape)
-            code = Sub(flat, zero)"""
-        constants = {
-            "c": pack(matrix, bits)[..., None],
-            "down": (0.5 ** np.arange(0, 8, bits)).astype(np.float32),
-            "base": np.array(1 << bits, np.float32),
-            "zero": np.array(1 << (bits - 1), np.float32),
-        }
-    body += """
+    codes = some_codes((_ODD, 2, group), bits, random)
+    scales = some_scales((_ODD, 2), random)
+    body, constants = _unpacking(bits, codes.reshape(_ODD, -1))
+    body += f"""
+        split = Constant <value_ints = [0, -1, {group}]> ()
+        grouped = Reshape(code, split)
         step = Cast <to = 1> (s)
-        w = Mul(code, step)
+        number = Mul(grouped, step)
+        flat = Constant <value_ints = [0, -1]> ()
+        w = Reshape(number, flat)
         y = Mul(x, w)"""
-    made = {**constants, "s": scales}
+    made = {**constants, "s": scales[..., None]}
     return _at_load(body, made, decoded(codes, scales), random, ("Cast", "Floor", "Mod"))
+
+
+def _unpacking(bits: int, codes: np.ndarray) -> tuple[str, Arrays]:
+    """Returns the lines that make ``code``, floats, of stored codes, rows x columns."""
+    if bits in _SIGNED:
+        return "code = Cast <to = 1> (c)", {"c": codes.astype(_SIGNED[bits])}
+    body = """byte = Cast <to = 1> (c)
+        low = Mul(byte, down)
+        whole = Floor(low)
+        field = Mod <fmod = 1> (whole, base)
+        wide = Constant <value_ints = [0, -1]> ()
+        together = Reshape(field, wide)
+        code = Sub(together, zero)"""
+    return body, {
+        "c": pack(codes, bits)[..., None],
+        "down": (0.5 ** np.arange(0, 8, bits)).astype(np.float32),
+        "base": np.array(1 << bits, np.float32),
+        "zero": np.array(1 << (bits - 1), np.float32),
+    }
 
 
 def _expansion(bits: int, random: np.random.Generator) -> RowModel:
@@ -278,6 +287,5 @@ _OTHERS: Mapping[str, Callable[[int, np.random.Generator], RowModel]] = {
     INTEGER_PRODUCT: _integer_product,
     INTEGER_CONVOLUTION: _integer_convolution,
     CONVOLUTION: _convolution,
-    ARRAY: _array,
     EXPANSION: _expansion,
 }

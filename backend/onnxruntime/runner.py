@@ -80,7 +80,7 @@ def refusal(what: str, error: Exception) -> InputError | MachineError:
 
 @contextlib.contextmanager
 def open_session(
-    model: ir.Model | Path | str,
+    model: ir.Model | Path | str | bytes,
     provider: str = "CPUExecutionProvider",
     *,
     threads: int | None = None,
@@ -90,7 +90,8 @@ def open_session(
     """Loads ``model`` in ONNX Runtime; leaving the context frees everything.
 
     Args:
-        model: A file, or a graph, which is written to a temporary folder first.
+        model: A file, the bytes of one, or a graph, which is written to a temporary folder
+            first.
         provider: The execution provider that must run it.
         threads: Threads inside an operator; None lets the runtime choose.
         profile: Keep the runtime's own timings (see ``end_profiling``).
@@ -102,23 +103,28 @@ def open_session(
         MachineError: The provider is not there, or memory or space ran out.
     """
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(temporary_folder())
-        path = _on_disk(model, folder)
+        loaded = _loadable(model, stack)
         settings = _settings(threads)
         if profile:
             settings.enable_profiling = True
+            folder = stack.enter_context(temporary_folder())
             settings.profile_file_prefix = str(folder / "profile")
         if exact:
             settings.add_session_config_entry(*_EXACT)
-        opened = [_load(path, provider, settings)]
+        opened = [_load(loaded, provider, settings)]
         stack.callback(_free, opened)
         yield opened[0]
 
 
-def _on_disk(model: ir.Model | Path | str, folder: Path) -> Path:
+def _loadable(
+    model: ir.Model | Path | str | bytes, stack: contextlib.ExitStack
+) -> Path | bytes:
+    """Returns what the runtime can load; a file made for it lasts as long as ``stack``."""
+    if isinstance(model, bytes):
+        return model
     if not isinstance(model, ir.Model):
         return Path(model).absolute()
-    path = folder / "model.onnx"
+    path = stack.enter_context(temporary_folder()) / "model.onnx"
     write_model(model, path)
     return path
 
@@ -138,7 +144,9 @@ def _settings(threads: int | None) -> onnxruntime.SessionOptions:
     return settings
 
 
-def _load(path: Path, provider: str, settings: onnxruntime.SessionOptions) -> RuntimeSession:
+def _load(
+    model: Path | bytes, provider: str, settings: onnxruntime.SessionOptions
+) -> RuntimeSession:
     import onnxruntime
 
     if provider not in onnxruntime.get_available_providers():
@@ -150,7 +158,7 @@ def _load(path: Path, provider: str, settings: onnxruntime.SessionOptions) -> Ru
     try:
         with _without_stray_settings(), _log_of(provider) as log:
             session = onnxruntime.InferenceSession(
-                path, settings, providers=wanted, enable_fallback=False
+                model, settings, providers=wanted, enable_fallback=False
             )
     except Exception as error:  # the runtime's classes share no base but Exception
         if log.missing_library:
@@ -201,15 +209,15 @@ def _without_stray_settings() -> Iterator[None]:
         os.environ.update(stray)
 
 
-def optimized_ops(model: ir.Model | Path | str) -> Counter[str]:
+def optimized_ops(model: ir.Model | Path | str | bytes) -> Counter[str]:
     """Returns how many nodes of each op type are left after the runtime's own optimizer."""
-    with temporary_folder() as folder:
-        path = folder / "optimized.onnx"
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(temporary_folder()) / "optimized.onnx"
         settings = _settings(1)
         settings.optimized_model_filepath = str(path)
         settings.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", path.name + ".data"
         )
-        _load(_on_disk(model, folder), _CPU, settings)
+        _load(_loadable(model, stack), _CPU, settings)
         graph = ir.load(path).graph
         return Counter(node.op_type for node in graph.all_nodes())
