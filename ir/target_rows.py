@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 
 from .capabilities import Capabilities, Evidence, Kernel
 
@@ -61,20 +62,28 @@ class Row:
 def rows_of(table: Capabilities) -> tuple[Row, ...]:
     """Returns everything that a table claims, products first."""
     found = [row for kernel in table.kernels for row in _product_rows(kernel)]
-    groups = tuple(sorted({one for kernel in table.kernels for one in kernel.groups}))
     beside = [
-        (INTEGER_PRODUCT, "integer", table.integer_bits, (BY_ROW,)),
-        (INTEGER_CONVOLUTION, "integer", table.integer_bits, (BY_ROW,)),
-        (CONVOLUTION, "convolution", table.convolution_bits, (BY_ROW,)),
-        (LOOKUP, "lookup", table.lookup_bits, groups or (BY_ROW,)),
-        (EXPANSION, "expanding", table.expanding, (BY_ROW,)),
+        (INTEGER_PRODUCT, "integer", table.integer_bits),
+        (INTEGER_CONVOLUTION, "integer", table.integer_bits),
+        (CONVOLUTION, "convolution", table.convolution_bits),
     ]
-    for kind, name, widths, sizes in beside:
-        found += [_beside(table, kind, name, bits, sizes) for bits in widths]
+    for kind, name, widths in beside:
+        found += [_beside(table, kind, name, bits, (BY_ROW,)) for bits in widths]
+    for bits in table.lookup_bits:
+        found.append(_beside(table, LOOKUP, "lookup", bits, _lookup_groups(table, bits)))
     for bits in table.array_bits:
-        sizes = table.array_groups(bits) or (BY_ROW,)
-        found.append(_beside(table, ARRAY, "array", bits, sizes))
+        groups = tuple(sorted(table.array_groups(bits))) or (BY_ROW,)
+        found.append(_beside(table, ARRAY, "array", bits, groups))
+    expanding = table.expanding
+    found += [_beside(table, EXPANSION, "expanding", bits, (BY_ROW,)) for bits in expanding]
     return tuple(found)
+
+
+def _lookup_groups(table: Capabilities, bits: int) -> tuple[int, ...]:
+    """Returns the groups that a table may have whose rows all of them divide."""
+    columns = 3 * lcm(*(one for kernel in table.kernels for one in kernel.groups))
+    options = [one for one in table.lookup_options(columns) if one.bits == bits]
+    return tuple(BY_ROW if one.group == columns else one.group for one in options)
 
 
 def _beside(

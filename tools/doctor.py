@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..backend.gpu import Driver, nvidia_driver
 from ..backend.onnxruntime.capabilities import load, targets
 from ..backend.onnxruntime.installation import provider_problems, target_problem
-from ..backend.onnxruntime.probing import Opener, Probe, probe
+from ..backend.onnxruntime.probing import NOT_HERE, Opener, Probe, probe
 from ..backend.openvino import installation_problem, open_openvino
 from ..backend.packages import PACKAGES
 from ..ir import MpqcError
@@ -92,16 +92,7 @@ class Checkup:
     def lines(self) -> Iterator[str]:
         """Yields what to print."""
         yield from aligned(
-            [
-                *(
-                    (name, _state(why, self.probes[name]))
-                    for name, why in self.targets.items()
-                ),
-                *(
-                    (name, _state(why, self._rows_in(name)))
-                    for name, why in self.runtimes.items()
-                ),
-            ]
+            [(name, _state(name, found)) for name, found in self.probes.items()]
         )
         for name, one in self.failed:
             yield f"{name}: {one}"
@@ -118,13 +109,6 @@ class Checkup:
         )
         yield ""
         yield from aligned(list(versions().items()))
-
-    def _rows_in(self, runtime: str) -> tuple[Probe, ...]:
-        """Returns the probes of all tables in another runtime."""
-        end = f"{_IN}{runtime}"
-        return tuple(
-            one for name, found in self.probes.items() if name.endswith(end) for one in found
-        )
 
     def _packages(self) -> Iterator[tuple[str, tuple[str, str]]]:
         for title, (version, problem) in self.packages.items():
@@ -198,29 +182,38 @@ def examine(shown: str | None = None) -> Checkup:
     )
 
 
-def _probes_elsewhere(
-    runtimes: Mapping[str, str | None],
-) -> dict[str, tuple[Probe, ...]]:
+def _probes_elsewhere(runtimes: Mapping[str, str | None]) -> dict[str, tuple[Probe, ...]]:
     """Tries the rows of each table in the other runtimes that it is for, untimed."""
     return {
         f"{name}{_IN}{other}": probe(
-            load(name), problem=runtimes[other], elsewhere=_ELSEWHERE[other]
+            load(name),
+            problem=_problem_elsewhere(other, runtimes),
+            elsewhere=_ELSEWHERE.get(other),
         )
         for name in targets()
         for other in (one.split()[0] for one in load(name).also)
     }
 
 
-def _state(problem: str | None, found: Sequence[Probe]) -> str:
+def _problem_elsewhere(runtime: str, known: Mapping[str, str | None]) -> str | None:
+    if runtime in _ELSEWHERE:
+        return known[runtime]
+    (package,) = (one for one in PACKAGES if one.module == runtime)
+    return package.problem() or "rows cannot be tried: mpqc does not run models there"
+
+
+def _state(name: str, found: Sequence[Probe]) -> str:
     """Returns in words what a runtime does with the rows of a table."""
-    if problem is not None:
-        return problem
+    target, _, other = name.partition(_IN)
+    runtime = other or load(target).runtime.split()[0]
+    if found and found[0].verdict == NOT_HERE:
+        return found[0].detail
     wrong = sum(one.failed for one in found)
     if wrong:
-        return f"{wrong} of {len(found)} rows of the table are wrong here"
+        return f"{wrong} of {len(found)} rows of the table are wrong in this {runtime}"
     slow = [one.name for one in found if one.slow]
     told = f"; slower than float32 here: {'; '.join(slow)}" if slow else ""
-    return f"{_READY}; {len(found)} rows of the table tried, all right{told}"
+    return f"{_READY}; {len(found)} rows tried in {runtime}, all right{told}"
 
 
 def _openvino_problem() -> str | None:

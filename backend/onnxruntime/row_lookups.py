@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ...ir import Capabilities
 from .row_parts import (
     EXACT,
     STANDARD,
@@ -18,19 +19,24 @@ from .row_parts import (
     some_scales,
 )
 
+_COLUMNS = 96  # of a table whose rows have one scale
 
-def lookup(bits: int, group: int, form: str, random: np.random.Generator) -> RowModel:
-    """Returns the model of a lookup in a table of ``bits`` bits, as ``form`` does it.
+
+def lookup(
+    bits: int, group: int, table: Capabilities, random: np.random.Generator
+) -> RowModel:
+    """Returns the model of a lookup, in the form that the target has for it.
 
     Args:
         bits: Width of a code.
-        group: Columns that share a scale.
-        form: One of the forms that ``Capabilities.lookup`` knows, or ``expand``: rows are
-            looked up in floats.
+        group: Columns that share a scale; 0 for a whole row.
+        table: The target.
         random: Where codes and scales come from.
     """
-    codes, scales = some_codes((16, 3, group), bits, random), some_scales((16, 3), random)
-    body, constants = _LOOKUPS[form](bits, codes, scales)
+    shape = (16, 3, group) if group else (16, 1, _COLUMNS)
+    codes = some_codes(shape, bits, random)
+    scales = some_scales(shape[:2], random, signed=table.signed_scales)
+    body, constants = _LOOKUPS[table.lookup](bits, codes, scales)
     ids = random.permutation(16).reshape(2, 8)
     model = model_of("int64[a, b] ids", "float[a, b, n] y", body, constants)
     expected = decoded(codes, scales)[ids]
@@ -94,11 +100,16 @@ def _dequantized(bits: int, codes: np.ndarray, scales: np.ndarray) -> tuple[str,
 
 
 def _expanded(bits: int, codes: np.ndarray, scales: np.ndarray) -> tuple[str, Arrays]:
-    rows, _, group = codes.shape
+    rows, groups, group = codes.shape
+    how = f"axis = 0, block_size = {group}" if groups > 1 else "axis = 1"
     body = f"""s = Cast <to = 1> (h)
-        table = DequantizeLinear <axis = 1, block_size = {group}> (c, s)
+        turned = DequantizeLinear <{how}> (c, s)
+        table = Transpose <perm = [1, 0]> (turned)
         y = Gather(table, ids)"""
-    return body, {"c": codes.reshape(rows, -1).astype(STANDARD[bits]), "h": scales}
+    return body, {
+        "c": codes.reshape(rows, -1).T.astype(STANDARD[bits]),
+        "h": np.ascontiguousarray(scales.T) if groups > 1 else scales[:, 0],
+    }
 
 
 _LOOKUPS: Mapping[str, Callable[[int, np.ndarray, np.ndarray], tuple[str, Arrays]]] = {

@@ -38,6 +38,7 @@ from .row_parts import (
 )
 
 _ODD = 13  # rows of a tiny product, times the multiple that the kernel wants
+_COLUMNS = 32  # of an array whose rows have one scale
 _SIGNED = {8: np.int8, 16: np.int16}
 
 
@@ -60,9 +61,10 @@ def row_model(
         rows, columns = shape or _tiny(row, group, table)
         return _product(row.bits, group or columns, rows, columns, table, random)
     if row.kind == LOOKUP:
-        return lookup(row.bits, group or 64, table.lookup, random)
+        return lookup(row.bits, group, table, random)
     if row.kind == ARRAY:
-        return _array(row.bits, group or 32, random)
+        array = {"expand": _array, "dequantize": _dequantized_array}[table.arrays]
+        return array(row.bits, group, random)
     return _OTHERS[row.kind](row.bits, random)
 
 
@@ -97,7 +99,7 @@ def _product(
 ) -> RowModel:
     groups = -(-columns // group)
     codes = some_codes((rows, groups, group), bits, random)
-    scales = some_scales((rows, groups), random)
+    scales = some_scales((rows, groups), random, signed=table.signed_scales)
     weight = decoded(codes, scales)[:, :columns]
     if table.lowering == "insert-qdq":
         return _dequantized_product(bits, codes, scales, weight, random)
@@ -159,11 +161,11 @@ def _integer_product(bits: int, random: np.random.Generator) -> RowModel:
 
 def _array(bits: int, group: int, random: np.random.Generator) -> RowModel:
     """Returns a weight that is unpacked when the model is loaded, times a number a column."""
-    codes = some_codes((_ODD, 2, group), bits, random)
-    scales = some_scales((_ODD, 2), random)
+    shape = (_ODD, 2, group) if group else (_ODD, 1, _COLUMNS)
+    codes, scales = some_codes(shape, bits, random), some_scales(shape[:2], random)
     body, constants = _unpacking(bits, codes.reshape(_ODD, -1))
     body += f"""
-        split = Constant <value_ints = [0, -1, {group}]> ()
+        split = Constant <value_ints = [0, -1, {shape[2]}]> ()
         grouped = Reshape(code, split)
         step = Cast <to = 1> (s)
         number = Mul(grouped, step)
@@ -172,6 +174,18 @@ def _array(bits: int, group: int, random: np.random.Generator) -> RowModel:
         y = Mul(x, w)"""
     made = {**constants, "s": scales[..., None]}
     return _at_load(body, made, decoded(codes, scales), random, ("Cast", "Floor", "Mod"))
+
+
+def _dequantized_array(bits: int, group: int, random: np.random.Generator) -> RowModel:
+    """Returns a weight behind DequantizeLinear, with a scale for each row."""
+    assert group == BY_ROW, "the lowering gives each row of an array one scale"
+    codes = some_codes((_ODD, 1, _COLUMNS), bits, random)
+    scales = some_scales((_ODD, 1), random, signed=False)
+    body = """s = Cast <to = 1> (h)
+        w = DequantizeLinear <axis = 0> (c, s)
+        y = Mul(x, w)"""
+    constants = {"c": codes[:, 0].astype(STANDARD[bits]), "h": scales[:, 0]}
+    return _at_load(body, constants, decoded(codes, scales), random, ())
 
 
 def _unpacking(bits: int, codes: np.ndarray) -> tuple[str, Arrays]:
@@ -271,7 +285,7 @@ def _on_images(
     tolerance: float,
 ) -> RowModel:
     codes = some_codes((4, 3, 3, 3), bits, random)
-    scales = np.abs(some_scales((4,), random)) + np.float16(0.5)
+    scales = some_scales((4,), random, signed=False) + np.float16(0.5)
     weight = codes * scales.astype(np.float32)[:, None, None, None]
     image = np.clip(random.standard_normal((1, 3, 8, 8)), -3.9, 3.9).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(image, (3, 3), axis=(2, 3))

@@ -44,9 +44,12 @@ def some_codes(shape: tuple[int, ...], bits: int, random: np.random.Generator) -
     return random.integers(low, -low, shape, np.int32)
 
 
-def some_scales(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Returns scales as results have them, of both signs."""
-    return random.standard_normal(shape).astype(np.float16)
+def some_scales(
+    shape: tuple[int, ...], random: np.random.Generator, *, signed: bool = True
+) -> np.ndarray:
+    """Returns scales as results have them, of both signs where the target takes those."""
+    scales = random.standard_normal(shape)
+    return (scales if signed else np.abs(scales) + 2.0**-10).astype(np.float16)
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:

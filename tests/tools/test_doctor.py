@@ -89,7 +89,7 @@ def test_a_planted_wrong_row_is_named(
     assert main(["doctor"]) == 4
     captured = capsys.readouterr()
     assert f"{target}: {named}: refused ({why}" in captured.out
-    assert "rows of the table are wrong here" in captured.out
+    assert "rows of the table are wrong in this onnxruntime" in captured.out
     assert f"the table of {target} is wrong" in captured.err
     assert "report" in captured.err
 
