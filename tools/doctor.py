@@ -54,7 +54,7 @@ class Checkup:
         disk: Free bytes by folder.
         probes: What became of every row of the targets, and of the same rows in other
             runtimes, which are called ``qdq in openvino``.
-        costs: The table of times that allocations go by.
+        costs: The table of times that allocations go by; nothing without ONNX Runtime.
         shown: The targets of which every row is to be printed.
     """
 
@@ -104,10 +104,9 @@ class Checkup:
         yield ""
         yield from aligned(list(self._machine()))
         yield ""
-        yield from aligned(
-            [(key.replace("_", " "), str(it)) for key, it in self.costs.items()]
-        )
-        yield ""
+        if self.costs:
+            yield from aligned([(k.replace("_", " "), str(v)) for k, v in self.costs.items()])
+            yield ""
         yield from aligned(list(versions().items()))
 
     def _packages(self) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -156,6 +155,7 @@ def examine(shown: str | None = None) -> Checkup:
         UsageError: There is no such target.
     """
     listed = targets() if shown == ALL else (load(shown).target,) if shown else ()
+    runtime = next(one for one in PACKAGES if one.module == "onnxruntime")
     gc.freeze()  # what is loaded by now stays to the end: each session ends with a collection
     problems = {name: target_problem(name) for name in targets()}
     runtimes = {"openvino": installation_problem() or _openvino_problem()}
@@ -177,7 +177,7 @@ def examine(shown: str | None = None) -> Checkup:
             },
             **_probes_elsewhere(runtimes),
         },
-        costs=table_facts(),
+        costs=table_facts() if runtime.problem() is None else {},
         shown=listed,
     )
 

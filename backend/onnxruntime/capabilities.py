@@ -120,8 +120,10 @@ def installed_runtime_problem(target: str) -> str | None:
 
 
 def _missing_provider(table: Capabilities) -> str | None:
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"ONNX Runtime does not load: {' '.join(str(error).split())}"
     if table.provider in onnxruntime.get_available_providers():
         return None
     return f"this build of ONNX Runtime has no {table.provider}, which {table.target} needs"

@@ -41,6 +41,8 @@ def test_every_row_of_what_works_here_is_tried(capsys: Capture) -> None:
     assert found["disk"]["this folder"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
 def test_nothing_of_a_library_s_log_reaches_the_terminal() -> None:
     words = [sys.executable, "-m", "mpqc.tools.cli", "doctor"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
@@ -138,6 +140,20 @@ def test_a_runtime_that_is_missing_comes_with_its_pip_line(
     }
     assert found["OpenVINO"]["problem"] == "not installed: pip install 'mpqc[openvino]'"
     assert found["ONNX Runtime"]["problem"] == "not installed: pip install onnxruntime"
+
+
+@pytest.mark.slow
+@pytest.mark.ci_sample
+def test_a_runtime_that_does_not_load_is_told_too() -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from mpqc.tools.cli import main; sys.exit(main(['doctor']))"
+    )
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 4, done.stderr
+    assert "ONNX Runtime does not load" in done.stdout
+    assert done.stderr.startswith("mpqc: no target works on this machine")
 
 
 def test_without_any_target_the_doctor_says_so(
