@@ -114,6 +114,8 @@ class Capabilities:
             runtime computes when it loads the model, or ``dequantize``.
         activation_types: What its lowering can round activations to.
         needs_headroom: Whether sums of two products may be clipped where it runs.
+        stands_in: Whether the provider only proves results, which are for another runtime or
+            device: its times tell nothing then.
         contrib: Whether it knows operators of ONNX Runtime's own.
         finishing: Names of the passes that follow the lowering.
         float8: Whether codes of 8 bits by row are floats (E4M3) instead of integers.
@@ -144,6 +146,7 @@ class Capabilities:
     arrays: str = "expand"
     activation_types: tuple[str, ...] = ()
     needs_headroom: bool = True
+    stands_in: bool = False
     contrib: bool = True
     finishing: tuple[str, ...] = ()
     float8: bool = False

@@ -17,6 +17,7 @@ from ..frontend.model_source import Source
 from ..frontend.samples import SampleMaker
 from ..ir import (
     Calibration,
+    Capabilities,
     ExcessLoss,
     InfeasibleBudget,
     LeftInFloat,
@@ -42,9 +43,10 @@ from .costs import costs_for, whose_times
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
-from .kernels import with_byte_codes, with_smallest
+from .kernels import as_asked, with_smallest
 from .manifest import input_facts, manifest, measured_by, write_manifest
 from .memory import check_memory
+from .options import CompileOptions
 from .parts import cut_in_parts
 from .pass_options import is_lowering
 from .run_times import run_times, timed_products
@@ -107,7 +109,7 @@ class Compilation:
     def context(self, bits: float | None = None) -> PassContext:
         """Returns what passes are given that are to meet so many bits per weight."""
         options = self.settings.options
-        table = with_byte_codes(load(options.target), options.activations)
+        table = table_for(options)
         if bits is not None:
             weights, budget = self.input["weights"], self.settings.budget
             saves_time = self.settings.saves_time(bits)
@@ -236,11 +238,7 @@ def prepare(
     """
     check_memory()
     options = settings.options
-    problem = installed_runtime_problem(options.target)
-    if problem is not None:
-        raise MachineError(
-            problem, hint="the result is proven by running it; run: mpqc doctor"
-        )
+    _check_runtime(options)
     standard = not load(options.target).contrib
     source = exported(source, scratch, progress, standard=standard)
     assert source.onnx is not None
@@ -255,7 +253,7 @@ def prepare(
         random=options.random_calibration,
         seed=options.seed,
     )
-    _check_that_it_runs(source.onnx, options.target, calibration)
+    _check_that_it_runs(source.onnx, table_for(options).provider, calibration)
     return Compilation(
         settings=settings,
         source=source,
@@ -268,13 +266,36 @@ def prepare(
     )
 
 
-def _check_that_it_runs(path: Path, target: str, calibration: Calibration) -> None:
+def table_for(options: CompileOptions) -> Capabilities:
+    """Returns what the target can run, and where results are proven."""
+    return as_asked(load(options.target), options.activations, options.prove_on)
+
+
+def _check_runtime(options: CompileOptions) -> None:
+    """Refuses a target whose results could not be proven on this machine.
+
+    Raises:
+        MachineError: It cannot run the target.
+    """
+    target = options.target
+    if table_for(options).provider != load(target).provider:
+        target = "ort-cpu"
+    problem = installed_runtime_problem(target)
+    if problem is None:
+        return
+    hint = "the result is proven by running it; run: mpqc doctor"
+    if load(target).provider != "CPUExecutionProvider":
+        hint = "--prove-on cpu runs the result on the CPU instead, for a device elsewhere"
+    raise MachineError(problem, hint=hint)
+
+
+def _check_that_it_runs(path: Path, provider: str, calibration: Calibration) -> None:
     """Runs the first sample, so that a model that cannot run is refused before the work.
 
     Raises:
         InputError: The runtime cannot load the model, or it fails on the sample.
     """
-    with open_session(path, load(target).provider) as session:
+    with open_session(path, provider) as session:
         session.run(calibration.feeds[0])
 
 
@@ -345,8 +366,9 @@ def finish(
     carry_companions(source, stage, context.capabilities)
     parts = cut_in_parts(stage / "model.onnx", context.progress.say)
     for path in (stage / "model.onnx", *parts):
-        with open_session(path, context.capabilities.provider):
-            pass
+        with open_session(path, context.capabilities.provider) as session:
+            if not kept.get("allow_fallback"):
+                session.refuse_fallback()
     # A run may stop before it lowers anything, with floats.
     lowered = any(map(is_lowering, pipeline.passes[:ran]))
     runs = run_times(stage / "model.onnx", context) if lowered else {}

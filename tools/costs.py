@@ -28,7 +28,7 @@ def costs_for(machine: str, table: Capabilities) -> CostTable | None:
     Raises:
         UsageError: There is no such machine.
     """
-    if table.provider != _CPU:
+    if table.provider != _CPU or table.stands_in:
         return None
     return tables.find_table(machine, THREADS, _folder())
 

@@ -9,8 +9,7 @@ from ..frontend.model_source import locate
 from ..ir import UsageError, refuse_overlap, staged_folder
 from ..ir.text_form import did_you_mean
 from ..passes.engine.pipeline.base import Progress, SilentProgress
-
-OPERATORS = ("any", "standard")
+from .options import OPERATORS
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .budget import Budget
 
 KERNELS = ("auto", "always", "never")
+_CPU = "CPUExecutionProvider"
 _ANY_SIZE = 1 << 62  # entries: no weight is so large
 # Weights of a model that fits into a processor's cache as floats, all of it or a layer at a
 # time, where products of floats are about as quick as those of codes.
@@ -48,15 +49,19 @@ def with_smallest(
     return replace(table, smallest_kernel=products, smallest_lookup=smallest)
 
 
-def with_byte_codes(table: Capabilities, activations: object) -> Capabilities:
-    """Returns a table whose codes of 8 bits are those that ``activations`` meet.
+def as_asked(table: Capabilities, activations: object, prove_on: object) -> Capabilities:
+    """Returns a table for what products read, and for where results are proven.
 
     Args:
         table: What the target can run.
         activations: What products read: ``fp8`` for weights and activations in floats.
+        prove_on: ``cpu`` for a device that is not here.
     """
-    known = table.activation_types
-    return replace(table, float8=activations == "fp8" and activations in known)
+    float8 = activations == "fp8" and activations in table.activation_types
+    table = replace(table, float8=float8)
+    if prove_on != "cpu" or table.provider == _CPU:
+        return table
+    return replace(table, provider=_CPU, stands_in=True)
 
 
 def _smallest(

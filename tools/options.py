@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .export import OPERATORS
 from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
 
+OPERATORS = ("any", "standard")
+PROVE_ON = ("auto", "cpu")
 OUTPUTS = ("auto", "logits", "regression")
 OBJECTIVES = ("loss", "latency")
 _SEVERAL_PATHS = Sequence[Path | str] | Path | str
@@ -67,6 +68,15 @@ class MethodOptions:
         " or auto: floats, but uint8 where ort-cpu cannot keep a bound on time without",
         default="auto",
         known=("auto", "none", "int8", "uint8", "fp8"),
+    )
+    prove_on: str = setting(
+        "where the result is proven by running it: on what the target is for (auto), or on the"
+        " cpu, for a device that is not here",
+        default=PROVE_ON[0],
+        known=PROVE_ON,
+    )
+    allow_fallback: bool = option(
+        "accept nodes that run on the CPU instead of the target's device", bool
     )
     recipe: Path | str | None = option(
         "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"

@@ -34,7 +34,7 @@ from ..passes.engine.pipeline.registry import pass_names
 from .compilation import check_loss, finish
 from .costs import costs_for
 from .dump_folder import calibration_in, original_in, prepare_dumps
-from .kernels import with_byte_codes
+from .kernels import as_asked
 from .option_fields import specs
 from .options import CompileOptions
 from .stats_cache import stats_folder
@@ -183,7 +183,7 @@ class _Job:
         settings = self.dump.settings
         target = str(settings.get("target", _OPTIONS["target"].default))
         product, lookup = (settings.get(f"smallest_{kind}") for kind in ("kernel", "lookup"))
-        table = with_byte_codes(load(target), settings.get("activations"))
+        table = as_asked(load(target), settings.get("activations"), settings.get("prove_on"))
         return replace(
             table,
             smallest_kernel=product if isinstance(product, int) else 0,

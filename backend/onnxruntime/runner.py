@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
-from ..endpoint import Endpoint
+from ..endpoint import Endpoint, fitting
 from ..native_log import NativeLog, native_log
+from .placement import RECORDED, fallen_back, refuse_fallback
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,7 +57,7 @@ class RuntimeSession:
         if not names:  # which the runtime would take for all
             return {}
         try:
-            results = self._session.run(names, dict(feeds))
+            results = self._session.run(names, fitting(feeds, self.inputs))
         except Exception as error:  # the runtime's classes share no base but Exception
             raise refusal("the model fails in ONNX Runtime", error) from error
         return dict(zip(names, results, strict=True))
@@ -64,6 +65,14 @@ class RuntimeSession:
     def end_profiling(self) -> Path:
         """Returns the file with the runtime's own timings of a session with ``profile``."""
         return Path(self._session.end_profiling())
+
+    def refuse_fallback(self) -> None:
+        """Refuses a model of which some nodes run on the CPU instead of the provider.
+
+        Raises:
+            MachineError: There are some that do more than compute shapes.
+        """
+        refuse_fallback(fallen_back(self._session, self.provider), self.provider)
 
 
 def _endpoint(one: onnxruntime.NodeArg) -> Endpoint:
@@ -155,6 +164,8 @@ def _load(
             hint=f"it has {', '.join(onnxruntime.get_available_providers())}",
         )
     wanted = [(provider, _PROVIDER_OPTIONS.get(provider, {}))]
+    if provider != _CPU:
+        settings.add_session_config_entry(*RECORDED)
     try:
         with _without_stray_settings(), _log_of(provider) as log:
             session = onnxruntime.InferenceSession(

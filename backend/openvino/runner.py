@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
-from ..endpoint import Endpoint
+from ..endpoint import Endpoint, fitting
 
 DEVICE = "CPU"
 # Float32 where the graph has float32: no bfloat16, and no activations rounded to int8.
@@ -55,7 +55,8 @@ class OpenVinoSession:
             InputError: The feeds do not fit the model, or it fails on them.
         """
         names = list(outputs) if outputs is not None else [one.name for one in self.outputs]
-        given = {one.name: np.asarray(feeds[one.name], order="C") for one in self.inputs}
+        fed = fitting(feeds, self.inputs)
+        given = {one.name: np.asarray(fed[one.name], order="C") for one in self.inputs}
         try:
             found = self._compiled(given)
         except RuntimeError as error:  # the library has no class of its own

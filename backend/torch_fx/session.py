@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from ...ir import Feeds, InputError, read_model
-from ..endpoint import Endpoint
+from ..endpoint import Endpoint, fitting
 from .lower import lower_model
 
 _NAMES = {ir.DataType.FLOAT: "float", ir.DataType.DOUBLE: "double"}
@@ -37,7 +37,8 @@ class TorchSession:
         Raises:
             InputError: The model fails on the feeds.
         """
-        given = [torch.from_numpy(np.asarray(feeds[o.name], order="C")) for o in self.inputs]
+        fed = fitting(feeds, self.inputs)
+        given = [torch.from_numpy(np.asarray(fed[one.name], order="C")) for one in self.inputs]
         try:
             with torch.no_grad():
                 found = self._module(*given)
