@@ -76,7 +76,9 @@ class MethodOptions:
         known=PROVE_ON,
     )
     allow_fallback: bool = option(
-        "accept nodes that run on the CPU instead of the target's device", bool
+        "accept nodes that run on the CPU instead of the target's device",
+        bool,
+        recorded=True,
     )
     recipe: Path | str | None = option(
         "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"

@@ -29,7 +29,8 @@ class ConvertFloats(Pass):
                                           =>    %y' = MatMul(%x', %w')
                                                 %y  = Cast<float32>(%y')
 
-    Inputs and outputs of the model keep their types. A node goes on computing in float32 if
+    Inputs and outputs of the model keep their types, except for caches, which come out of one
+    call and go into the next. A node goes on computing in float32 if
 
     - the standard has no form of it in float16, or it holds a graph (If, Loop, Scan);
     - a number that it reads or makes would leave the range of float16, were it ``margin``

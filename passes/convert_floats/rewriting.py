@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir import BlockId, all_nodes, annotate, note_of
 from ..engine.emission.emitter import Names, store
+from .carried import carried
 from .rounding import as_half
 from .typing_rules import is_float32, makes_float32, stays_float32
 
@@ -40,7 +41,11 @@ class Conversion:
         self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
-        """Converts the graph. Its inputs and outputs keep their types."""
+        """Converts the graph. Its inputs and outputs keep their types, but caches do not."""
+        caches = carried(self._graph, self._low)
+        for before, _ in caches:
+            before.type = ir.TensorType(_HALF)
+            self._made.add(before)
         nodes = list(all_nodes(self._graph))
         for node in nodes:
             if node in self._low:
@@ -48,7 +53,7 @@ class Conversion:
         for node in nodes:
             for at, value in enumerate(node.inputs):
                 self._feed(node, at, value)
-        self._restore_outputs()
+        self._restore_outputs({after for _, after in caches})
         self._drop_useless_casts()
         self._drop_unread_constants()
 
@@ -116,10 +121,10 @@ class Conversion:
         self.casts += 1
         return made
 
-    def _restore_outputs(self) -> None:
+    def _restore_outputs(self, caches: Collection[ir.Value]) -> None:
         """Gives the outputs of the model the type and the name that they had."""
         for at, value in enumerate(list(self._graph.outputs)):
-            if value not in self._made:
+            if value not in self._made or value in caches:
                 continue
             name, inner = str(value.name), self._names.free(f"{value.name}/float16")
             wide = self._as(value, _FLOAT)

@@ -16,10 +16,10 @@ from ..passes.rounded import parse
 
 
 def test_every_target_loads() -> None:
-    assert targets() == ("ort-cpu", "ort-cuda", "qdq")
+    assert targets() == ("ort-cpu", "ort-cuda", "qdq", "tensorrt")
     for target in targets():
         table = load(target)
-        standard = target == "qdq"  # INT2 is no type that runtimes take
+        standard = target in ("qdq", "tensorrt")  # INT2 is no type that runtimes take
         assert [kernel.bits for kernel in table.kernels] == ([4, 8] if standard else [2, 4, 8])
         assert set(table.lookup_bits) <= {kernel.bits for kernel in table.kernels}
 

@@ -229,3 +229,26 @@ def test_ml_dtypes_are_no_part_of_the_result(tmp_path: Path) -> None:
     text = "g (bfloat16[n] x) => (bfloat16[n] y) { y = Identity(x) }"
     _, _, report = convert(text, {}, {"x": np.zeros(2, ml_dtypes.bfloat16)}, tmp_path)
     assert report["converted"] == 0
+
+
+def test_caches_are_float16_outside_too(tmp_path: Path) -> None:
+    text = """g (float[n, 1, 4] x, float[n, past, 4] before)
+        => (float[n, m, 4] after, float[n, m, 4] y) {
+        [carry] after = Concat <axis = 1> (before, x) [use] y = Mul(after, after) }"""
+    feeds = {"x": noise(2, 1, 4), "before": noise(2, 3, 4, seed=1)}
+    before, after, report = convert(text, {}, feeds, tmp_path)
+    assert [str(value.dtype) for value in after.graph.inputs] == ["FLOAT", "FLOAT16"]
+    assert [str(value.dtype) for value in after.graph.outputs] == ["FLOAT16", "FLOAT"]
+    assert report["casts"] == 2
+    for exact, found in zip(outputs(before, feeds), outputs(after, feeds), strict=True):
+        np.testing.assert_allclose(found, exact, atol=0.02)  # fed with the same float32
+
+
+def test_a_cache_that_float32_reads_too_stays(tmp_path: Path) -> None:
+    text = """g (float[n, 4] x, float[past, 4] before) => (float[m, 4] after, float[k, 4] y) {
+        [carry] after = Concat <axis = 0> (before, x) [large] y = Mul(before, big) }"""
+    feeds = {"x": noise(2, 4), "before": noise(3, 4, seed=1)}
+    weights = {"big": np.full(1, 60_000, np.float32)}
+    _, after, _ = convert(text, weights, feeds, tmp_path)
+    assert {str(value.dtype) for value in after.graph.inputs} == {"FLOAT"}
+    assert {str(value.dtype) for value in after.graph.outputs} == {"FLOAT"}
