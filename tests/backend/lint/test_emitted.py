@@ -62,4 +62,5 @@ def test_results_have_no_findings(
         found = [(f.rule.id, f.place, f.detail) for f in lint_file(result.model, one).findings]
         allowed = {"nbits-8-bits-without-vnni", "web-slow-product"}  # of a model so small
         allowed |= {"trt-half-quantized", "trt-open-shapes"}  # too costly to round; any batch
+        allowed |= {"nbits-cuda-2-bits"}  # the table asks for 1.31
         assert [broken for broken in found if broken[0] not in allowed] == []
