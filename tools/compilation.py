@@ -172,6 +172,7 @@ class Compilation:
             "input": self.input,
             "smallest_kernel": table.smallest_kernel,
             "smallest_lookup": table.smallest_lookup,
+            "half": table.half,
         }
         if context.costs is not None:
             kept["costs"] = context.costs.name

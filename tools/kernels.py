@@ -46,7 +46,9 @@ def with_smallest(
     """
     smallest = _smallest(table, kernels, weights, budget, bits)
     products = 0 if saves_time and kernels == "auto" else smallest
-    return replace(table, smallest_kernel=products, smallest_lookup=smallest)
+    # Float16 is for whole units; with few bits, rows of 4 and of 8 bits are worth more.
+    half = table.half and bits >= _MANY_BITS
+    return replace(table, smallest_kernel=products, smallest_lookup=smallest, half=half)
 
 
 def as_asked(table: Capabilities, activations: object, prove_on: object) -> Capabilities:

@@ -188,6 +188,7 @@ class _Job:
             table,
             smallest_kernel=product if isinstance(product, int) else 0,
             smallest_lookup=lookup if isinstance(lookup, int) else 0,
+            half=settings.get("half") is True,
         )
 
     def _costs(self, table: Capabilities) -> CostTable | None:
