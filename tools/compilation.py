@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..backend.endpoint import Endpoint
 from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
 from ..backend.onnxruntime.runner import open_session
 from ..backend.runner import Runner
@@ -39,11 +40,14 @@ from ..passes.engine.pipeline.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
 from .costs import costs_for, whose_times
+from .deployment import KINDS
+from .deployment.kind import Finished, find_kind
+from .deployment.readme import render_readme
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
 from .kernels import with_smallest
-from .manifest import input_facts, manifest, measured_by, write_manifest
+from .manifest import input_facts, manifest, measured_by, plain_json, write_manifest
 from .memory import check_memory
 from .parts import cut_in_parts
 from .pass_options import is_lowering
@@ -68,10 +72,12 @@ class Outcome:
     Attributes:
         facts: The content of ``mpqc.json``.
         size: Bytes of all files.
+        model: The graph's file, relative to the stage.
     """
 
     facts: dict[str, Any]
     size: int
+    model: Path
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ class Compilation:
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
         weights, rest = _sizes(_foreign(self.original), self.source)
+        rest += find_kind(self.settings.options.for_).extra()
         bits = (size - rest) * 8 / max(weights, 1)
         for attempt in range(_MOST_ATTEMPTS):
             if bits <= 0:
@@ -232,6 +239,7 @@ def prepare(
     Raises:
         InputError: The model is broken, quantized already, or does not fit the samples.
         MachineError: This machine cannot run the target, or has too little memory.
+        UsageError: The program that the result is for cannot run what the export gave.
     """
     check_memory()
     options = settings.options
@@ -241,6 +249,7 @@ def prepare(
             problem, hint="the result is proven by running it; run: mpqc doctor"
         )
     source = exported(source, scratch, progress)
+    find_kind(options.for_).refuse(source)
     assert source.onnx is not None
     model = _foreign(source.onnx)
     check_memory(model_bytes(source.onnx))
@@ -331,21 +340,33 @@ def finish(
         InfeasibleBudget: The result takes more bits than were asked for.
     """
     write_model(_for_users(model), stage / "model.onnx")
-    carry_companions(source, stage, context.capabilities)
-    parts = cut_in_parts(stage / "model.onnx", context.progress.say)
-    for path in (stage / "model.onnx", *parts):
-        with open_session(path, context.capabilities.provider):
-            pass
+    companions = carry_companions(source, stage, context.capabilities)
+    outputs = _load_all(stage, context)
     # A run may stop before it lowers anything, with floats.
     lowered = any(map(is_lowering, pipeline.passes[:ran]))
     runs = run_times(stage / "model.onnx", context) if lowered else {}
-    facts = manifest(stage, model, context, pipeline, kept, timer, runs)
+    kind = find_kind(str(kept.get("for", KINDS[0])))
+    done = Finished.of(stage, model, source, companions, outputs, context, kept)
+    with machine_errors(stage):
+        layout = kind.lay_out(done)
+    facts = manifest(stage, layout.model, model, context, pipeline, kept, timer, runs)
     if lowered:
         _check_bits(facts)
+    facts = plain_json(facts)
     with machine_errors(stage):
-        write_manifest(stage, facts)
+        write_manifest(stage, facts, render_readme(facts, kind, layout, done.name, model))
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
-    return Outcome(facts, size)
+    return Outcome(facts, size, layout.model.relative_to(stage))
+
+
+def _load_all(stage: Path, context: PassContext) -> tuple[Endpoint, ...]:
+    """Proves that the runtime loads the model and its parts; returns the model's outputs."""
+    model, provider = stage / "model.onnx", context.capabilities.provider
+    for path in cut_in_parts(model, context.progress.say):
+        with open_session(path, provider):
+            pass
+    with open_session(model, provider) as session:
+        return session.outputs
 
 
 def _for_users(model: ir.Model) -> ir.Model:
