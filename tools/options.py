@@ -59,8 +59,8 @@ class MethodOptions:
     )
     overwrite: bool = option("replace an existing output", bool)
     for_: str = setting(
-        "the program that the output folder is laid out for: genai (onnxruntime-genai), or"
-        " plain",
+        "the program that the output folder is laid out for: genai (onnxruntime-genai),"
+        " optimum (and sentence-transformers), or plain",
         default=KINDS[0],
         known=KINDS,
     )
