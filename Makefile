@@ -6,7 +6,7 @@ KILLS ?= 50
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv javascript optimum demo demo-full methods test test-sample test-slow kill fuzz lint format clean
+.PHONY: help venv javascript loaders demo demo-full methods test test-sample test-slow kill fuzz lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -16,12 +16,12 @@ venv: .venv/stamp  ## Make .venv, or bring it up to date
 javascript:  ## Install ONNX Runtime for Node.js and for browsers, which some tests run results in
 	npm install --silent --no-audit --no-fund --ignore-scripts --prefix tests/e2e/javascript
 
-# It wants an older transformers than mpqc, and takes everything else from .venv.
-optimum: .venv/stamp  ## Install optimum and sentence-transformers, which some tests load results in
-	$(BIN)/python -m venv build/optimum
+# They want an older transformers and protobuf than mpqc, and take everything else from .venv.
+loaders: .venv/stamp  ## Install optimum, sentence-transformers, tritonclient, which some tests load results in
+	$(BIN)/python -m venv build/loaders
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> $$(build/optimum/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	build/optimum/bin/python -m pip install --quiet optimum-onnx==0.1.0 'sentence-transformers<6'
+		> $$(build/loaders/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	build/loaders/bin/python -m pip install --quiet optimum-onnx==0.1.0 'sentence-transformers<6' 'tritonclient[grpc]'
 
 demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits per weight and show a table (minutes)
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)

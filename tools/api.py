@@ -17,8 +17,6 @@ from .options import CompileOptions
 from .settings import make_settings
 from .stats_cache import stats_folder
 
-_UNWRITTEN = Path("model.onnx")  # of a torch module, which nothing comes with
-
 
 @dataclass(frozen=True)
 class CompileResult:
@@ -78,9 +76,7 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
     default = default_output(model, options.budget, options.file_budget)
     output = utf8_path(options.output or default)
     _refuse_bad_places(output, source, options)
-    find_kind(options.for_).refuse(
-        source or Source(Path(type(model).__name__), _UNWRITTEN, ())
-    )
+    find_kind(options.for_).refuse(source or Source(Path(type(model).__name__), None, ()))
     shown = options.progress or SilentProgress()
     for line in (*settings.lines(), f"output: {output}"):
         shown.say(line)

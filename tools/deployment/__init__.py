@@ -3,4 +3,4 @@
 A module of each name below has ``KIND``. Importing this package imports none of them.
 """
 
-KINDS = ("plain", "genai", "optimum")
+KINDS = ("plain", "genai", "optimum", "triton")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Python with programs that want other versions of packages than mpqc.
+LOADERS = Path(__file__).resolve().parents[3] / "build" / "loaders" / "bin" / "python"
 _BLOCK = re.compile(r"^(`{3,})(\w+)\n(.*?)\n\1$", re.MULTILINE | re.DOTALL)
 
 
@@ -22,10 +24,10 @@ def run_python(folder: Path, python: str = sys.executable) -> str:
     return run_code(code, folder, python)
 
 
-def run_code(code: str, folder: Path, python: str = sys.executable) -> str:
+def run_code(code: str, folder: Path, python: str = sys.executable, *words: str) -> str:
     """Runs a program in ``folder`` as one without us would."""
     ended = subprocess.run(
-        [python, "-I", "-c", code],
+        [python, "-I", "-c", code, *words],
         check=False,
         cwd=folder,
         capture_output=True,

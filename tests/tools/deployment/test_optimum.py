@@ -19,7 +19,7 @@ from mpqc.tools.export import export_folder
 from ...e2e import models
 from ...e2e.compiled import noise
 from .. import tiny_models
-from .snippets import blocks, run_code
+from .snippets import LOADERS, blocks, run_code
 
 pytest.importorskip("transformers")
 pytestmark = [
@@ -27,10 +27,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(300),
 ]
-# An environment of its own: optimum-onnx wants an older transformers than mpqc.
-PYTHON = Path(__file__).resolve().parents[3] / "build" / "optimum" / "bin" / "python"
 with_optimum = pytest.mark.skipif(
-    not PYTHON.is_file(), reason="needs optimum-onnx: `make optimum` installs it"
+    not LOADERS.is_file(), reason="needs optimum-onnx: `make loaders` installs it"
 )
 FEW: dict[str, Any] = {"samples": 4, "sequence_length": 16, "preset": "fast"}
 _ENDS = (
@@ -85,13 +83,13 @@ def test_sentence_transformers_encode_like_the_original(tmp_path: Path) -> None:
         **FEW,
     ).output
     sentences, alone = blocks(out, "python")
-    assert run_code(sentences, out, str(PYTHON)).strip().endswith(f"(1, {models.WIDTH})")
-    assert f"[1, 44, {models.WIDTH}]" in run_code(alone, out, str(PYTHON))
+    assert run_code(sentences, out, str(LOADERS)).strip().endswith(f"(1, {models.WIDTH})")
+    assert f"[1, 44, {models.WIDTH}]" in run_code(alone, out, str(LOADERS))
     code = sentences.replace("print(model.encode(", "print(*(model.encode(").replace(
         ").shape)", ")[0]))"
     )
     found = [
-        np.array(run_code(code, one, str(PYTHON)).split()[-models.WIDTH :], float)
+        np.array(run_code(code, one, str(LOADERS)).split()[-models.WIDTH :], float)
         for one in (folder, out)
     ]
     assert np.linalg.norm(found[1]) == pytest.approx(1, abs=1e-3)
@@ -114,7 +112,7 @@ def test_a_model_that_sees(tmp_path: Path) -> None:
         **FEW,
     ).output
     (code,) = blocks(out, "python")
-    assert f"[1, 17, {models.WIDTH}]" in run_code(code, out, str(PYTHON))
+    assert f"[1, 17, {models.WIDTH}]" in run_code(code, out, str(LOADERS))
 
 
 @with_optimum
@@ -127,14 +125,14 @@ def test_a_decoder_that_optimum_has_exported(tmp_path: Path) -> None:
         "from optimum.exporters.onnx import main_export;"
         "main_export('saved', 'exported', task='text-generation-with-past')"
     )
-    run_code(code, tmp_path, str(PYTHON))
+    run_code(code, tmp_path, str(LOADERS))
     out = mpqc.compile(
         tmp_path / "exported", budget=8.5, output=tmp_path / "out", for_="optimum", **FEW
     ).output
     (code,) = blocks(out, "python")
-    written = run_code(code, out, str(PYTHON)).split()  # a token a word, with this tokenizer
+    written = run_code(code, out, str(LOADERS)).split()  # a token a word, with this tokenizer
     assert written[:3] == ["T", "h", "e"]
-    assert len(written) == 44 + 16
+    assert 44 < len(written) <= 44 + 16
 
 
 def test_parts_with_weights_or_code_are_refused(tmp_path: Path) -> None:
