@@ -60,7 +60,8 @@ class MethodOptions:
     overwrite: bool = option("replace an existing output", bool)
     for_: str = setting(
         "the program that the output folder is laid out for: genai (onnxruntime-genai),"
-        " optimum (and sentence-transformers), triton, or plain",
+        " optimum (and sentence-transformers), triton, web (a page with onnxruntime-web), or"
+        " plain",
         default=KINDS[0],
         known=KINDS,
     )

@@ -3,4 +3,4 @@
 A module of each name below has ``KIND``. Importing this package imports none of them.
 """
 
-KINDS = ("plain", "genai", "optimum", "triton")
+KINDS = ("plain", "genai", "optimum", "triton", "web")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ...frontend.model_inputs import ModelInput
     from .kind import Finished
 
-_FEW = 8  # made-up token ids
+FEW_TOKENS = 8  # made-up token ids
 _TOKENIZER = "tokenizer.json"
 _BY_TOKEN = ("tokens", "source", "mask", "positions", "segments")
 _TEXT = "The quick brown fox jumps over the lazy dog."
@@ -19,7 +19,7 @@ _TEXT = "The quick brown fox jumps over the lazy dog."
 
 def run_by_onnxruntime(result: Finished) -> str:
     """Returns a program that runs ``model.onnx`` in the current folder, once."""
-    reads_text = _reads_any_length(result)
+    reads_text = reads_any_length(result)
     encodes = reads_text and _TOKENIZER in result.companions
     imports = ["import numpy as np", "import onnxruntime as ort"]
     lines = [*imports, *(["from tokenizers import Tokenizer"] if encodes else []), ""]
@@ -37,7 +37,7 @@ def run_by_onnxruntime(result: Finished) -> str:
     return "\n".join(lines)
 
 
-def _reads_any_length(result: Finished) -> bool:
+def reads_any_length(result: Finished) -> bool:
     """Tells whether there is one text, of open length, that all inputs by token follow."""
     by_token = [one for one in result.inputs if one.role in _BY_TOKEN]
     return any(one.role == "tokens" for one in by_token) and all(
@@ -52,9 +52,7 @@ def _ids(result: Finished, encodes: bool) -> str:
     if encodes:
         return f'ids = Tokenizer.from_file("{_TOKENIZER}").encode("{_TEXT}").ids'
     rows = next((one.vocabulary for one in result.inputs if one.role == "tokens"), 0)
-    return (
-        f"ids = {list(range(min(_FEW, rows or 1)))}  # of the text that the model is to read"
-    )
+    return f"ids = {list(range(min(FEW_TOKENS, rows or 1)))}  # of a text"
 
 
 def _feeds(result: Finished, reads_text: bool) -> list[str]:
