@@ -16,6 +16,8 @@ _GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _SPEECH = "whisper"
 _PACKAGES = ("onnxruntime-genai-cuda", "onnxruntime-genai")
 
+_SCORED = "Scores on the tasks of lm-eval, after `pip install 'lm_eval>=0.4.13'`:"
+_SCORE = "lm_eval run --model onnxruntime-genai --model_args pretrained=. --tasks hellaswag"
 _WRITES = """\
 import onnxruntime_genai as genai
 
@@ -106,6 +108,7 @@ def _lay_out(result: Finished) -> Layout:
     if not hears:
         text = "mpqc generate . 'Once upon a time' --max-tokens 64"
         blocks.insert(0, Code("A first look, with mpqc:", "console", f"$ {text}"))
+        blocks.append(Code(_SCORED, "console", f"$ {_SCORE}"))
     return Layout(result.model, (f"onnxruntime-genai {_version()} or newer",), tuple(blocks))
 
 

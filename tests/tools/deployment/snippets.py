@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Python with programs that want other versions of packages than mpqc.
-LOADERS = Path(__file__).resolve().parents[3] / "build" / "loaders" / "bin" / "python"
+# Environments of programs that want other versions of packages than mpqc, or one another.
+_LOADERS = Path(__file__).resolve().parents[3] / "build" / "loaders"
+LOADERS = _LOADERS / "optimum" / "bin" / "python"
+LM_EVAL = _LOADERS / "lm-eval" / "bin" / "lm_eval"
 _BLOCK = re.compile(r"^(`{3,})(\w+)\n(.*?)\n\1$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,8 +28,13 @@ def run_python(folder: Path, python: str = sys.executable) -> str:
 
 def run_code(code: str, folder: Path, python: str = sys.executable, *words: str) -> str:
     """Runs a program in ``folder`` as one without us would."""
+    return run_words([python, "-I", "-c", code, *words], folder)
+
+
+def run_words(words: list[str], folder: Path) -> str:
+    """Runs a command in ``folder``, and returns what it prints."""
     ended = subprocess.run(
-        [python, "-I", "-c", code, *words],
+        words,
         check=False,
         cwd=folder,
         capture_output=True,

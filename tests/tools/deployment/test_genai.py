@@ -18,7 +18,7 @@ from mpqc.tools.generate import generate
 
 from ...e2e import models
 from .. import tiny_models
-from .snippets import run_python
+from .snippets import LM_EVAL, blocks, run_python, run_words
 
 genai = pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
@@ -65,6 +65,59 @@ def test_the_code_in_the_readme_writes(compiled: Path) -> None:
     assert written == "".join(generate(compiled, "Once upon a time", 64))
 
 
+@pytest.mark.slow
+@pytest.mark.ci_sample
+@pytest.mark.skipif(not LM_EVAL.is_file(), reason="needs lm_eval: `make loaders` installs it")
+def test_lm_eval_scores_the_folder(compiled: Path, tmp_path: Path) -> None:
+    """On a task of local texts, by the command in the README."""
+    rows: list[dict[str, Any]] = [
+        {"text": f"abc{chr(100 + at)}", "choices": ["x", "yz", "!"], "answer": at % 3}
+        for at in range(6)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = _TASK.replace("ROWS", str(tmp_path / "rows.jsonl"))
+    (tmp_path / "follows.yaml").write_text(task)
+    command = blocks(compiled, "console")[1].removeprefix("$ ").split()
+    assert command[0] == "lm_eval"
+    command = [str(LM_EVAL), *command[1:-1], "follows"]
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "scores")]
+    printed = run_words([*command, "--log_samples"], compiled)
+    (found,) = (tmp_path / "scores").rglob("samples_follows_*.jsonl")
+    samples = [json.loads(line) for line in found.read_text().splitlines()]
+    right = 0
+    for row, sample in zip(rows, sorted(samples, key=lambda one: one["doc_id"]), strict=True):
+        wanted = [_likelihood(compiled, row["text"], one) for one in row["choices"]]
+        got = [float(one[0][0]) for one in sample["resps"]]
+        assert got == pytest.approx(wanted, abs=1e-3)
+        right += int(np.argmax(wanted)) == row["answer"]
+    assert f"|{right / len(rows):.4f}".rstrip("0") in printed.replace(" ", "")
+
+
+_TASK = """\
+task: follows
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc}]
+"""
+
+
+def _likelihood(folder: Path, text: str, continued: str) -> float:
+    """Returns the log of the chance that the graph itself gives a continuation."""
+    from tokenizers import Tokenizer
+
+    encode = Tokenizer.from_file(str(folder / "tokenizer.json")).encode
+    first, second = encode(text).ids, encode(continued).ids
+    logits = _logits(folder, first + second)[len(first) - 1 : -1].astype(np.float64)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return float(logs[np.arange(len(second)), second].sum())
+
+
 def test_generate_writes_what_the_model_prefers(compiled: Path, capsys: Capture) -> None:
     words = ["generate", str(compiled), "abc", "--max-tokens", "7"]
     assert main(words) == 0
@@ -79,23 +132,29 @@ def test_generate_writes_what_the_model_prefers(compiled: Path, capsys: Capture)
 
 
 def _preferred(folder: Path, prompt: np.ndarray, count: int) -> np.ndarray:
-    """Returns the tokens that the graph itself gives the most, run without genai."""
+    """Returns the tokens that the graph itself prefers, run without genai."""
+    ids = list(map(int, prompt))
+    for _ in range(count):
+        ids.append(int(_logits(folder, ids)[-1].argmax()))
+    return np.array(ids[len(prompt) :], np.int32)
+
+
+def _logits(folder: Path, ids: list[int]) -> np.ndarray:
+    """Returns what the graph says of the token after each."""
     import onnxruntime
 
     settings = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
     heads, size = settings["num_key_value_heads"], settings["head_size"]
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    ids = list(map(int, prompt))
-    for _ in range(count):
-        feeds: dict[str, np.ndarray] = {
-            one.name: np.zeros((1, heads, 0, size), np.float32)
-            for one in session.get_inputs()
-            if one.name.startswith("past")
-        }
-        feeds["input_ids"] = np.array([ids])
-        feeds["attention_mask"] = np.ones((1, len(ids)), np.int64)
-        ids.append(int(session.run(["logits"], feeds)[0][0, -1].argmax()))
-    return np.array(ids[len(prompt) :], np.int32)
+    feeds: dict[str, np.ndarray] = {
+        one.name: np.zeros((1, heads, 0, size), np.float32)
+        for one in session.get_inputs()
+        if one.name.startswith("past")
+    }
+    feeds["input_ids"] = np.array([ids])
+    feeds["attention_mask"] = np.ones((1, len(ids)), np.int64)
+    found: np.ndarray = session.run(["logits"], feeds)[0][0]
+    return found
 
 
 def test_generate_stops_at_the_longest_context(compiled: Path) -> None:
