@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .kind import Code, Kind, Layout
+from .plain import installed_version
 
 if TYPE_CHECKING:
     from ...frontend.model_source import Source
@@ -68,8 +68,7 @@ def _refuse(source: Source) -> None:
     elif SETTINGS not in companions:
         raise UsageError(
             f"onnxruntime-genai cannot run {source.named.name}: no {SETTINGS} comes with it",
-            hint="export the Hugging Face folder with mpqc export and compile that, or leave"
-            " out --for genai",
+            hint="compile the Hugging Face folder of a decoder, or leave out --for genai",
         )
     if not has_tokenizer(companions):
         raise UsageError(
@@ -109,16 +108,11 @@ def _lay_out(result: Finished) -> Layout:
         text = "mpqc generate . 'Once upon a time' --max-tokens 64"
         blocks.insert(0, Code("A first look, with mpqc:", "console", f"$ {text}"))
         blocks.append(Code(_SCORED, "console", f"$ {_SCORE}"))
-    return Layout(result.model, (f"onnxruntime-genai {_version()} or newer",), tuple(blocks))
-
-
-def _version() -> str:
-    for name in _PACKAGES:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "0.18"
+    return Layout(
+        result.model,
+        (f"onnxruntime-genai {installed_version(_PACKAGES)} or newer",),
+        tuple(blocks),
+    )
 
 
 KIND = Kind(program="onnxruntime-genai", lay_out=_lay_out, refuse=_refuse)

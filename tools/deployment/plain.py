@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,19 @@ if TYPE_CHECKING:
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 
 
-def onnxruntime_version() -> str:
-    """Returns the version of ONNX Runtime that is installed, which has run the result."""
-    for name in _PACKAGES:
+def installed_version(packages: Sequence[str]) -> str:
+    """Returns the version of the first of ``packages`` that is installed here."""
+    for name in packages:
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return "?"
+    return "of an unknown version"
+
+
+def onnxruntime_version() -> str:
+    """Returns the version of ONNX Runtime that is installed, which has run the result."""
+    return installed_version(_PACKAGES)
 
 
 def runs_in(result: Finished) -> str:
