@@ -49,10 +49,13 @@ def reads_any_length(result: Finished) -> bool:
 
 
 def _ids(result: Finished, encodes: bool) -> str:
+    """Returns the line that makes token ids, no more than the model has been seen to take."""
+    tokens = next(one for one in result.inputs if one.role == "tokens")
+    most = result.shape(tokens)[1]
     if encodes:
-        return f'ids = Tokenizer.from_file("{_TOKENIZER}").encode("{_TEXT}").ids'
-    rows = next((one.vocabulary for one in result.inputs if one.role == "tokens"), 0)
-    return f"ids = {list(range(min(FEW_TOKENS, rows or 1)))}  # of a text"
+        return f'ids = Tokenizer.from_file("{_TOKENIZER}").encode("{_TEXT}").ids[:{most}]'
+    rows = tokens.vocabulary or 1
+    return f"ids = {list(range(min(FEW_TOKENS, most, rows)))}  # of a text"
 
 
 def _feeds(result: Finished, reads_text: bool) -> list[str]:

@@ -37,7 +37,7 @@ def test_every_kind_has_a_module() -> None:
 @pytest.mark.parametrize(
     ("make", "printed"),
     [
-        (tiny_models.language_folder, "logits (1, 44, 256)"),
+        (tiny_models.language_folder, "logits (1, 16, 256)"),
         (lambda folder: tiny_models.language_model(folder / "m.onnx"), "logits (1, 8, 256)"),
         (lambda folder: tiny_models.vector_model(folder / "v.onnx"), "y (1, 64)"),
         (lambda folder: models.with_control_flow(folder / "c.onnx"), "y (1, 1, 128)"),

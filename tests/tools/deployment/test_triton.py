@@ -23,6 +23,7 @@ from mpqc.tools.cli import main
 from mpqc.tools.deployment.triton import _config, _tensor
 from mpqc.tools.evaluate import evaluate
 from mpqc.tools.inspection import inspect_file
+from mpqc.tools.resume import opt
 
 from ...e2e import models
 from ...e2e.compiled import noise
@@ -224,3 +225,21 @@ def test_sequences_are_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(UsageError, match="'many' is none"):
         made(path, tmp_path)
+
+
+def test_a_dump_resumes_to_the_same_repository(tmp_path: Path) -> None:
+    model = tiny_models.vector_model(tmp_path / "vector.onnx")
+    out = made(model, tmp_path, dump_after_each=tmp_path / "dumps")
+    dump = next((tmp_path / "dumps").glob("*allocate-bits.onnx"))
+    again = opt(dump, output=tmp_path / "again").output
+    assert again is not None
+    for one in out.rglob("*"):
+        if one.is_file() and one.name not in ("mpqc.json", "report.html"):
+            other = again / one.relative_to(out)
+            assert other.read_bytes() == one.read_bytes(), one
+
+
+def test_a_size_bounds_the_whole_repository(tmp_path: Path) -> None:
+    model = tiny_models.vector_model(tmp_path / "vector.onnx")
+    out = made(model, tmp_path, budget="60kB")
+    assert sum(one.stat().st_size for one in out.rglob("*") if one.is_file()) <= 60_000
