@@ -6,7 +6,7 @@ KILLS ?= 50
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help venv javascript demo demo-full methods test test-sample test-slow kill fuzz lint format clean
+.PHONY: help venv javascript loaders demo demo-full methods test test-sample test-slow kill fuzz lint format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,18 @@ venv: .venv/stamp  ## Make .venv, or bring it up to date
 
 javascript:  ## Install ONNX Runtime for Node.js and for browsers, which some tests run results in
 	npm install --silent --no-audit --no-fund --ignore-scripts --prefix tests/e2e/javascript
+
+# What they want of a package differs from what mpqc wants, or from one another; the rest is .venv's.
+loaders: .venv/stamp  ## Install optimum, sentence-transformers, tritonclient and lm_eval, which some tests use
+	$(call environment,build/loaders/optimum,optimum-onnx==0.1.0 'sentence-transformers<6' 'tritonclient[grpc]')
+	$(call environment,build/loaders/lm-eval,'lm_eval>=0.4.13')
+
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+define environment
+$(BIN)/python -m venv $(1)
+$(BIN)/python $(PURELIB) > $$($(1)/bin/python $(PURELIB))/base.pth
+$(1)/bin/python -m pip install --quiet $(2)
+endef
 
 demo: .venv/demo-stamp  ## Compile SmolLM2-135M to 3.5 bits per weight and show a table (minutes)
 	$(BIN)/python -m mpqc.tools.demo -o $(DEMO)

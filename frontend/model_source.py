@@ -36,6 +36,10 @@ COMPANIONS = (
 _LARGEST_COMPANION = 256 << 20
 _LARGEST_SETTINGS = 4 << 20
 _PREFERRED = ("model.onnx", "onnx/model.onnx")
+_VERSIONED = (
+    "[0-9]*/model.onnx",
+    "*/[0-9]*/model.onnx",
+)  # of a model; of a repository of models
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ def _is_plain(path: Path, folder: Path) -> bool:
 
 def _in_folder(named: Path, folder: Path) -> Source:
     files = sorted({*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")})
+    files = files or _newest_versions(folder)
     inside = [path for path in files if path.is_file() and is_inside(path, folder)]
     if inside:
         chosen = _choose(named, folder, inside)
@@ -171,6 +176,21 @@ def _in_folder(named: Path, folder: Path) -> Source:
         f"{named} holds no model",
         hint="a model folder has an .onnx file, or config.json with safetensors weights",
     )
+
+
+def _newest_versions(folder: Path) -> list[Path]:
+    """Returns the newest version of every model in a model repository, or of one of them."""
+    newest: dict[Path, Path] = {}
+    for pattern in _VERSIONED:
+        for path in folder.glob(pattern):
+            home = path.parent
+            if home.name.isdecimal() and _is_newer(home, newest.get(home.parent)):
+                newest[home.parent] = path
+    return sorted(newest.values())
+
+
+def _is_newer(home: Path, known: Path | None) -> bool:
+    return known is None or int(home.name) > int(known.parent.name)
 
 
 def _choose(named: Path, folder: Path, files: list[Path]) -> Path:

@@ -28,6 +28,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("do
 PASSES = ROOT / "docs" / "passes.md"
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 _TOOLS = {"--update-golden", "--no-deps", "--strict"}  # of pytest, pip and mypy
+_TOOLS |= {"--include", "--model", "--tasks"}  # of lm_eval, up to an underscore
 
 
 def described(cls: type[Pass]) -> tuple[str, dict[str, str]]:

@@ -11,6 +11,7 @@ from ..frontend.model_source import Source, locate
 from ..ir import UsageError, refuse_overlap, staged_folder, write_model
 from ..passes.engine.pipeline.base import SilentProgress
 from .compilation import Outcome, prepare
+from .deployment.kind import find_kind
 from .option_fields import takes, utf8_path
 from .options import CompileOptions
 from .settings import make_settings
@@ -75,6 +76,7 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
     default = default_output(model, options.budget, options.file_budget)
     output = utf8_path(options.output or default)
     _refuse_bad_places(output, source, options)
+    find_kind(options.for_).refuse(source or Source(Path(type(model).__name__), None, ()))
     shown = options.progress or SilentProgress()
     for line in (*settings.lines(), f"output: {output}"):
         shown.say(line)
@@ -157,7 +159,7 @@ def _result(output: Path, outcome: Outcome) -> CompileResult:
     got = facts["got"]
     return CompileResult(
         output=output,
-        model=output / "model.onnx",
+        model=output / outcome.model,
         asked=asked if asked is not None else got["allocated_bits"] or got["bits"],
         got=got["bits"],
         whole_file_bits=got["whole_file_bits"],

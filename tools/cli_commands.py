@@ -16,6 +16,7 @@ from .options import (
     CompileOptions,
     EvalOptions,
     ExportOptions,
+    GenerateOptions,
     LintOptions,
     OptOptions,
 )
@@ -291,6 +292,22 @@ def _compare(chosen: argparse.Namespace) -> int:
     return found.exit_code
 
 
+def _generate(chosen: argparse.Namespace) -> int:
+    from .generate import generate
+
+    options = resolved(GenerateOptions(**options_in(chosen, GenerateOptions)))
+    text = ""
+    for piece in generate(utf8_path(chosen.folder), chosen.prompt, options.max_tokens):
+        text += piece
+        if not chosen.json:
+            print("\n".join(map(plain, piece.split("\n"))), end="", flush=True)
+    if chosen.json:
+        _print_json({"prompt": chosen.prompt, "text": text})
+    else:
+        print()
+    return 0
+
+
 def _passes(chosen: argparse.Namespace) -> int:
     from ..passes.engine.pipeline.registry import all_passes
 
@@ -385,6 +402,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "lint": _lint,
     "eval": _eval,
     "compare": _compare,
+    "generate": _generate,
     "passes": _passes,
     "presets": _presets,
     "targets": _targets,

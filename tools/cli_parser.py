@@ -17,6 +17,7 @@ from .options import (
     DoctorOptions,
     EvalOptions,
     ExportOptions,
+    GenerateOptions,
     LintOptions,
     OptOptions,
 )
@@ -39,25 +40,44 @@ Results go to stdout, everything else to stderr. --json prints one object, on fa
 
 
 @dataclass(frozen=True)
+class Operand:
+    """What stands on a command line without a flag.
+
+    Attributes:
+        name: Its name in the code.
+        metavar: What stands for it in the help.
+        meaning: What it is.
+        kind: The type of its value.
+        optional: Whether it may be left out.
+    """
+
+    name: str
+    metavar: str
+    meaning: str
+    kind: type = Path
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class Command:
     """What the parser needs to know of a command.
 
     Attributes:
         summary: What it does, in one line.
         example: A command line that could be meant.
-        operands: The paths that it needs: name, metavar and meaning of each.
+        operands: What it needs.
         options: The dataclass of its options, if it has any.
-        word: A word that may be given: name, metavar and meaning.
     """
 
     summary: str
     example: str
-    operands: tuple[tuple[str, str, str], ...] = ()
+    operands: tuple[Operand, ...] = ()
     options: type | None = None
-    word: tuple[str, str, str] | None = None
 
 
-_MODEL = ("model", "MODEL", "an .onnx file, a folder with one, or a Hugging Face folder")
+_MODEL = Operand(
+    "model", "MODEL", "an .onnx file, a folder with one, or a Hugging Face folder"
+)
 COMMANDS = {
     "compile": Command(
         "Compile a model to exactly a budget.",
@@ -68,32 +88,32 @@ COMMANDS = {
     "export": Command(
         "Export a Hugging Face folder to ONNX.",
         "mpqc export SmolLM2-135M -o exported",
-        (("folder", "DIR", "a Hugging Face folder"),),
+        (Operand("folder", "DIR", "a Hugging Face folder"),),
         ExportOptions,
     ),
     "opt": Command(
         "Run passes on a dump or any ONNX file.",
         "mpqc opt dumps/004_PASS.onnx -o resumed",
-        (("dump", "DUMP", "an .onnx file of --dump-after-each, or any other"),),
+        (Operand("dump", "DUMP", "an .onnx file of --dump-after-each, or any other"),),
         OptOptions,
     ),
     "inspect": Command(
         "Show what the weights of any ONNX file take.",
         "mpqc inspect compiled/model.onnx",
-        (("model", "FILE", "any .onnx file or model folder"),),
+        (Operand("model", "FILE", "any .onnx file or model folder"),),
     ),
     "lint": Command(
         "Say what a runtime refuses, computes wrongly or runs slowly in any ONNX file.",
         "mpqc lint model.onnx --target tensorrt --fix -o fixed",
-        (("model", "FILE", "any .onnx file or model folder"),),
+        (Operand("model", "FILE", "any .onnx file or model folder"),),
         LintOptions,
     ),
     "eval": Command(
         "Measure how far a result is from its original.",
         "mpqc eval exported compiled --text held_out.txt",
         (
-            ("original", "ORIGINAL", "the model before"),
-            ("result", "RESULT", "the model after"),
+            Operand("original", "ORIGINAL", "the model before"),
+            Operand("result", "RESULT", "the model after"),
         ),
         EvalOptions,
     ),
@@ -103,12 +123,21 @@ COMMANDS = {
         (_MODEL,),
         CompareOptions,
     ),
+    "generate": Command(
+        "Let a folder for onnxruntime-genai go on with a text: a first look.",
+        "mpqc generate compiled 'Once upon a time' --max-tokens 64",
+        (
+            Operand("folder", "DIR", "a result of mpqc compile --for genai"),
+            Operand("prompt", "PROMPT", "the text to go on from", str),
+        ),
+        GenerateOptions,
+    ),
     "passes": Command("List the passes and their options.", "mpqc passes"),
     "presets": Command("List the pipelines that have names.", "mpqc presets"),
     "targets": Command(
         "List what results can run on, what that can do, and how it is known.",
         "mpqc targets ort-cpu",
-        word=("target", "TARGET", "show everything that this one can do"),
+        (Operand("target", "TARGET", "show everything that this one can do", str, True),),
     ),
     "doctor": Command(
         "Say what this machine can run, try it, and measure how fast.",
@@ -205,11 +234,15 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
             epilog=f"example: {command.example}",
             allow_abbrev=False,
         )
-        for operand, metavar, meaning in command.operands:
-            sub.add_argument(operand, metavar=metavar, type=Path, help=meaning)
-        if command.word is not None:
-            name_, metavar, meaning = command.word
-            sub.add_argument(name_, metavar=metavar, nargs="?", help=meaning)
+        for one in command.operands:
+            count = {"nargs": "?"} if one.optional else {}
+            sub.add_argument(
+                one.name,
+                metavar=one.metavar,
+                type=one.kind,
+                help=one.meaning,
+                **count,  # type: ignore[arg-type]
+            )
         if command.options is not None:
             add_options(sub, command.options)
         sub.add_argument("--json", action="store_true", help="print one JSON object")

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..backend.endpoint import Endpoint
 from ..backend.onnxruntime.capabilities import installed_runtime_problem, load
 from ..backend.onnxruntime.runner import open_session
 from ..backend.runner import Runner
@@ -40,11 +41,14 @@ from ..passes.engine.pipeline.pipeline import Pipeline
 from .budget import MOST_BITS
 from .companions import carry_companions
 from .costs import costs_for, whose_times
+from .deployment import KINDS
+from .deployment.kind import Finished, find_kind
+from .deployment.readme import render_readme
 from .dump_folder import prepare_dumps
 from .export import export_into
 from .inspection import model_bytes
 from .kernels import as_asked, with_smallest
-from .manifest import input_facts, manifest, measured_by, write_manifest
+from .manifest import input_facts, manifest, measured_by, plain_json, write_manifest
 from .memory import check_memory
 from .options import CompileOptions
 from .parts import cut_in_parts
@@ -70,10 +74,12 @@ class Outcome:
     Attributes:
         facts: The content of ``mpqc.json``.
         size: Bytes of all files.
+        model: The graph's file, relative to the stage.
     """
 
     facts: dict[str, Any]
     size: int
+    model: Path
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,7 @@ class Compilation:
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
         weights, rest = _sizes(_foreign(self.original), self.source)
+        rest += find_kind(self.settings.options.for_).extra()
         bits = (size - rest) * 8 / max(weights, 1)
         for attempt in range(_MOST_ATTEMPTS):
             if bits <= 0:
@@ -236,12 +243,14 @@ def prepare(
     Raises:
         InputError: The model is broken, quantized already, or does not fit the samples.
         MachineError: This machine cannot run the target, or has too little memory.
+        UsageError: The program that the result is for cannot run what the export gave.
     """
     check_memory()
     options = settings.options
     _check_runtime(options)
     standard = not load(options.target).contrib
     source = exported(source, scratch, progress, standard=standard)
+    find_kind(options.for_).refuse(source)
     assert source.onnx is not None
     model = _foreign(source.onnx)
     check_memory(model_bytes(source.onnx))
@@ -364,22 +373,46 @@ def finish(
         InfeasibleBudget: The result takes more bits than were asked for.
     """
     write_model(_for_users(model), stage / "model.onnx")
-    carry_companions(source, stage, context.capabilities)
-    parts = cut_in_parts(stage / "model.onnx", context.progress.say)
-    for path in (stage / "model.onnx", *parts):
-        with open_session(path, context.capabilities.provider) as session:
-            if not kept.get("allow_fallback"):
-                session.refuse_fallback()
+    companions = carry_companions(source, stage, context.capabilities)
+    outputs = _load_all(stage, context, allow_fallback=bool(kept.get("allow_fallback")))
     # A run may stop before it lowers anything, with floats.
     lowered = any(map(is_lowering, pipeline.passes[:ran]))
     runs = run_times(stage / "model.onnx", context) if lowered else {}
-    facts = manifest(stage, model, context, pipeline, kept, timer, runs)
+    kind = find_kind(str(kept.get("for", KINDS[0])))
+    done = Finished.of(stage, model, source, companions, outputs, context, kept)
+    with machine_errors(stage):
+        layout = kind.lay_out(done)
+    facts = manifest(stage, layout.model, model, context, pipeline, kept, timer, runs)
     if lowered:
         _check_bits(facts)
+    facts = plain_json(facts)
     with machine_errors(stage):
-        write_manifest(stage, facts)
+        write_manifest(stage, facts, render_readme(facts, kind, layout, done.name, model))
     size = sum(one.stat().st_size for one in stage.rglob("*") if one.is_file())
-    return Outcome(facts, size)
+    return Outcome(facts, size, layout.model.relative_to(stage))
+
+
+def _load_all(
+    stage: Path, context: PassContext, *, allow_fallback: bool
+) -> tuple[Endpoint, ...]:
+    """Proves that the runtime loads the model and its parts; returns the model's outputs.
+
+    Args:
+        stage: The folder with the model.
+        context: Says which provider has to run it.
+        allow_fallback: Whether some nodes may run on the CPU instead.
+
+    Raises:
+        MachineError: Some do, and may not.
+    """
+    model, provider = stage / "model.onnx", context.capabilities.provider
+    outputs: tuple[Endpoint, ...] = ()
+    for path in (*cut_in_parts(model, context.progress.say), model):
+        with open_session(path, provider) as session:
+            if not allow_fallback:
+                session.refuse_fallback()
+            outputs = session.outputs
+    return outputs
 
 
 def _for_users(model: ir.Model) -> ir.Model:

@@ -20,6 +20,7 @@ from ..ir.analysis.storage import Storage, stored
 from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
+from .deployment.readme import README
 from .inspection import left_in_float, model_bytes, unit_facts
 from .option_fields import option_words
 from .options import CompileOptions
@@ -79,6 +80,7 @@ def file_hash(path: Path) -> str:
 
 def manifest(
     stage: Path,
+    file: Path,
     model: ir.Model,
     context: PassContext,
     pipeline: Pipeline,
@@ -86,16 +88,20 @@ def manifest(
     timer: TimePasses,
     runs: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """Returns the content of ``mpqc.json``. Only ``timings`` differs between equal runs."""
+    """Returns the content of ``mpqc.json``. Only ``timings`` differs between equal runs.
+
+    ``file`` is the model's, in the folder ``stage``.
+    """
     after, budget = stored(model), note_of(model, Budgeted)
     given = dict(kept)
     entry = given.pop("input", {})
     passes = {key: _lasting(value) for key, value in context.report.items() if key != UNITS}
     return {
         "schema": SCHEMA,
+        "model": file.relative_to(stage).as_posix(),
         "asked": given.pop("budget", {}),
         "got": _got(after, entry, budget),
-        **left_in_float(after, model_bytes(stage / "model.onnx")),
+        **left_in_float(after, model_bytes(file)),
         "predicted": budget.loss if budget is not None else None,
         "measured": measured_by(pipeline, context),
         "random_calibration": given.pop("random_calibration", False),
@@ -218,11 +224,11 @@ def plain_json(value: Any) -> Any:
     return str(value)
 
 
-def write_manifest(stage: Path, facts: dict[str, Any]) -> None:
-    """Writes ``report.html``, then ``mpqc.json``, the mark of a complete result."""
-    facts = plain_json(facts)
-    report = stage / REPORT
-    report.write_text(render_report(facts), encoding="utf-8")
-    facts["files"][REPORT] = {"bytes": report.stat().st_size, "sha256": file_hash(report)}
+def write_manifest(stage: Path, facts: dict[str, Any], readme: str) -> None:
+    """Writes both pages, then ``mpqc.json``, the mark of a complete result."""
+    for name, text in ((README, readme), (REPORT, render_report(facts))):
+        (stage / name).write_text(text, encoding="utf-8")
+        size = (stage / name).stat().st_size
+        facts["files"][name] = {"bytes": size, "sha256": file_hash(stage / name)}
     text = json.dumps(facts, indent=1, ensure_ascii=True, allow_nan=False)
     (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")

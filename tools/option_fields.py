@@ -86,9 +86,14 @@ def specs(options: Any) -> dict[str, OptionSpec]:
     return {one.name: one.metadata[_SPEC] for one in dataclasses.fields(options)}
 
 
+def key_of(name: str) -> str:
+    """Returns ``for`` for ``for_``: a word that Python reserves bears an underscore there."""
+    return name.removesuffix("_")
+
+
 def flag_of(name: str) -> str:
     """Returns ``--sequence-length`` for ``sequence_length``."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{key_of(name).replace('_', '-')}"
 
 
 def add_options(
@@ -107,11 +112,12 @@ def add_options(
             place = groups.setdefault(spec.exclusive, new)
         words = [spec.short, flag_of(name)] if spec.short else [flag_of(name)]
         if spec.kind is bool:
-            place.add_argument(*words, action="store_true", help=spec.text)
+            place.add_argument(*words, dest=name, action="store_true", help=spec.text)
             continue
         several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
         place.add_argument(
             *words,
+            dest=name,
             metavar=spec.metavar or _METAVARS[spec.kind],
             type=spec.kind,
             required=spec.required,
@@ -126,10 +132,13 @@ def options_in(chosen: argparse.Namespace, options: type) -> dict[str, Any]:
 
 
 def option_words(options: type, values: Mapping[str, Any]) -> list[str]:
-    """Returns the words of a command line that give ``values``; what is empty is left out."""
+    """Returns the words of a command line that give ``values``; what is empty is left out.
+
+    ``values`` go by the keys that recipes and ``mpqc.json`` have.
+    """
     words: list[str] = []
     for name, spec in specs(options).items():
-        value = values.get(name)
+        value = values.get(key_of(name))
         if value is None or value is False or value == []:
             continue
         shown = [] if spec.kind is bool else list(value) if spec.many else [value]
@@ -168,7 +177,7 @@ def _checked(name: str, spec: OptionSpec, value: Any) -> Any:
         from ..ir.text_form import did_you_mean
 
         hint = did_you_mean(str(value), spec.known)
-        raise UsageError(f"unknown {name} {value!r}", hint=hint)
+        raise UsageError(f"unknown {key_of(name)} {value!r}", hint=hint)
     return value
 
 

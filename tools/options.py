@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .deployment import KINDS
 from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
@@ -59,6 +60,13 @@ class MethodOptions:
         short="-o",
     )
     overwrite: bool = option("replace an existing output", bool)
+    for_: str = setting(
+        "the program that the output folder is laid out for: genai (onnxruntime-genai),"
+        " optimum (and sentence-transformers), triton, web (a page with onnxruntime-web), or"
+        " plain",
+        default=KINDS[0],
+        known=KINDS,
+    )
     as_small_as_possible: bool = option(
         "if the budget cannot be met, take the smallest that can", bool
     )
@@ -222,6 +230,13 @@ class EvalOptions:
     exact: bool = option(
         "forbid the runtime to round activations where the graph does not", bool
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What ``mpqc generate`` can be told besides the folder and the prompt."""
+
+    max_tokens: int = option("tokens to write at most", int, default=64, least=1, most=1 << 20)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ir import InputError, UsageError
 from ..ir.text_form import did_you_mean
-from .option_fields import specs
+from .option_fields import key_of, specs
 from .options import CompileOptions
 
 _LARGEST = 1 << 20
@@ -50,7 +50,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UsageError: It has a key that no recipe has, or a value of the wrong kind.
     """
     keys = {
-        one.recipe if isinstance(one.recipe, str) else name.replace("_", "-"): (name, one)
+        one.recipe if isinstance(one.recipe, str) else key_of(name).replace("_", "-"): (
+            name,
+            one,
+        )
         for name, one in specs(CompileOptions).items()
         if one.recipe
     }

@@ -65,7 +65,7 @@ def render_report(facts: dict[str, Any]) -> str:
         colors=_COLORS,
         of_file=" (a bound for the file alone)" if facts["asked"].get("file") else "",
         sizes=_sizes(facts),
-        comparison=_comparison(facts),
+        comparison=quality(facts),
         times=_times(facts),
         kernels=_kernels(facts),
         percent=lambda share: f"{100 * share:.2f} %",
@@ -190,7 +190,7 @@ def _kernels(facts: dict[str, Any]) -> list[dict[str, Any]]:
     return [*rows, {**kernels, "activation": "all", "note": ""}] if rows else []
 
 
-def _comparison(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def quality(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns predicted and measured quality, one line each."""
     lines = []
     if facts["predicted"] is not None:

@@ -10,7 +10,7 @@ from ..backend.onnxruntime.capabilities import load, targets
 from ..ir import UsageError
 from ..passes.engine.pipeline.base import Pass
 from .budget import Budget
-from .option_fields import resolved, specs, utf8_path
+from .option_fields import key_of, resolved, specs, utf8_path
 from .options import OBJECTIVES, CompileOptions
 from .pass_options import passes_with, read_passes, with_option
 from .pipelines import DEFAULT_PRESET, PRESETS, Preset, find_preset
@@ -87,7 +87,7 @@ class CompileSettings:
         budget = self.budget
         asked = {"bits": budget.bits, "bytes": budget.size, "file": budget.expand}
         recorded = {
-            name: getattr(self.options, name)
+            key_of(name): getattr(self.options, name)
             for name, spec in specs(CompileOptions).items()
             if spec.recorded
         }

@@ -96,7 +96,7 @@ def written() -> str:
     rows = []
     for name, spec in specs(CompileOptions).items():
         flag = "" if spec.python_only else f"`{flag_of(name)}`"
-        key = spec.recipe if isinstance(spec.recipe, str) else name.replace("_", "-")
+        key = spec.recipe if isinstance(spec.recipe, str) else flag_of(name)[2:]
         key = f"`{key}`" if spec.recipe else ""
         default = "" if spec.default is None else f"`{spec.default}`"
         rows.append(f"| `{name}` | {flag} | {key} | {default} | {spec.help} |\n")
