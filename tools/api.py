@@ -10,8 +10,9 @@ from typing import Any
 from ..frontend.model_source import Source, locate
 from ..ir import UsageError, refuse_overlap, staged_folder, write_model
 from ..passes.engine.pipeline.base import SilentProgress
-from .compilation import Outcome, prepare
+from .compilation import prepare
 from .deployment.kind import find_kind
+from .finishing import Outcome
 from .option_fields import takes, utf8_path
 from .options import CompileOptions
 from .settings import make_settings

@@ -31,9 +31,9 @@ from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.registry import pass_names
-from .compilation import check_loss, finish
 from .costs import costs_for
 from .dump_folder import calibration_in, original_in, prepare_dumps
+from .finishing import check_loss, finish
 from .kernels import as_asked
 from .option_fields import specs
 from .options import CompileOptions

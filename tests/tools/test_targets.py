@@ -47,7 +47,9 @@ def test_what_was_only_read_names_its_source(capsys: Capture) -> None:
     assert known
     assert all("] read 2026-11 in https://" in line for line in known)
     products = [line for line in lines if line.startswith("product ")]
-    assert all("rows in 8s" in line for line in products)
+    multiples = {"2": "rows in 128s", "4": "rows in 64s", "8": "rows in 32s"}
+    assert {line.split()[1] for line in products} == set(multiples)
+    assert all(multiples[line.split()[1]] in line for line in products)
 
 
 def test_json_has_every_row_with_its_evidence(capsys: Capture) -> None:
