@@ -37,7 +37,7 @@ from .finishing import Outcome, check_loss, finish
 from .inspection import model_bytes
 from .kernels import as_asked, with_smallest
 from .manifest import input_facts
-from .memory import check_memory
+from .memory import check_device, check_memory
 from .options import CompileOptions
 from .run_times import timed_products
 from .settings import CompileSettings
@@ -224,6 +224,8 @@ def prepare(
     assert source.onnx is not None
     model = _foreign(source.onnx)
     check_memory(model_bytes(source.onnx))
+    if _on_device(options):
+        check_device(model_bytes(source.onnx))
     refuse_quantized(model)
     check_finite(model)
     calibration = SampleMaker.of(model, source, progress.say).calibration(
@@ -261,12 +263,16 @@ def _check_runtime(options: CompileOptions) -> None:
     if table_for(options).provider != load(target).provider:
         target = "ort-cpu"
     problem = installed_runtime_problem(target)
-    if problem is None:
-        return
-    hint = "the result is proven by running it; run: mpqc doctor"
-    if load(target).provider != "CPUExecutionProvider":
-        hint = "--prove-on cpu runs the result on the CPU instead, for a device elsewhere"
-    raise MachineError(problem, hint=hint)
+    if problem is not None:
+        raise MachineError(
+            problem, hint="the result is proven by running it; run: mpqc doctor"
+        )
+    if _on_device(options):
+        check_device()
+
+
+def _on_device(options: CompileOptions) -> bool:
+    return table_for(options).provider == "CUDAExecutionProvider"
 
 
 def _check_that_it_runs(path: Path, provider: str, calibration: Calibration) -> None:

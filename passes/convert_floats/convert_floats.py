@@ -80,6 +80,12 @@ class ConvertFloats(Pass):
         low = [node for node in nodes if node not in keeping.reasons]
         conversion = Conversion(model, low)
         conversion.run()
+        if keeping.reasons:
+            node, why = next(iter(keeping.reasons.items()))
+            context.progress.say(
+                f"{len(keeping.reasons)} of {len(nodes)} nodes compute in float32 as before;"
+                f" {node.name!r}: {why}"
+            )
         context.report[self.name] = {
             "converted": len(low),
             "casts": conversion.casts,

@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 
 import mpqc
+from mpqc.backend.gpu import Driver, Gpu
 from mpqc.backend.onnxruntime import placement
 from mpqc.backend.onnxruntime.runner import RuntimeSession
 from mpqc.ir import InfeasibleBudget, InputError, MachineError, UsageError
-from mpqc.tools import compilation
+from mpqc.tools import compilation, memory
 from mpqc.tools.cli import main
 
 from .tiny_models import language_folder, language_model, vector_model
@@ -29,13 +30,29 @@ def compiled(model: Path, folder: Path, **options: Any) -> mpqc.CompileResult:
     )
 
 
-def test_a_device_that_is_missing_is_named_with_a_way_out(
+@pytest.mark.parametrize(
+    ("driver", "said"),
+    [
+        (None, "no NVIDIA device"),
+        (Driver("13.0", (Gpu("small", "9.0", 1000),)), "small has 0 MiB"),
+    ],
+)
+def test_a_device_that_cannot_serve_is_named_with_a_way_out(
+    driver: Driver | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "installed_runtime_problem", lambda target: None)
+    monkeypatch.setattr(memory, "nvidia_driver", lambda: driver)
+    with pytest.raises(MachineError, match=said) as caught:
+        compiled(vector_model(tmp_path / "m.onnx"), tmp_path, budget=5, target="ort-cuda")
+    assert "--prove-on cpu" in caught.value.hint
+
+
+def test_a_runtime_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "installed_runtime_problem", lambda target: "no CUDA")
-    with pytest.raises(MachineError, match="no CUDA") as caught:
+    with pytest.raises(MachineError, match="no CUDA"):
         compiled(vector_model(tmp_path / "m.onnx"), tmp_path, budget=5, target="ort-cuda")
-    assert "--prove-on cpu" in caught.value.hint
 
 
 def test_cuda_graphs_are_float16_in_layouts_with_kernels(tmp_path: Path) -> None:
