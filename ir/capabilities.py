@@ -116,6 +116,8 @@ class Capabilities:
         needs_headroom: Whether sums of two products may be clipped where it runs.
         stands_in: Whether the provider only proves results, which are for another runtime or
             device: its times tell nothing then.
+        deployed: Execution provider that runs results where they are deployed, if another
+            one proves them.
         contrib: Whether it knows operators of ONNX Runtime's own.
         finishing: Names of the passes that follow the lowering.
         float8: Whether codes of 8 bits by row are floats (E4M3) instead of integers.
@@ -147,6 +149,7 @@ class Capabilities:
     activation_types: tuple[str, ...] = ()
     needs_headroom: bool = True
     stands_in: bool = False
+    deployed: str = ""
     contrib: bool = True
     finishing: tuple[str, ...] = ()
     float8: bool = False
@@ -155,6 +158,11 @@ class Capabilities:
     hardware: str = ""
     also: tuple[str, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict, hash=False)
+
+    @property
+    def deployed_provider(self) -> str:
+        """The execution provider that runs results where they are deployed."""
+        return self.deployed or self.provider
 
     def kernel(self, bits: int) -> Kernel | None:
         """Returns the kernel for ``bits``, or None."""

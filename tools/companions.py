@@ -48,9 +48,9 @@ def _carry_genai(path: Path, new: Path, target: Capabilities | None) -> None:
         options = part.get("session_options")
         if (
             target is not None
-            and target.provider in _GENAI_PROVIDERS
+            and target.deployed_provider in _GENAI_PROVIDERS
             and isinstance(options, dict)
         ):
-            provider = _GENAI_PROVIDERS[target.provider]
+            provider = _GENAI_PROVIDERS[target.deployed_provider]
             options["provider_options"] = [{provider: {}}] if provider else []
     new.write_text(json.dumps(settings, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

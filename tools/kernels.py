@@ -63,7 +63,7 @@ def as_asked(table: Capabilities, activations: object, prove_on: object) -> Capa
     table = replace(table, float8=float8)
     if prove_on != "cpu" or table.provider == _CPU:
         return table
-    return replace(table, provider=_CPU, stands_in=True)
+    return replace(table, provider=_CPU, stands_in=True, deployed=table.deployed_provider)
 
 
 def _smallest(

@@ -60,6 +60,7 @@ def load(target: str) -> Capabilities:
         activation_types=tuple(table.get("activation_types", ())),
         needs_headroom=table.get("needs_headroom", True),
         stands_in=table.get("stands_in", False),
+        deployed=table.get("deployed", ""),
         contrib=table.get("contrib", True),
         finishing=tuple(table.get("finishing", ())),
         signed_scales=table.get("signed_scales", True),

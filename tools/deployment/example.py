@@ -23,7 +23,7 @@ def run_by_onnxruntime(result: Finished) -> str:
     encodes = reads_text and _TOKENIZER in result.companions
     imports = ["import numpy as np", "import onnxruntime as ort"]
     lines = [*imports, *(["from tokenizers import Tokenizer"] if encodes else []), ""]
-    provider = result.target.provider
+    provider = result.target.deployed_provider
     lines += [f'session = ort.InferenceSession("model.onnx", providers=["{provider}"])']
     if reads_text:
         lines.append(_ids(result, encodes))

@@ -168,7 +168,7 @@ def _sentences(result: Finished) -> str:
     return f"""\
 from sentence_transformers import SentenceTransformer
 
-provider = {{"provider": "{result.target.provider}"}}
+provider = {{"provider": "{result.target.deployed_provider}"}}
 model = SentenceTransformer(".", backend="onnx", model_kwargs=provider)
 print(model.encode(["{_TEXT}"]).shape)
 """
@@ -178,7 +178,7 @@ def _program(result: Finished, task: _Task) -> str:
     reads_text = any(one.startswith("tokenizer") for one in result.companions)
     lines = [f"from optimum.onnxruntime import {task.loader}"]
     lines.append("from transformers import AutoTokenizer" if reads_text else "import torch")
-    loading = f'from_pretrained(".", provider="{result.target.provider}")'
+    loading = f'from_pretrained(".", provider="{result.target.deployed_provider}")'
     lines += ["", f"model = {task.loader}.{loading}"]
     if reads_text:
         lines.append('tokenizer = AutoTokenizer.from_pretrained(".")')

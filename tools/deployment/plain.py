@@ -12,6 +12,7 @@ from .kind import Code, Kind, Layout
 if TYPE_CHECKING:
     from .kind import Finished
 
+_CPU = "CPUExecutionProvider"
 _PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 
 
@@ -32,16 +33,18 @@ def onnxruntime_version() -> str:
 
 def runs_in(result: Finished) -> str:
     """Returns a line on the runtime that the result was loaded in."""
-    provider = result.target.provider.removesuffix("ExecutionProvider")
-    return f"ONNX Runtime on {provider}; loaded and run by version {onnxruntime_version()}"
+    table, end = result.target, "ExecutionProvider"
+    on, proven = (one.removesuffix(end) for one in (table.deployed_provider, table.provider))
+    where = "" if on == proven else f" on {proven}"
+    return f"ONNX Runtime on {on}; loaded and run by version {onnxruntime_version()}{where}"
 
 
 def _lay_out(result: Finished) -> Layout:
-    said = "In this folder"
-    if "from tokenizers" in (text := run_by_onnxruntime(result)):
-        said += ", after `pip install onnxruntime numpy tokenizers`"
-    else:
-        said += ", after `pip install onnxruntime numpy`"
+    text, on_cpu = run_by_onnxruntime(result), result.target.deployed_provider == _CPU
+    needed = ["onnxruntime" if on_cpu else "onnxruntime-gpu", "numpy"]
+    if "from tokenizers" in text:
+        needed.append("tokenizers")
+    said = f"In this folder, after `pip install {' '.join(needed)}`"
     return Layout(result.model, (runs_in(result),), (Code(f"{said}:", "python", text),))
 
 
