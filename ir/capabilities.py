@@ -116,6 +116,8 @@ class Capabilities:
         needs_headroom: Whether sums of two products may be clipped where it runs.
         stands_in: Whether the provider only proves results, which are for another runtime or
             device: its times tell nothing then.
+        integer_time: Time of a convolution of integers, relative to one of floats.
+        conversion: Multiplications that take as long as one number to codes or back.
         deployed: Execution provider that runs results where they are deployed, if another
             one proves them.
         contrib: Whether it knows operators of ONNX Runtime's own.
@@ -149,6 +151,8 @@ class Capabilities:
     activation_types: tuple[str, ...] = ()
     needs_headroom: bool = True
     stands_in: bool = False
+    integer_time: float = 0.35  # as ONNX Runtime computes it with VNNI
+    conversion: float = 16.0
     deployed: str = ""
     contrib: bool = True
     finishing: tuple[str, ...] = ()

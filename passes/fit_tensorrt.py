@@ -48,6 +48,7 @@ class FitTensorrt(Pass):
         import onnx_graphsurgeon as surgeon
 
         constants = dict(model.graph.initializers)
+        _name_nodes(model)
         nodes = {node.name: dict(node.metadata_props) for node in all_nodes(model.graph)}
         graph = surgeon.import_onnx(ir.to_proto(skeleton(model)))
         split = _split_dequantizers(graph)
@@ -74,6 +75,14 @@ def _check_operators(model: ir.Model) -> None:
             f" {node.name!r} and {len(foreign) - 1} more",
             hint="export it in standard operators: mpqc export DIR --operators standard",
         )
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Names nodes without a name, by which they are found again."""
+    taken = {str(node.name) for node in all_nodes(model.graph)}
+    for at, node in enumerate(all_nodes(model.graph)):
+        if not node.name:
+            node.name = _free(f"{node.op_type}_{at}", taken)
 
 
 def _split_dequantizers(graph: Any) -> dict[str, str]:

@@ -235,7 +235,7 @@ def prepare(
         random=options.random_calibration,
         seed=options.seed,
     )
-    _check_that_it_runs(source.onnx, table_for(options).provider, calibration)
+    _check_that_it_runs(source.onnx, options, calibration)
     return Compilation(
         settings=settings,
         source=source,
@@ -275,13 +275,16 @@ def _on_device(options: CompileOptions) -> bool:
     return table_for(options).provider == "CUDAExecutionProvider"
 
 
-def _check_that_it_runs(path: Path, provider: str, calibration: Calibration) -> None:
+def _check_that_it_runs(path: Path, options: CompileOptions, calibration: Calibration) -> None:
     """Runs the first sample, so that a model that cannot run is refused before the work.
 
     Raises:
         InputError: The runtime cannot load the model, or it fails on the sample.
+        MachineError: Some of its nodes run on the CPU instead of the target's device.
     """
-    with open_session(path, provider) as session:
+    with open_session(path, table_for(options).provider) as session:
+        if not options.allow_fallback:
+            session.refuse_fallback()
         session.run(calibration.feeds[0])
 
 

@@ -16,6 +16,7 @@ from .pass_options import passes_with, read_passes, with_option
 from .pipelines import DEFAULT_PRESET, PRESETS, Preset, find_preset
 from .recipe import read_recipe
 
+_CPU = "CPUExecutionProvider"
 _KERNELS_TAKE = "uint8"  # of ONNX Runtime's own operators on integers
 _ROUNDED = ("int8", _KERNELS_TAKE, "fp8")
 _ANY_BITS = 4.0  # what a pipeline is checked with where the bits are not known yet
@@ -195,6 +196,11 @@ def _check_target(preset: Preset, options: CompileOptions, budget: Budget) -> No
         raise UsageError(
             f"{target} has no widths that expand at load, so files have none to gain",
             hint="give --budget instead of --file-budget",
+        )
+    if options.allow_fallback and load(target).provider == _CPU:
+        raise UsageError(
+            f"{target} runs on the CPU, so nothing can fall back to it",
+            hint="leave out --allow-fallback",
         )
     if options.activations in _ROUNDED:
         _check_activations(preset, options)

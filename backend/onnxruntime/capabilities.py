@@ -60,6 +60,8 @@ def load(target: str) -> Capabilities:
         activation_types=tuple(table.get("activation_types", ())),
         needs_headroom=table.get("needs_headroom", True),
         stands_in=table.get("stands_in", False),
+        integer_time=table.get("integer_time", Capabilities.integer_time),
+        conversion=table.get("conversion", Capabilities.conversion),
         deployed=table.get("deployed", ""),
         contrib=table.get("contrib", True),
         finishing=tuple(table.get("finishing", ())),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from ...ir import UsageError
-from ..engine.execution.samples import Samples
+from ...ir import Feeds, UsageError
 from ..engine.pipeline.base import Pass, PassContext, Promise
+from .interpreter import Interpreter
 from .keeping import Keeping
-from .measured import watch
+from .measured import Seen, without_numbers
 from .rewriting import Conversion
 from .typing_rules import is_float32
 from .value_types import fill_in_types
@@ -35,8 +35,9 @@ class ConvertFloats(Pass):
     - the standard has no form of it in float16, or it holds a graph (If, Loop, Scan);
     - a number that it reads or makes would leave the range of float16, were it ``margin``
       times as large as on samples;
-    - rounding what it reads would change its result by more than ``error``, as it does with
-      the cosine of a large angle, and then so do the nodes that make what it reads;
+    - rounding what it reads and makes would change its result by more than ``error``, as it
+      does with the cosine of a large angle, and then so do the nodes that make what it reads;
+    - run with all others, it would make infinities of numbers that only rule something out;
     - a constant would become zero that keeps a denominator from being zero;
     - it belongs to layers with a bias that compute in integers (``integer_regions.py``).
 
@@ -50,7 +51,7 @@ class ConvertFloats(Pass):
     """
 
     name: ClassVar[str] = "convert-floats"
-    promise: ClassVar[Promise] = Promise.OTHER
+    promise: ClassVar[Promise] = Promise.NARROWED
 
     samples: int = 2
     margin: float = 2.0
@@ -74,10 +75,12 @@ class ConvertFloats(Pass):
         nodes = [node for node in model.graph if _has_floats(node)]
         keeping = Keeping(model.opset_imports.get("", 1))
         keeping.by_rule(nodes)
-        samples = Samples.of(context, context.calibration.first(self.samples))
-        seen = watch(model, context, samples)
+        feeds = context.calibration.first(self.samples)
+        interpreter, seen = Interpreter(model, context), Seen()
+        for one in context.progress.track(feeds, len(feeds), "ranges of floats"):
+            interpreter.run(one, seen.look)
         keeping.by_measure(nodes, seen, self.margin, self.error)
-        low = [node for node in nodes if node not in keeping.reasons]
+        low = self._finite(interpreter, nodes, keeping, feeds[0])
         conversion = Conversion(model, low)
         conversion.run()
         if keeping.reasons:
@@ -94,6 +97,22 @@ class ConvertFloats(Pass):
             "reasons": _named(keeping.reasons),
         }
         return bool(low)
+
+    def _finite(
+        self,
+        interpreter: Interpreter,
+        nodes: Sequence[ir.Node],
+        keeping: Keeping,
+        feeds: Feeds,
+    ) -> set[ir.Node]:
+        """Returns the nodes to convert, once all of them together make nothing infinite."""
+        while True:
+            low = {node for node in nodes if node not in keeping.reasons}
+            broken = without_numbers(interpreter, low, feeds)
+            if not broken:
+                return low
+            for node in broken:
+                keeping.reasons[node] = "numbers that rule something out would become infinite"
 
 
 def _has_floats(node: ir.Node) -> bool:

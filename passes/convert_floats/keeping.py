@@ -60,7 +60,7 @@ class Keeping:
             found = seen.errors.get(node, 0.0)
             if found > error:
                 self._keep_with_sources(
-                    node, f"float16 inputs would change its result by {found:.2g}"
+                    node, f"float16 would change its result by {found:.2g}"
                 )
 
     def _keep_with_sources(self, node: ir.Node, why: str) -> None:

@@ -1,37 +1,25 @@
 """What float16 would do to each node of a graph, seen on samples.
 
-The graph is run in torch, node by node. Each is run once more on the same numbers rounded to
+A node is computed as it is, and once more with everything that it reads and makes rounded to
 float16. That tells an angle of 1000 radians, whose cosine rounding would spoil, from one of 1,
-and the difference of two numbers that are nearly equal from any other.
+the difference of two numbers that are nearly equal from any other, and numbers that are too
+small for float16 from those that are not.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from ...ir import Feeds
+from ...ir import Feeds, StoredPart, note_of
 from ...ir.units import stored_tensor
-from ..engine.execution.exposing import exposing
-from ..engine.execution.samples import Samples
-from ..engine.pipeline.base import PassContext
+from .interpreter import Call, Interpreter, Tensors, results
 from .rounding import LARGEST, MASKED, as_half
 from .typing_rules import is_float32
-
-_UNHARMED = {  # by rounding what they read: they move numbers, or add up many products
-    *("Cast", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose"),
-    *("DequantizeLinear", "Expand", "Flatten", "Gather", "GatherElements", "GatherND"),
-    *("Gemm", "Identity", "MatMul", "MatMulNBits", "MaxPool", "Mul", "Neg", "Pad", "Relu"),
-    *("Reshape", "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze"),
-    *("Tile", "Transpose", "Unsqueeze", "Where"),
-}
-_NUMBERS = "biuf"  # kinds of numpy types that torch has too
-Tensors = dict[ir.Value, torch.Tensor]
 
 
 @dataclass
@@ -40,8 +28,8 @@ class Seen:
 
     Attributes:
         largest: By value: the largest magnitude, of numbers that rule nothing out.
-        errors: By node: the error of its results, relative to their root mean square, when
-            what it reads is rounded; of results that are no floats, the share that changes.
+        errors: By node: the error of its results in float16, relative to their root mean
+            square; of results that are no floats, the share that changes.
     """
 
     largest: dict[ir.Value, float] = field(default_factory=dict)
@@ -51,161 +39,115 @@ class Seen:
         """Tells whether numbers ``margin`` times as large would leave float16's range."""
         return self.largest.get(value, 0.0) * margin > LARGEST
 
-
-def watch(model: ir.Model, context: PassContext, samples: Samples) -> Seen:
-    """Runs samples and looks at every number that nodes of the main graph read and make.
-
-    Args:
-        model: The graph.
-        context: Runs single nodes in torch, and in the target runtime the whole graph with
-            nodes that torch cannot run.
-        samples: The samples.
-    """
-    watcher = _Watcher(model, context)
-    for sample in context.progress.track(samples, len(samples), "ranges of floats"):
-        watcher.run(sample.arrays)
-    return watcher.seen
-
-
-class _Watcher:
-    """Runs one graph on sample after sample.
-
-    Attributes:
-        seen: What was seen so far.
-    """
-
-    def __init__(self, model: ir.Model, context: PassContext) -> None:
-        self.seen = Seen()
-        self._model, self._context = model, context
-        self._nodes = list(model.graph)
-        self._foreign = context.runner.unsupported(self._nodes)
-        self._modules: dict[ir.Node, torch.nn.Module] = {}
-        self._reads = Counter(value for node in self._nodes for value in _given(node))
-
-    def run(self, feeds: Feeds) -> None:
-        """Runs one sample, and forgets every value once nothing reads it any more."""
-        known = self._from_runtime(feeds)
-        for value in self._model.graph.inputs:
-            array = feeds.get(str(value.name))
-            if array is not None and array.dtype.kind in _NUMBERS:
-                known[value] = _tensor(array)
-                self._note(value, known[value])
-        left = Counter(self._reads)
-        for node in self._nodes:
-            if node not in self._foreign:
-                self._run(node, known)
-            for value in node.outputs:
-                if value in known:
-                    self._note(value, known[value])
-            for value in _given(node):
-                left[value] -= 1
-                if not left[value]:
-                    known.pop(value, None)
-
-    def _run(self, node: ir.Node, known: Tensors) -> None:
-        """Computes a node, if all that it reads is known."""
-        given = _given(node)
-        for value in given:
-            tensor = stored_tensor(value) if is_float32(value) else None
-            if tensor is not None and value not in known:
-                known[value] = _tensor(tensor.numpy())
-                self._note(value, known[value])
-        if any(value not in known and stored_tensor(value) is None for value in given):
-            return
-        fed = [value for value in given if value in known]
-        made = self._compute(node, fed, [known[value] for value in fed])
+    def look(self, call: Call) -> Tensors | None:
+        """Computes a node as it is, and notes what float16 would do to it."""
+        made = call.compute(call.tensors)
         if made is None:
-            return
-        error = self._error(node, fed, known, made)
-        if error is not None:
-            self.seen.errors[node] = max(self.seen.errors.get(node, 0.0), error)
-        known.update(zip(_results(node), made, strict=True))
-
-    def _compute(
-        self, node: ir.Node, fed: Sequence[ir.Value], tensors: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, ...] | None:
-        if node not in self._modules:
-            segment = self._context.runner.segment([node], fed, _results(node))
-            self._modules[node] = segment
-        try:
-            with torch.no_grad():
-                found: tuple[torch.Tensor, ...] = self._modules[node](*tensors)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return None  # torch has other limits than the runtime
-        return found
-
-    def _error(
-        self,
-        node: ir.Node,
-        fed: Sequence[ir.Value],
-        known: Tensors,
-        made: Sequence[torch.Tensor],
-    ) -> float | None:
-        """Returns by how much results change when what a node reads is rounded.
-
-        None where nothing is lost by that but the rounding itself.
-        """
-        exact = all(is_float32(value) for value in _results(node))
-        if not any(map(is_float32, fed)) or (node.op_type in _UNHARMED and exact):
             return None
-        if node.op_type == "QuantizeLinear":
-            return None
-        halves = [_rounded(known[one]) if is_float32(one) else known[one] for one in fed]
-        found = self._compute(node, fed, halves)
-        return None if found is None else max(map(_change, made, found), default=0.0)
+        values = (*call.values, *results(call.node))
+        for value, tensor in zip(values, (*call.tensors, *made), strict=True):
+            self._note(value, tensor)
+        if not _is_exempt(call.node) and any(map(is_float32, values)):
+            halves = [
+                rounded(tensor) if is_float32(value) else tensor
+                for value, tensor in zip(call.values, call.tensors, strict=True)
+            ]
+            found = call.compute(halves) or ()
+            error = max((_change(*pair) for pair in zip(made, found, strict=False)), default=0)
+            self.errors[call.node] = max(self.errors.get(call.node, 0.0), error)
+        return made
 
     def _note(self, value: ir.Value, tensor: torch.Tensor) -> None:
         if is_float32(value) and tensor.numel():
             sizes = tensor.abs()
             largest = float(sizes.where(sizes < MASKED, 0.0).max())
-            self.seen.largest[value] = max(self.seen.largest.get(value, 0.0), largest)
+            self.largest[value] = max(self.largest.get(value, 0.0), largest)
 
-    def _from_runtime(self, feeds: Feeds) -> Tensors:
-        """Returns what nodes make that torch cannot run."""
-        made = [
-            value
-            for node in self._foreign
-            for value in _results(node)
-            if isinstance(value.type, ir.TensorType)
+
+def without_numbers(
+    interpreter: Interpreter, low: Collection[ir.Node], feeds: Feeds
+) -> list[ir.Node]:
+    """Returns the nodes of ``low`` that make infinities or no numbers of finite ones.
+
+    All of the graph is run as it would be converted, so this finds what no single node shows:
+    masks that are computed, or come from outside, and leave the range.
+
+    Args:
+        interpreter: Runs the graph as it is before the conversion.
+        low: Nodes that are to compute in float16.
+        feeds: A sample.
+    """
+    broken = []
+
+    def convert(call: Call) -> Tensors | None:
+        if call.node not in low:
+            return call.compute(call.tensors)
+        halves = [
+            _converted(value, tensor)
+            for value, tensor in zip(call.values, call.tensors, strict=True)
         ]
-        if not made:
-            return {}
-        with self._context.runner.session(exposing(self._model, made)) as session:
-            found = session.run(feeds, [str(value.name) for value in made])
-        arrays = {value: found[str(value.name)] for value in made}
-        return {
-            value: _tensor(array)
-            for value, array in arrays.items()
-            if array.dtype.kind in _NUMBERS
-        }
+        made = call.compute(halves)
+        if made is None:
+            return None
+        pairs = zip(results(call.node), made, strict=True)
+        found = tuple(_converted(value, tensor) for value, tensor in pairs)
+        if _has_lost_numbers(call.tensors, halves) or _has_lost_numbers(made, found):
+            broken.append(call.node)
+            return call.compute(call.tensors)
+        if not all(map(_is_finite, found)) and all(map(_is_finite, call.tensors)):
+            broken.append(call.node)
+        return found
+
+    interpreter.run(feeds, convert)
+    return broken
 
 
-def _given(node: ir.Node) -> list[ir.Value]:
-    """Returns what a node reads, each value once."""
-    return list(dict.fromkeys(value for value in node.inputs if value is not None))
+def _converted(value: ir.Value, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns numbers as a Cast would make them, or a conversion of constants."""
+    if not is_float32(value):
+        return tensor
+    return tensor.half().float() if stored_tensor(value) is None else rounded(tensor)
 
 
-def _results(node: ir.Node) -> list[ir.Value]:
-    return [value for value in node.outputs if value.name]
+def _has_lost_numbers(
+    before: Collection[torch.Tensor], after: Collection[torch.Tensor]
+) -> bool:
+    """Tells whether some numbers are no longer finite."""
+    return any(
+        bool((one.isfinite() & ~other.isfinite()).any())
+        for one, other in zip(before, after, strict=True)
+        if one.dtype == torch.float32
+    )
 
 
-def _rounded(tensor: torch.Tensor) -> torch.Tensor:
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return tensor.dtype != torch.float32 or bool(tensor.isfinite().all())
+
+
+def _is_exempt(node: ir.Node) -> bool:
+    """Tells whether a node rounds anyway, or only makes weights of codes."""
+    note = note_of(node, StoredPart)
+    stored = note is not None and note.role in ("dequantize", "expansion")
+    return stored or node.op_type in ("QuantizeLinear", "DequantizeLinear")
+
+
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns float32 numbers as float16 holds them."""
     return torch.from_numpy(as_half(tensor.numpy()).astype(np.float32))
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
 def _change(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Returns the error of float16 results, rounded as they would be."""
     if wanted.shape != found.shape:
         return float("inf")
     if not wanted.numel():
         return 0.0
     if not wanted.is_floating_point():
         return float((wanted != found).float().mean())
+    if wanted.dtype != torch.float32:
+        return 0.0
     real = wanted.isfinite() & (wanted.abs() < MASKED)
     size = wanted.where(real, 0.0).square().mean().sqrt()
-    error = (found - wanted).where(real, 0.0)
+    error = (rounded(found) - wanted).where(real, 0.0)
     worst = error.nan_to_num(nan=float("inf")).square().mean().sqrt()
     return float(worst / size) if size > 0 else 0.0

@@ -14,7 +14,8 @@ from .rounding import as_half
 from .typing_rules import is_float32, makes_float32, stays_float32
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # of operators whose result has that type
+# Of operators whose result has that type.
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype", "output_dtype")
 _TENSOR_ATTRIBUTES = ("value",)
 
 
@@ -94,7 +95,7 @@ class Conversion:
         """Returns the value in another type: a constant of it, or what a Cast makes."""
         key = (value, dtype)
         if key not in self._cast:
-            constant = value.is_initializer() and value.const_value is not None
+            constant = value.is_initializer() and not value.is_graph_input()
             self._cast[key] = (
                 self._constant(value, dtype) if constant else self._node(value, dtype)
             )

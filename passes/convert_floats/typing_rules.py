@@ -21,6 +21,16 @@ _ONE_TYPE = {
     *("SimplifiedLayerNormalization", "SkipLayerNormalization"),
     *("SkipSimplifiedLayerNormalization",),
 }
+# The attribute that says what an operator makes of no floats, by default float32.
+_TYPED_BY = {
+    "BlackmanWindow": "output_datatype",
+    "ConstantOfShape": "value",
+    "HammingWindow": "output_datatype",
+    "HannWindow": "output_datatype",
+    "MelWeightMatrix": "output_datatype",
+    "RandomNormal": "dtype",
+    "RandomUniform": "dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,14 @@ def makes_float32(node: ir.Node, at: int, opset: int) -> bool:
 def obstacle(node: ir.Node, opset: int) -> str:
     """Returns why a node cannot compute in float16; empty if it can, or has no floats."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    if any(isinstance(value.type, ir.SequenceType | ir.OptionalType) for value in values):
+        return "it handles values that are no tensors"
     if any(value.dtype is None and value.name for value in values):
         return "the type of what it reads or makes is not known"
     if any(True for _ in subgraphs_of(node)):
         return "it holds a graph"
+    if _is_float32_by_default(node):
+        return "it makes float32 where nothing else is said"
     formals = _formals(node.domain, node.op_type, opset)
     if formals is None:
         return f"nothing is known of the operator {node.op_type}"
@@ -119,6 +133,15 @@ def obstacle(node: ir.Node, opset: int) -> str:
     return f"the standard has no {node.op_type} of float16" if wrong else ""
 
 
+def _is_float32_by_default(node: ir.Node) -> bool:
+    """Tells whether no attribute says which floats a node makes."""
+    if node.op_type == "Constant":
+        return "value_float" in node.attributes or "value_floats" in node.attributes
+    named = _TYPED_BY.get(node.op_type)
+    return named is not None and named not in node.attributes
+
+
 def is_float32(value: ir.Value | None) -> TypeGuard[ir.Value]:
     """Tells whether a value is a tensor of float32."""
-    return value is not None and value.dtype == _FLOAT
+    is_tensor = value is not None and isinstance(value.type, ir.TensorType)
+    return is_tensor and value is not None and value.dtype == _FLOAT

@@ -123,6 +123,11 @@ class InsertQdq(Pass):
                 f"{table.target} rounds no activations to {self.activations}",
                 hint=f"it knows {', '.join(known)}" if known else "say activations=none",
             )
+        if self.activations == "fp8" and not table.float8:
+            raise UsageError(
+                "activations in fp8 need weights in fp8, which the pass cannot make",
+                hint="compile with --activations fp8 and a preset",
+            )
         raised = forecast.get(RaisedOpset) or RaisedOpset(0)
         _check_opset(max(model.opset_imports.get("", 1), raised.version))
         odd = [kernel.bits for kernel in table.kernels if kernel.bits not in WIDTHS]

@@ -114,7 +114,9 @@ def _kept(
         return list(convolved)
     done = multiplications(work.model, list(convolved.values()), work.context)
     times = {node: done[unit] for node, unit in convolved.items()}
-    return Worth(work.model.graph, times, losses, sizes, budget.loss).chosen()
+    table = work.context.capabilities
+    prices = table.integer_time, table.conversion
+    return Worth(work.model.graph, times, losses, sizes, budget.loss, *prices).chosen()
 
 
 def _costly(losses: Mapping[ir.Value, float], most: float) -> dict[ir.Value, float]:

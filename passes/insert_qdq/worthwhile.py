@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from .regions import conversions, integer_convolutions, rounded_result
 
-_INTEGER_TIME = 0.35  # of a convolution in floats, as ONNX Runtime computes it with VNNI
-_CONVERSION = 16.0  # multiplications that take as long as one number to codes or back
 _NO_GAIN = 0.95  # share of the time from which on integers are not worth anything
 _CANDIDATES = 8  # of the costliest activations, from which one is taken at a time
 
@@ -25,6 +23,8 @@ class Worth:
         losses: What rounding each activation costs.
         sizes: How many numbers each of them has.
         base: The loss without rounding any.
+        integer_time: Time of a convolution of integers, relative to one of floats.
+        conversion: Multiplications that take as long as one number to codes or back.
     """
 
     graph: ir.Graph
@@ -32,6 +32,8 @@ class Worth:
     losses: Mapping[ir.Value, float]
     sizes: Mapping[ir.Value, float]
     base: float
+    integer_time: float
+    conversion: float
 
     def chosen(self) -> list[ir.Node]:
         """Returns the convolutions that are to compute in integers.
@@ -86,8 +88,8 @@ class _Choice:
     @classmethod
     def of(cls, worth: Worth, nodes: Collection[ir.Node]) -> _Choice:
         able, rounded = integer_convolutions(worth.graph, nodes)
-        saved = (1 - _INTEGER_TIME) * sum(worth.work[node] for node in able)
+        saved = (1 - worth.integer_time) * sum(worth.work[node] for node in able)
         crossing = conversions(able, rounded)
         numbers = sum(count * worth.sizes.get(one, 0.0) for one, count in crossing.items())
-        time = sum(worth.work.values()) - saved + _CONVERSION * numbers
+        time = sum(worth.work.values()) - saved + worth.conversion * numbers
         return cls(able, rounded, sum(worth.losses.get(one, 0.0) for one in rounded), time)

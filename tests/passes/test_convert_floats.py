@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 import pytest
 
@@ -17,6 +18,7 @@ from mpqc.ir import Calibration, UsageError
 from mpqc.passes.convert_floats.convert_floats import ConvertFloats
 from mpqc.passes.convert_floats.rounding import as_half, underflows
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.validation.lockstep import Lockstep
 
 from .rounded import noise, parse
 
@@ -37,6 +39,14 @@ def convert(
     (step or ConvertFloats()).run(model, context)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return before, model, context.report["convert-floats"]
+
+
+def by_the_standard(model: ir.Model, feeds: Feeds) -> list[np.ndarray]:
+    """Returns the outputs in real float16, which ONNX Runtime's CPU does not compute in."""
+    evaluator = onnx.reference.ReferenceEvaluator(ir.to_proto(model))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        found: list[np.ndarray] = evaluator.run(None, feeds)  # type: ignore[assignment]
+    return found
 
 
 def outputs(model: ir.Model, feeds: Feeds) -> list[np.ndarray]:
@@ -252,3 +262,144 @@ def test_a_cache_that_float32_reads_too_stays(tmp_path: Path) -> None:
     _, after, _ = convert(text, weights, feeds, tmp_path)
     assert {str(value.dtype) for value in after.graph.inputs} == {"FLOAT"}
     assert {str(value.dtype) for value in after.graph.outputs} == {"FLOAT"}
+
+
+def test_squares_of_a_hundred_million_are_no_mask(tmp_path: Path) -> None:
+    text = """g (float[n, 8] x) => (float[n, 8] y) {
+        [square] s = Mul(x, x) [down] y = Mul(s, k) }"""
+    feeds = {"x": np.array([[12_000, 1, 2, 3, 4, 5, 6, 7]], np.float32)}
+    before, after, report = convert(text, {"k": np.array([1e-4], np.float32)}, feeds, tmp_path)
+    assert set(report["reasons"]) == {"square", "down"}
+    wanted = by_the_standard(before, feeds)[0]
+    np.testing.assert_allclose(by_the_standard(after, feeds)[0], wanted, rtol=0.01)
+
+
+@pytest.mark.parametrize(("factor", "size"), [(1e9, 1e-6), (1e4, 1e-8)])
+def test_factors_and_numbers_beyond_float16_stay(
+    factor: float, size: float, tmp_path: Path
+) -> None:
+    text = "g (float[n, 8] x) => (float[n, 8] y) { [product] y = Mul(x, w) }"
+    weights, feeds = {"w": np.array([factor], np.float32)}, {"x": size * noise(4, 8)}
+    before, after, report = convert(text, weights, feeds, tmp_path)
+    assert set(report["reasons"]) == {"product"}
+    wanted = by_the_standard(before, feeds)[0]
+    np.testing.assert_allclose(by_the_standard(after, feeds)[0], wanted, rtol=0.01)
+
+
+def test_layers_of_tiny_numbers_stay(tmp_path: Path) -> None:
+    """The logarithm of a spectrum: its power is far below what float16 holds."""
+    text = """g (float[n, 32] p) => (float[n, 32] y) {
+        [mel] m = MatMul(p, w) [least] c = Max(m, eps) [log] y = Log(c) }"""
+    weights = {"w": np.abs(noise(32, 32)), "eps": np.array([1e-10], np.float32)}
+    feeds = {"p": 1e-9 * np.abs(noise(4, 32, seed=1))}
+    before, after, report = convert(text, weights, feeds, tmp_path)
+    assert {"mel", "least", "log"} <= set(report["reasons"])
+    wanted = by_the_standard(before, feeds)[0]
+    np.testing.assert_allclose(by_the_standard(after, feeds)[0], wanted, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """g (float[n, 8] x, float[n, 8] keep) => (float[n, 8] y) {
+            [sum] s = Add(x, keep) [soft] y = Softmax <axis = -1> (s) }""",
+        """g (float[n, 8] x, float[n, 8] keep) => (float[n, 8] y) {
+            [mask] m = Mul(keep, k) [sum] s = Add(x, m)
+            [soft] y = Softmax <axis = -1> (s) }""",
+    ],
+    ids=["from outside", "computed"],
+)
+def test_masks_that_are_no_constants_make_no_row_of_nothing(text: str, tmp_path: Path) -> None:
+    keep = np.zeros((3, 8), np.float32)
+    keep[0, 4:] = keep[2] = -1e9 if "Mul" not in text else -1e5
+    feeds = {"x": noise(3, 8), "keep": keep}
+    before, after, _ = convert(text, {"k": np.array([1e5], np.float32)}, feeds, tmp_path)
+    wanted, found = by_the_standard(before, feeds)[0], by_the_standard(after, feeds)[0]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
+
+
+def test_a_constant_that_callers_may_replace_stays_replaceable(tmp_path: Path) -> None:
+    model = parse(
+        HEADER + "g (float[n, 8] x, float[1] k) => (float[n, 8] y) { y = Mul(x, k) }",
+        {"k": np.array([2], np.float32)},
+    )
+    text = "g (float[n, 8] x, float[1] k) => (float[n, 8] y) { y = Mul(x, k) }"
+    feeds = {"x": noise(2, 8)}
+    _, after, _ = convert(text, {"k": np.array([2], np.float32)}, feeds, tmp_path)
+    assert [str(value.dtype) for value in after.graph.inputs] == ["FLOAT", "FLOAT"]
+    more = {**feeds, "k": np.array([3], np.float32)}
+    np.testing.assert_allclose(outputs(after, more)[0], outputs(model, more)[0], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "c = Constant <value_float = 2.0> ()",
+        "c = Constant <value_floats = [2.0, 3.0, 4.0, 5.0]> ()",
+        "c = ConstantOfShape(four)",
+        "c = RandomUniform <shape = [4], low = 1.0, high = 1.0> ()",
+        "c = HannWindow(size)",
+    ],
+)
+def test_what_makes_float32_by_default_goes_on_to_do_so(made: str, tmp_path: Path) -> None:
+    text = f"g (float[n, 4] x) => (float[n, 4] y) {{ [made] {made} [use] y = Mul(x, c) }}"
+    weights = {"four": np.array([4]), "size": np.array(4)}
+    feeds = {"x": noise(2, 4)}
+    used = {name: one for name, one in weights.items() if f"({name})" in made}
+    before, after, _ = convert(text, used, feeds, tmp_path)
+    close(before, after, feeds, atol=0.01)
+
+
+def test_two_inputs_side_by_side_are_no_cache(tmp_path: Path) -> None:
+    text = """g (float[n, 4] user, float[n, 4] item) => (float[n, 8] both) {
+        both = Concat <axis = 1> (user, item) }"""
+    feeds = {"user": noise(2, 4), "item": noise(2, 4, seed=1)}
+    _, after, _ = convert(text, {}, feeds, tmp_path)
+    assert {str(value.dtype) for value in after.graph.inputs} == {"FLOAT"}
+
+
+def test_all_caches_have_one_type(tmp_path: Path) -> None:
+    text = """g (float[1, 4] x, float[p, 4] p0, float[p, 4] p1)
+        => (float[m, 4] q0, float[m, 4] q1, float[m, 4] y, float[m, 4] z) {
+        q0 = Concat <axis = 0> (p0, x) y = Neg(q0)
+        b = Mul(x, k) q1 = Concat <axis = 0> (p1, b) z = Neg(q1) }"""
+    feeds = {"x": np.ones((1, 4), np.float32), "p0": noise(3, 4), "p1": 5e4 * noise(3, 4)}
+    _, after, _ = convert(text, {"k": np.array([5e4], np.float32)}, feeds, tmp_path)
+    assert {str(value.dtype) for value in after.graph.inputs} == {"FLOAT"}
+
+
+def test_branches_keep_types_of_their_own(tmp_path: Path) -> None:
+    """Two branches may give one name to values of different types."""
+    text = """g (bool b, float[4] x) => (float[4] y) {
+        [sum] a = Add(x, x)
+        [choice] z = If (b) <
+          then_branch = one () => (float[k] t) { m = Shape(a) t = Expand(a, m) },
+          else_branch = two () => (float[k] u) { m = Neg(a) u = Neg(m) }>
+        [last] y = Relu(z) }"""
+    convert(text, {}, {"b": np.array(True), "x": noise(4)}, tmp_path)
+
+
+def test_sequences_are_left_alone(tmp_path: Path) -> None:
+    text = """g (float[4] x) => (float[4] y) {
+        i = Constant <value = int64 {1}> () s = SequenceConstruct(x, x) t = Identity(s)
+        z = SequenceAt(t, i) [last] y = Relu(z) }"""
+    before, after, _ = convert(text, {}, feeds := {"x": noise(4)}, tmp_path)
+    close(before, after, feeds, atol=0.01)
+
+
+def test_validation_holds_the_pass_to_its_promise(tmp_path: Path) -> None:
+    text = """g (float[n, 8] x, float[n, 8] keep) => (float[n, 8] y) {
+        [mask] m = Mul(keep, k) [sum] s = Add(x, m) [soft] y = Softmax <axis = -1> (s) }"""
+    keep = np.zeros((3, 8), np.float32)
+    keep[0, 4:] = -1
+    feeds = {"x": noise(3, 8), "keep": keep}
+    before, after, _ = convert(text, {"k": np.array([1e9], np.float32)}, feeds, tmp_path)
+    runner = Runner.of(load("tensorrt"))
+    assert Lockstep(before.clone(), after, runner, narrowed=True).mismatch(feeds) is None
+    for node in after.graph:
+        if node.name == "soft":
+            node.attributes["axis"] = ir.AttrInt64("axis", 0)
+    found = Lockstep(before.clone(), after, runner, narrowed=True).mismatch(feeds)
+    assert found is not None
+    assert "'soft'" in str(found)

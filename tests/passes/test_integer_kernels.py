@@ -251,7 +251,7 @@ def test_the_costliest_activations_stay_in_float() -> None:
     def left(base: float = 0.1, size: float = 0.0, **losses: float) -> list[str]:
         given = {values[name]: loss for name, loss in {**names, **losses}.items()}
         sizes = dict.fromkeys(given, size)
-        kept = Worth(model.graph, work, given, sizes, base).chosen()
+        kept = Worth(model.graph, work, given, sizes, base, 0.35, 16.0).chosen()
         return [str(node.inputs[1].name) for node in kept if node.inputs[1] is not None]
 
     assert left() == ["W1", "W2", "W3"]

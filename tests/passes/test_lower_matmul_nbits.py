@@ -306,7 +306,7 @@ def test_lowering_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     [
         ("ort-cpu", ("4g256",), "ort-cpu has no fast kernel for 4g256"),
         ("ort-cpu", ("3g256",), "ort-cpu has no fast kernel for 3g256"),
-        ("ort-cuda", ("4g32",), "multiples of 8 rows x 8 columns, these are 72 x 100"),
+        ("ort-cuda", ("4g32",), "multiples of 64 rows x 32 columns, these are 72 x 100"),
     ],
 )
 def test_what_the_target_lacks_stays_in_float(

@@ -114,6 +114,7 @@ def test_operators_that_tensorrt_does_not_know_are_refused_at_once(tmp_path: Pat
         ({"target": "ort-cpu", "activations": "fp8"}, "uint8"),
         ({"target": "tensorrt", "file_budget": 3.5, "budget": None}, "expand"),
         ({"target": "tensorrt", "preset": "cmpq-even"}, "no form"),
+        ({"target": "qdq", "allow_fallback": True}, "nothing can fall back"),
     ],
 )
 def test_what_a_target_cannot_do_is_a_matter_of_usage(
@@ -171,10 +172,11 @@ def test_a_result_that_falls_back_is_refused_unless_that_is_allowed(
 
     monkeypatch.setattr(RuntimeSession, "refuse_fallback", refuse)
     model = vector_model(tmp_path / "m.onnx")
+    how: dict[str, Any] = {"budget": 8.6, "target": "ort-cuda", "prove_on": "cpu"}
     with pytest.raises(MachineError, match="instead of"):
-        compiled(model, tmp_path, budget=8.5)
+        compiled(model, tmp_path, **how)
     assert not (tmp_path / "out").exists()
-    assert compiled(model, tmp_path, budget=8.5, allow_fallback=True).model.is_file()
+    assert compiled(model, tmp_path, **how, allow_fallback=True).model.is_file()
 
 
 def test_export_in_standard_operators(

@@ -114,6 +114,7 @@ class Promise(Enum):
     Attributes:
         SAME_GRAPH: Nothing changes but notes.
         SAME_FUNCTION: Every output stays what it was, up to the rounding of floats.
+        NARROWED: So does it, up to the rounding of floats of 16 bits.
         SIMULATION: Only weights of units change, to what their codes and scales stand for.
         SAME_CODES: So they do, and units that have codes get other scales at most.
         SAME_SIMULATION: Units are stored as codes, and compute what their simulation computed.
@@ -122,6 +123,7 @@ class Promise(Enum):
 
     SAME_GRAPH = "same graph"
     SAME_FUNCTION = "same function"
+    NARROWED = "same function in fewer digits"
     SIMULATION = "simulation"
     SAME_CODES = "same codes"
     SAME_SIMULATION = "same as the simulation"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 _MASKED = 1e18  # entries from here on rule something out and set no scale
+_LARGE, _RULING = 1e8, 3e4  # so do these, and what stands for them in float16
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def find_difference(
     tolerance: float,
     *,
     by_channel: bool = False,
+    any_mask: bool = False,
 ) -> Difference | None:
     """Returns the first entry of ``actual`` that is too far from ``expected``, or None.
 
@@ -50,6 +52,7 @@ def find_difference(
         actual: What should equal it.
         tolerance: Relative error that rounding of floats explains.
         by_channel: Take the root mean square of each channel of the last axis by itself.
+        any_mask: Whether numbers that rule something out may be others that do, too.
     """
     if expected.shape != actual.shape:
         return Difference(value, (), f"shape {[*expected.shape]}", f"shape {[*actual.shape]}")
@@ -58,11 +61,19 @@ def find_difference(
     wanted, got = expected.float(), actual.float()
     limit = wanted.abs().clamp_min(_scale(wanted, by_channel=by_channel)) * tolerance
     same = (wanted == got) | (wanted.isnan() & got.isnan())
+    if any_mask:
+        limit = wanted.abs().clamp_min(_scale_below(wanted, _LARGE)) * tolerance
+        ruling = (wanted.abs() >= _LARGE) & (got.abs() >= _RULING)
+        same |= ruling & (wanted.sign() == got.sign())
     wrong = ~(same | ((wanted - got).abs() <= limit))
     if not bool(wrong.any()):
         return None
     place = tuple(int(one) for one in wrong.nonzero()[0])
     return Difference(value, place, f"{float(wanted[place]):.6g}", f"{float(got[place]):.6g}")
+
+
+def _scale_below(wanted: torch.Tensor, most: float) -> torch.Tensor:
+    return wanted.where(wanted.abs() < most, 0.0).square().mean().sqrt()
 
 
 def _scale(wanted: torch.Tensor, *, by_channel: bool) -> torch.Tensor:

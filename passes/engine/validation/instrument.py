@@ -28,9 +28,10 @@ class Validation(Instrument):
     What is checked, by promise: *same graph*, *simulation* and *same codes* by structure,
     to the last bit; *same as the simulation* unit by unit on random inputs; that and *same
     function* also on a few tokens of a sample, block by block in torch, within what
-    rounding explains. Graphs with operators that torch cannot run are not run; the report
-    says so. What a pass does beside the graph (predictions, reports) and the kernels of
-    the target, which round activations in their own way, are left to ``verify-numerics``.
+    rounding explains; *same function in fewer digits* within what float16 explains. Graphs
+    with operators that torch cannot run are not run; the report says so. What a pass does
+    beside the graph (predictions, reports) and the kernels of the target, which round
+    activations in their own way, are left to ``verify-numerics``.
     """
 
     def __init__(self, context: PassContext, timer: TimePasses | None = None) -> None:
@@ -81,8 +82,9 @@ class Validation(Instrument):
             same_codes = promise is Promise.SAME_CODES
             simulated = Simulated.of(model, arrays, same_codes=same_codes)
             return _Simulation(simulated, self._context)
-        if promise is Promise.SAME_FUNCTION:
-            return _SameFunction(model.clone(), self._context)
+        if promise in (Promise.SAME_FUNCTION, Promise.NARROWED):
+            narrowed = promise is Promise.NARROWED
+            return _SameFunction(model.clone(), self._context, narrowed)
         if promise is Promise.SAME_SIMULATION:
             return _SameSimulation(Rounded.of(model, arrays), self._context)
         return None
@@ -113,12 +115,13 @@ class _Simulation:
 class _SameFunction:
     before: ir.Model
     context: PassContext
+    narrowed: bool = False
 
     def __call__(self, name: str, model: ir.Model) -> str:
         """Compares on samples; returns why that could not be done, if it could not."""
         context = self.context
         try:
-            lockstep = Lockstep(self.before, model, context.runner)
+            lockstep = Lockstep(self.before, model, context.runner, narrowed=self.narrowed)
             for feeds in chosen_feeds(self.before, context.calibration, context.seed):
                 found = lockstep.mismatch(feeds)
                 if found is not None:

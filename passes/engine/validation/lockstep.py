@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -31,6 +32,7 @@ from .difference import Difference, find_difference, is_rearranged
 from .without_rounding import without_rounding
 
 _TOLERANCES = {ir.DataType.BFLOAT16: 5e-2, ir.DataType.FLOAT16: 1e-2}
+_NARROWED = 5e-2  # of a block in float16 from the same inputs
 _TOLERANCE = 1e-3  # float32 sums in another order stay below a hundredth of it
 Tensors = dict[str, torch.Tensor]
 
@@ -61,13 +63,16 @@ class Mismatch:
 class Lockstep:
     """A graph before and after a pass."""
 
-    def __init__(self, before: ir.Model, after: ir.Model, runner: Runner) -> None:
+    def __init__(
+        self, before: ir.Model, after: ir.Model, runner: Runner, *, narrowed: bool = False
+    ) -> None:
         """Prepares both.
 
         Args:
             before: A copy of the graph as it was; changed here.
             after: The graph as it is.
             runner: Runs blocks.
+            narrowed: Whether floats have become float16.
 
         Raises:
             CannotRun: Some operator of the graph before cannot be run block by block.
@@ -79,7 +84,8 @@ class Lockstep:
             if refused:
                 raise CannotRun(next(iter(refused.values())))
         self._runner = runner
-        self._tolerance = _tolerance(self._before)
+        self._tolerance = _NARROWED if narrowed else _tolerance(self._before)
+        self._narrowed = narrowed
         self._renamed = _renamed(self._before, self._after)
 
     def mismatch(self, feeds: Feeds) -> Mismatch | None:
@@ -100,6 +106,8 @@ class Lockstep:
             try:
                 now = new.run(second, second.outputs)
             except Exception as error:
+                if self._narrowed:  # torch computes less on the CPU in float16
+                    raise CannotRun(_line(error)) from error
                 return self._failure(first, error)
             found = self._compare(first, made, now)
             if found is not None:
@@ -112,10 +120,16 @@ class Lockstep:
     def _equal(self, old: Tensors, new: Tensors) -> Tensors:
         """Returns old values for new ones, so that rounding does not add up over blocks."""
         return {
-            name: value
+            name: value.to(new[name].dtype)
             for name, value in old.items()
-            if name in new and not find_difference(name, value, new[name], self._tolerance)
+            if name in new and not self._differs(name, value, new[name])
         }
+
+    def _differs(
+        self, name: str, expected: torch.Tensor, actual: torch.Tensor
+    ) -> Difference | None:
+        masks = self._narrowed
+        return find_difference(name, expected, actual, self._tolerance, any_mask=masks)
 
     def _compare(self, block: Block, old: Tensors, new: Tensors) -> Difference | None:
         outputs = {value.name for value in block.outputs if value.is_graph_output()}
@@ -123,7 +137,7 @@ class Lockstep:
             actual = new.get(self._renamed.get(name, name))
             if actual is None:  # something else crosses here now; what follows will tell
                 continue
-            found = find_difference(name, expected, actual, self._tolerance)
+            found = self._differs(name, expected, actual)
             if found is None:
                 continue
             if name in outputs or not is_rearranged(expected, actual, self._tolerance):
@@ -140,7 +154,7 @@ class Lockstep:
         made, now = old.run(first, wanted), new.run(second, inside)
         for value in wanted:
             expected, actual = made[str(value.name)], now[str(value.name)]
-            found = find_difference(str(value.name), expected, actual, self._tolerance)
+            found = self._differs(str(value.name), expected, actual)
             if found is not None and not is_rearranged(expected, actual, self._tolerance):
                 return self._told(first, found)
         return None
@@ -165,7 +179,7 @@ class _Side:
 
     def __init__(self, model: ir.Model, runner: Runner, feeds: Feeds) -> None:
         self._model, self._runner = model, runner
-        self._samples = Samples([feeds])
+        self._samples = Samples([_typed(feeds, model)])
         noted = all(note_of(node, BlockId) is not None for node in model.graph)
         self.blocks = blocks_of(model) if noted else [_whole(model)]
         self._executor = BlockRunner(runner, self.blocks)
@@ -184,6 +198,15 @@ class _Side:
         """Leaves values to later blocks; those of a few tokens are small, and all stay."""
         (sample,) = self._samples
         sample.values.update(values)
+
+
+def _typed(feeds: Feeds, model: ir.Model) -> Feeds:
+    """Returns feeds in the types of a graph's inputs, where its caches are float16."""
+    halves = {one.name for one in model.graph.inputs if one.dtype == ir.DataType.FLOAT16}
+    return {
+        name: array.astype(np.float16) if name in halves else array
+        for name, array in feeds.items()
+    }
 
 
 def _tolerance(model: ir.Model) -> float:
