@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_MANAGEMENT = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _LONGEST_NAME = 128
 
@@ -54,9 +55,20 @@ def nvidia_driver() -> Driver | None:
     return Driver(f"{version // 1000}.{version % 1000 // 10}", gpus)
 
 
-def _load() -> Any:
+def driver_release() -> str | None:
+    """Returns the release of the driver, such as ``580.159.04``; None where nothing tells."""
+    library = _load(_MANAGEMENT)
+    if library is None or library.nvmlInit_v2() != 0:
+        return None
+    text = ctypes.create_string_buffer(_LONGEST_NAME)
+    failed = library.nvmlSystemGetDriverVersion(text, _LONGEST_NAME)
+    library.nvmlShutdown()
+    return None if failed else text.value.decode("utf-8", "replace")
+
+
+def _load(library: str = _DRIVER) -> Any:
     with contextlib.suppress(OSError):
-        return ctypes.CDLL(_DRIVER)
+        return ctypes.CDLL(library)
     return None
 
 

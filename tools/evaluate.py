@@ -196,9 +196,8 @@ def _measure(
     feeds: Iterable[Feeds],
     held_out: HeldOut,
 ) -> dict[str, Any]:
-    names = [one.name for one in first.outputs if one.type in _FLOATS]
     shared = {one.name for one in second.outputs}
-    names = [name for name in names if name in shared and not _is_cache(name)]
+    names = [name for name in compared_outputs(first) if name in shared]
     if not names:
         raise InputError("the two models have no float output in common")
     tally, tokens = _Tally(), held_out.tokens
@@ -210,7 +209,7 @@ def _measure(
             raise InputError(
                 f"the models' outputs differ in shape: {wanted.shape}, {got.shape}"
             )
-        if tokens is not None and _predicts(wanted, feed[tokens.name], tokens.vocabulary):
+        if tokens is not None and predicts(wanted, feed[tokens.name], tokens.vocabulary):
             tally.add_logits(wanted, got, feed[tokens.name], padding)
         else:
             tally.add_output(wanted, got, padding)
@@ -220,11 +219,17 @@ def _measure(
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)")
 
 
+def compared_outputs(model: LoadedModel) -> list[str]:
+    """Returns the outputs that can be compared: floats that are no caches."""
+    names = [one.name for one in model.outputs if one.type in _FLOATS]
+    return [name for name in names if not _is_cache(name)]
+
+
 def _is_cache(name: str) -> bool:
     return "present" in name or "past" in name
 
 
-def _predicts(output: np.ndarray, ids: np.ndarray, vocabulary: int) -> bool:
+def predicts(output: np.ndarray, ids: np.ndarray, vocabulary: int) -> bool:
     """Returns whether ``output`` holds, for every token, a score for each word."""
     return output.ndim == 3 and output.shape[:2] == ids.shape and output.shape[2] == vocabulary
 

@@ -276,6 +276,7 @@ PREDICTED = f"{CALIBRATED},annotate-sensitivity{{metric=fisher}}"
 MEASURED_APART = (
     f"{CALIBRATED},annotate-sensitivity{{metric=kl, units=@units, samples=@samples}}"
 )
+HALF = "normalize,convert-floats"
 CHANGED_PRESET = "fast + quantize-weights{rounding=nearest}"
 
 

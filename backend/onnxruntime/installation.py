@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import onnx_ir as ir
 
 from ...ir import MpqcError
+from ..native_log import native_log
 from .capabilities import installed_runtime_problem, load
 from .probing import in_plain_words
 from .runner import open_session
@@ -48,3 +52,15 @@ def _loading_problem(provider: str) -> str | None:
             return None
     except MpqcError as error:
         return in_plain_words(error.message)
+
+
+def load_cuda_libraries() -> None:
+    """Loads CUDA's libraries where they came as Python packages, which no loader looks into.
+
+    What is not there is found missing when a provider needs it, and named then.
+    """
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with contextlib.suppress(ImportError), native_log(), quiet:
+        import onnxruntime
+
+        onnxruntime.preload_dlls()

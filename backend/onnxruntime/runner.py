@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ _STRAY_SETTINGS = ("ORT_", "ORTMODULE_", "OMP_")
 _OWN_SETTINGS = ("ORT_LOGGING_LEVEL",)
 _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _CPU = "CPUExecutionProvider"
+_MEMORY = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 _EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
 _ERRORS_OF_THE_MACHINE = ("alloc", "memory", "CUDA", "cuDNN", "cuBLAS")
 
@@ -62,9 +63,49 @@ class RuntimeSession:
             raise refusal("the model fails in ONNX Runtime", error) from error
         return dict(zip(names, results, strict=True))
 
+    def bound(self, feeds: Feeds) -> Callable[[], None]:
+        """Puts one sample where the provider computes; returns what runs the model on it.
+
+        Each call waits for the end. All outputs stay on the device, so that the time of a call
+        is that of the model and no copy's.
+
+        Raises:
+            InputError: The feeds do not fit the model, or it fails on them.
+            MachineError: The machine ran out of something.
+        """
+        import onnxruntime
+
+        memory = _MEMORY.get(self.provider, "cpu")
+        try:
+            binding = self._session.io_binding()
+            for name, array in fitting(feeds, self.inputs).items():
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, 0)
+                binding.bind_ortvalue_input(name, value)
+            for one in self.outputs:
+                binding.bind_output(one.name, memory, 0)
+        except Exception as error:  # the runtime's classes share no base but Exception
+            raise refusal("the sample does not fit the model", error) from error
+        session = self._session
+
+        def run() -> None:
+            try:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+            except Exception as error:
+                raise refusal("the model fails in ONNX Runtime", error) from error
+
+        return run
+
     def end_profiling(self) -> Path:
         """Returns the file with the runtime's own timings of a session with ``profile``."""
         return Path(self._session.end_profiling())
+
+    def fallen_back(self) -> list[tuple[str, str]]:
+        """Returns operator and name of the nodes that run on the CPU instead of the provider.
+
+        Those that only compute shapes do not count.
+        """
+        return fallen_back(self._session, self.provider)
 
     def refuse_fallback(self) -> None:
         """Refuses a model of which some nodes run on the CPU instead of the provider.
@@ -72,7 +113,7 @@ class RuntimeSession:
         Raises:
             MachineError: There are some that do more than compute shapes.
         """
-        refuse_fallback(fallen_back(self._session, self.provider), self.provider)
+        refuse_fallback(self.fallen_back(), self.provider)
 
 
 def _endpoint(one: onnxruntime.NodeArg) -> Endpoint:

@@ -10,6 +10,7 @@ from ...ir import MpqcError
 from ..failures import tell
 from . import codebooks, compile_cost, latency, methods, prediction, speed
 from .field import contest
+from .gpu import command as gpu
 from .zoo import contest as zoo
 
 _ALL = {
@@ -19,6 +20,7 @@ _ALL = {
     "methods": (methods, "all presets on several models, for docs/methods.md"),
     "field": (contest, "other people's tools on the same model, calibration and texts"),
     "zoo": (zoo, "ONNX Runtime's own quantizers on models of many kinds"),
+    "gpu": (gpu, "results on an NVIDIA GPU: prepare here, run there, show the table"),
     "codebooks": (codebooks, "seconds to fit codebooks to every input channel"),
     "prediction": (prediction, "predicted against measured divergence"),
 }

@@ -1,0 +1,1 @@
+"""What results do on a GPU: prepared where the CPU is, measured where the device is."""
