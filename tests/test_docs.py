@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mpqc.passes.engine.pipeline.base import Pass
 from mpqc.passes.engine.pipeline.registry import all_passes
 from mpqc.passes.engine.pipeline.spec import print_passes
 from mpqc.tools.benchmarks import __main__ as benchmarks
+from mpqc.tools.benchmarks.gpu import page as gpu
 from mpqc.tools.cli_parser import parsers
 from mpqc.tools.pipelines import PRESETS
 
@@ -29,6 +32,8 @@ PASSES = ROOT / "docs" / "passes.md"
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 _TOOLS = {"--update-golden", "--no-deps", "--strict"}  # of pytest, pip and mypy
 _TOOLS |= {"--include", "--model", "--tasks"}  # of lm_eval, up to an underscore
+_OF_PIP = {"--no-deps", "--no-index", "--only-binary", "--platform", "--python-version"}
+_TOOLS = {"--update-golden", "--strict"} | _OF_PIP  # of pytest, mypy and pip
 
 
 def described(cls: type[Pass]) -> tuple[str, dict[str, str]]:
@@ -150,15 +155,24 @@ def targets_section(name: str) -> str:
 def test_targets_are_listed_as_they_are(request: pytest.FixtureRequest) -> None:
     head, mark, _ = TARGETS.read_text(encoding="utf-8").partition(_TARGETS_START)
     assert mark, "docs/targets.md has lost its mark"
-    made = f"{head}{mark}\n\n" + "\n".join(map(targets_section, targets()))
+    made = f"{head}{mark}\n\n" + "\n".join([*map(targets_section, targets()), gpu.section()])
     if request.config.getoption("--update-golden"):
         TARGETS.write_text(made, encoding="utf-8")
     assert TARGETS.read_text(encoding="utf-8") == made
 
 
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yields the options of a command, and of commands inside it."""
+    yield from parser._option_string_actions
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
+
+
 def known_options() -> set[str]:
     commands = [*parsers()[1].values(), *benchmarks.parsers()[1].values()]
-    return {name for one in commands for name in one._option_string_actions}
+    return {name for one in commands for name in options_of(one)}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

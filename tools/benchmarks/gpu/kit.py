@@ -27,7 +27,7 @@ FORMS = (ORIGINAL, HALF, UNIFORM, CUDA, TENSORRT)
 BY_RUNTIME, BY_STANDARD = "onnxruntime", "torch"  # what made a reference
 _PLAN = "plan.json"
 _MODEL = "model.onnx"
-_ROWS = 32  # of an output that references keep: a prompt's logits would be larger than a model
+_ROWS = 16  # of an output that references keep: a prompt's logits would be larger than a model
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def reference_in(folder: Path, form: str, by: str) -> Path:
 
 
 def rows_of(output: np.ndarray) -> np.ndarray:
-    """Returns at most 32 rows of an output, spread evenly, in float32 [rows, last axis]."""
+    """Returns at most 16 rows of an output, spread evenly, in float32 [rows, last axis]."""
     rows = output.reshape(-1, output.shape[-1]) if output.ndim else output.reshape(1, 1)
     count = min(_ROWS, len(rows))
     places = [(at + 1) * len(rows) // count - 1 for at in range(count)]
