@@ -30,10 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PASSES = ROOT / "docs" / "passes.md"
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-_TOOLS = {"--update-golden", "--no-deps", "--strict"}  # of pytest, pip and mypy
-_TOOLS |= {"--include", "--model", "--tasks"}  # of lm_eval, up to an underscore
-_OF_PIP = {"--no-deps", "--no-index", "--only-binary", "--platform", "--python-version"}
+_OF_PIP = {
+    *("--extra-index-url", "--no-deps", "--no-index", "--only-binary", "--platform"),
+    "--python-version",
+}
 _TOOLS = {"--update-golden", "--strict"} | _OF_PIP  # of pytest, mypy and pip
+_TOOLS |= {"--include", "--model", "--tasks"}  # of lm_eval, up to an underscore
 
 
 def described(cls: type[Pass]) -> tuple[str, dict[str, str]]:

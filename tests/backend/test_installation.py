@@ -137,3 +137,30 @@ def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     assert gpu.nvidia_driver() is None
+    assert gpu.driver_release() is None
+
+
+class FakeManagement:
+    """What NVIDIA's management library answers."""
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802
+        return 0
+
+    def nvmlShutdown(self) -> int:  # noqa: N802
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, out: Any, length: int) -> int:  # noqa: N802
+        out.value = b"580.159.04"
+        return 0
+
+
+def test_the_release_of_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_load", lambda library: FakeManagement())
+    assert gpu.driver_release() == "580.159.04"
+
+
+def test_libraries_that_are_missing_are_not_named_before_they_are_needed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    installation.load_cuda_libraries()
+    assert capfd.readouterr() == ("", "")

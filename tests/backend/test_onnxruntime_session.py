@@ -41,6 +41,19 @@ def test_tells_inputs_and_outputs() -> None:
         assert session.provider == "CPUExecutionProvider"
 
 
+def test_a_sample_on_the_device_is_run_as_often_as_one_likes() -> None:
+    with open_session(model()) as session:
+        for feeds in ({"A": np.ones((2, 4), np.float32)}, {"A": np.ones((0, 4), np.float32)}):
+            run = session.bound(feeds)
+            run()
+            run()
+        with pytest.raises(InputError, match="the sample does not fit the model"):
+            session.bound({"B": np.ones((2, 4), np.float32)})
+        with pytest.raises(InputError, match="fails in ONNX Runtime"):
+            session.bound({"A": np.ones((2, 3), np.float32)})()
+        assert session.fallen_back() == []
+
+
 def test_frees_the_model_on_exit() -> None:
     with open_session(model()) as session:
         pass
