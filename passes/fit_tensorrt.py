@@ -46,7 +46,9 @@ class FitTensorrt(Pass):
     def run(self, model: ir.Model, context: PassContext) -> bool:
         self.preflight(model, context, Forecast())
         import onnx_graphsurgeon as surgeon
+        from onnx_graphsurgeon.logger import G_LOGGER
 
+        G_LOGGER.severity = G_LOGGER.ERROR  # it warns of types that it keeps all the same
         constants = dict(model.graph.initializers)
         _name_nodes(model)
         nodes = {node.name: dict(node.metadata_props) for node in all_nodes(model.graph)}
