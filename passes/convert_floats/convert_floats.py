@@ -38,6 +38,7 @@ class ConvertFloats(Pass):
     - rounding what it reads and makes would change its result by more than ``error``, as it
       does with the cosine of a large angle, and then so do the nodes that make what it reads;
     - run with all others, it would make infinities of numbers that only rule something out;
+    - it makes squares for a norm, or follows them up to the division;
     - a constant would become zero that keeps a denominator from being zero;
     - it belongs to layers with a bias that compute in integers (``integer_regions.py``).
 
@@ -54,7 +55,7 @@ class ConvertFloats(Pass):
     promise: ClassVar[Promise] = Promise.NARROWED
 
     samples: int = 2
-    margin: float = 2.0
+    margin: float = 4.0
     error: float = 0.01
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from .typing_rules import is_float32, obstacle
 
 _PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits"}
 _LARGE = 256  # entries of what a product is a layer with
+_SUMS = {"ReduceMean", "ReduceSum"}
 # Between a denominator that something keeps from being zero, and the division by it.
 _DENOMINATORS = {"Add", "Clip", "Expand", "Identity", "Max", "Pow", "Reciprocal", "Sqrt"}
 
@@ -44,6 +45,8 @@ class Keeping:
             if why:
                 self.reasons[node] = why
                 continue
+            if _is_summed_square(node):
+                self._keep_denominator(node, "sums of squares outgrow float16 without warning")
             for value in node.inputs:
                 if is_float32(value) and _vanishes(value):
                     self._keep_denominator(node, f"{value.name!r} would become zero")
@@ -83,9 +86,27 @@ class Keeping:
         while waiting:
             node = waiting.pop()
             self.reasons.setdefault(node, why)
-            if node.op_type in _DENOMINATORS:
+            if node.op_type in _DENOMINATORS | _SUMS or _is_summed_square(node):
                 readers = [usage.node for value in node.outputs for usage in value.uses()]
                 waiting += [one for one in readers if one not in self.reasons]
+
+
+def _is_summed_square(node: ir.Node) -> bool:
+    """Tells whether a node makes squares for a norm.
+
+    They grow with the square of what samples showed, and a single large number rules the sum:
+    no margin is enough.
+    """
+    if node.op_type in ("ReduceL2", "ReduceSumSquare"):
+        return True
+    if node.op_type == "Mul":
+        squares = node.inputs[0] is node.inputs[1]
+    else:
+        exponent = node.inputs[1] if node.op_type == "Pow" else None
+        tensor = stored_tensor(exponent) if exponent is not None else None
+        squares = tensor is not None and tensor.size == 1 and float(tensor.numpy().max()) == 2
+    readers = [usage.node.op_type for value in node.outputs for usage in value.uses()]
+    return squares and any(one in _SUMS for one in readers)
 
 
 def _vanishes(value: ir.Value) -> bool:

@@ -96,7 +96,7 @@ def test_squares_that_leave_the_range_stay(tmp_path: Path) -> None:
     found = types(after)
     assert found["square"] == found["mean"] == "FLOAT"
     assert found["layer"] == "FLOAT16"
-    assert "float16 ends at 65504" in report["reasons"]["square"]
+    assert "sums of squares" in report["reasons"]["square"]
     close(before, after, feeds, atol=0.02)
 
 
@@ -105,6 +105,22 @@ def test_numbers_may_be_as_much_larger_as_the_margin_says(tmp_path: Path) -> Non
     feeds = {"x": np.full((2, 4), 20_000, np.float32)}
     assert convert(text, {}, feeds, tmp_path, ConvertFloats(margin=1))[2]["kept"] == 0
     assert convert(text, {}, feeds, tmp_path, ConvertFloats(margin=2))[2]["kept"] == 1
+
+
+@pytest.mark.parametrize("square", ["Pow(x, two)", "Mul(x, x)"])
+def test_norms_hold_for_tokens_that_no_sample_had(square: str, tmp_path: Path) -> None:
+    text = f"""g (float[n, 32] x) => (float[n, 32] y) {{
+        two = Constant <value = float {{2.0}}> () [square] s = {square}
+        axes = Constant <value = int64[1] {{-1}}> () [mean] m = ReduceMean(s, axes)
+        [safe] e = Add(m, eps) [root] r = Sqrt(e) [norm] d = Div(x, r)
+        [layer] y = MatMul(d, w) }}"""
+    weights = {"w": noise(32, 32, seed=1), "eps": np.array([1e-5], np.float32)}
+    before, after, report = convert(text, weights, {"x": noise(4, 32)}, tmp_path)
+    assert {"square", "mean", "safe", "root", "norm"} <= set(report["reasons"])
+    assert types(after)["layer"] == "FLOAT16"
+    larger = {"x": 3000 * noise(4, 32, seed=2)}
+    wanted = by_the_standard(before, larger)[0]
+    np.testing.assert_allclose(by_the_standard(after, larger)[0], wanted, atol=0.05)
 
 
 def test_angles_are_computed_as_they_were(tmp_path: Path) -> None:
@@ -126,7 +142,7 @@ def test_angles_are_computed_as_they_were(tmp_path: Path) -> None:
 def test_a_denominator_cannot_become_zero(tmp_path: Path) -> None:
     """Rows of zeros, which no sample has, are divided by 1e-12."""
     text = """g (float[n, 8] x) => (float[n, 8] y) {
-        axes = Constant <value = int64[1] {-1}> () [norm] m = ReduceL2(x, axes)
+        axes = Constant <value = int64[1] {-1}> () [norm] m = ReduceL1(x, axes)
         [least] l = Max(m, eps) [unit] y = Div(x, l) }"""
     weights = {"eps": np.array([1e-12], np.float32)}
     feeds = {"x": noise(4, 8)}
