@@ -27,9 +27,9 @@ SMALL = 1e-4  # an error of the outputs from which on its size decides nothing
 BUILDERS = {"bert": bert, "vit": vit, "qwen": qwen, "whisper": whisper}
 CASES = [
     ("bert", 5.0, "none"),
-    pytest.param("bert", 8.2, "int8", marks=[pytest.mark.slow]),
+    pytest.param("bert", 8.2, "int8", marks=pytest.mark.slow),
     pytest.param("bert", 8.2, "fp8", marks=[pytest.mark.slow, pytest.mark.ci_sample]),
-    pytest.param("vit", 8.2, "int8", marks=[pytest.mark.slow, pytest.mark.ci_sample]),
+    pytest.param("vit", 8.2, "int8", marks=pytest.mark.slow),
     pytest.param("vit", 8.2, "fp8", marks=pytest.mark.slow),
     pytest.param("qwen", 4.7, "none", marks=pytest.mark.slow),
     pytest.param("qwen", 8.2, "fp8", marks=pytest.mark.slow),
