@@ -72,7 +72,7 @@ class Preset:
             lowering = [*headroom, rounding, *finishing]
         elif integers != "none":
             whole_units = _WHOLE_UNITS if integers == "quickest" else []
-            lowering = [*_HEADROOM, *whole_units, (table.lowering, {})]
+            lowering = [*_HEADROOM, *whole_units, *lowering]
         opset = max(pass_class(name).opset for name, _ in lowering)
         places = {
             _LOWERING: lowering,

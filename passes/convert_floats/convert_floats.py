@@ -48,7 +48,7 @@ class ConvertFloats(Pass):
     Attributes:
         samples: Calibration samples to look at.
         margin: Factor by which numbers may be larger than on these samples.
-        error: Relative error of a result from which on its inputs are not rounded.
+        error: Relative error of its results beyond which a node computes in float32.
     """
 
     name: ClassVar[str] = "convert-floats"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +60,12 @@ class Interpreter:
         self._modules: dict[ir.Node, torch.nn.Module] = {}
         self._reads = Counter(value for node in self._nodes for value in _given(node))
 
-    def run(self, feeds: Feeds, visit: Visit) -> Mapping[ir.Value, torch.Tensor]:
+    def run(self, feeds: Feeds, visit: Visit) -> None:
         """Runs one sample; a value is forgotten once nothing reads it any more.
 
         Args:
             feeds: The sample.
             visit: Computes each node; what it returns is what later nodes read.
-
-        Returns:
-            The outputs of the graph, as far as they are known.
         """
         known = self._from_runtime(feeds)
         for value in self._model.graph.inputs:
@@ -76,15 +73,13 @@ class Interpreter:
             if array is not None and array.dtype.kind in _NUMBERS:
                 known[value] = tensor_of(array)
         left = Counter(self._reads)
-        outputs = set(self._model.graph.outputs)
         for node in self._nodes:
             if node not in self._foreign:
                 self._run(node, known, visit)
             for value in _given(node):
                 left[value] -= 1
-                if not left[value] and value not in outputs:
+                if not left[value]:
                     known.pop(value, None)
-        return {value: known[value] for value in outputs if value in known}
 
     def _run(self, node: ir.Node, known: dict[ir.Value, torch.Tensor], visit: Visit) -> None:
         given = _given(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeGuard
@@ -83,16 +84,15 @@ def _formals(domain: str, op_type: str, opset: int) -> _Formals | None:
         return None if kinds is None else "tensor(float16)" in kinds
 
     variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
-    ends = [side[-1].option == variadic if side else False for side in _sides(schema)]
+
+    def endless(side: Sequence[onnx.defs.OpSchema.FormalParameter]) -> bool:
+        return bool(side) and side[-1].option == variadic
+
     return _Formals(
-        tuple(map(half, schema.inputs)), tuple(map(half, schema.outputs)), (ends[0], ends[1])
+        tuple(map(half, schema.inputs)),
+        tuple(map(half, schema.outputs)),
+        (endless(schema.inputs), endless(schema.outputs)),
     )
-
-
-def _sides(
-    schema: onnx.defs.OpSchema,
-) -> tuple[list[onnx.defs.OpSchema.FormalParameter], ...]:
-    return list(schema.inputs), list(schema.outputs)
 
 
 def stays_float32(node: ir.Node, at: int, opset: int) -> bool:
