@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import InputError
 from .machine_errors import machine_errors
-from .sealed_file import ArrayFile, Layout, read_seal, sealing, write_sealed
+from .sealed_file import read_seal, write_sealed
 
 _INSTEAD = "set MPQC_CACHE to another folder"
 
@@ -67,22 +67,6 @@ class CachedFile:
         with suppress(OSError):
             self.path.unlink()
         return None
-
-    @contextmanager
-    def making(self, layout: Layout) -> Iterator[ArrayFile]:
-        """Gives a file to fill, which appears complete or not at all.
-
-        Args:
-            layout: Shape and type of every array, by its name.
-
-        Raises:
-            MachineError: The disk is full or the folder cannot be written.
-        """
-        with (
-            machine_errors(self.path, _INSTEAD),
-            sealing(self.path, self.key, layout) as file,
-        ):
-            yield file
 
     def write(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Writes arrays and facts, complete or not at all.

@@ -30,6 +30,7 @@ _FORMAT = "mpqc.sealed/1"
 _BLANK = b"0" * 8
 _CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{8})"')
 _METADATA_ROOM = 1 << 20  # bytes kept for text that is known only at the end
+_SMALL_ROOM = 1 << 12  # for what stands around facts that are known from the start
 _LARGEST_HEADER = 100_000_000  # what the safetensors format allows
 _CHUNK = 1 << 20
 
@@ -61,12 +62,19 @@ class ArrayFile:
         facts: What the file shall say of itself; may be changed until the end.
     """
 
-    def __init__(self, file: BinaryIO, layout: Layout) -> None:
+    def __init__(self, file: BinaryIO, layout: Layout, room: int = _METADATA_ROOM) -> None:
+        """Reserves the space for all arrays.
+
+        Args:
+            file: The file, empty and open for writing.
+            layout: Shape and type of every array, by its name.
+            room: Bytes to keep for the text of ``facts``.
+        """
         self.facts: dict[str, Any] = {}
         self._file, self._path = file, Path(file.name)
         self._entries: dict[str, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
         names = sum(len(json.dumps(name)) + 120 for name in layout)
-        self._start = _aligned(8 + 2 * names + _METADATA_ROOM)
+        self._start = _aligned(8 + 2 * names + room)
         self._end = self._start
         # Wide elements first, so that all are aligned.
         arrays = [(name, shape, np.dtype(kind)) for name, (shape, kind) in layout.items()]
@@ -79,23 +87,12 @@ class ArrayFile:
         """The names of all arrays."""
         return frozenset(self._entries)
 
-    @property
-    def folder(self) -> Path:
-        """A folder for temporary files that is gone when the file is complete."""
-        return self._path.parent
-
     def array(self, name: str) -> np.ndarray:
         """Returns a writable view of one array; what is written there is in the file."""
         shape, kind, start = self._entries[name]
         if 0 in shape:
             return np.zeros(shape, kind)
         return np.memmap(self._path, dtype=kind, mode="r+", offset=start, shape=shape)
-
-    def append(self, name: str, array: np.ndarray) -> None:
-        """Adds an array that was not in the layout."""
-        self._enter(name, array.shape, array.dtype)
-        self._reserve()
-        self.array(name)[...] = array
 
     def _enter(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
         self._entries[name] = (shape, kind, self._end)
@@ -136,16 +133,19 @@ def _aligned(size: int) -> int:
 
 
 @contextmanager
-def sealing(path: Path, key: str, layout: Layout) -> Iterator[ArrayFile]:
+def sealing(
+    path: Path, key: str, layout: Layout, room: int = _METADATA_ROOM
+) -> Iterator[ArrayFile]:
     """Gives a file to fill, which takes the place of ``path`` only if the block ends well.
 
     Args:
         path: The file.
         key: Names everything that the content depends on.
         layout: Shape and type of every array, by its name.
+        room: Bytes to keep for the text of its facts.
     """
     with replacing(path) as file:
-        arrays = ArrayFile(file, layout)
+        arrays = ArrayFile(file, layout, room)
         yield arrays
         checksum = arrays.seal(key)
     _verified[_state(path)] = Seal(key, checksum, arrays.facts)
@@ -156,7 +156,8 @@ def write_sealed(
 ) -> None:
     """Writes ``arrays`` and ``facts`` to ``path``, whole or not at all."""
     layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    with sealing(path, key, layout) as file:
+    room = 2 * len(json.dumps(facts)) + len(key) + _SMALL_ROOM
+    with sealing(path, key, layout, room) as file:
         for name, array in arrays.items():
             file.array(name)[...] = array
         file.facts.update(facts)

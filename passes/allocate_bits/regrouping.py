@@ -36,8 +36,7 @@ def regrouped_error(
     columns = torch.from_numpy(order.astype(np.int64))
     price, rows = torch.zeros(unit.shape[1]), torch.zeros(unit.shape[0])
     for term in range(len(unit.uses)):
-        hessian = read_moved(unit, arrays, term, "hessian")
-        diagonal = torch.from_numpy(hessian.diagonal().copy())
+        diagonal = torch.from_numpy(read_moved(unit, arrays, term, "hessian/deviations")) ** 2
         price += diagonal + DAMPING * diagonal.mean()
         rows += torch.from_numpy(read_moved(unit, arrays, term, "rows"))
     step = max(1, unit.shape[0] // _ROWS)

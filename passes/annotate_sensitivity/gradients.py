@@ -96,9 +96,9 @@ class _Slopes:
             output = self.change.note.output
             return {output: self._of_text(sample, sample[output])}
         ends = {}
-        for name in self._outputs:
+        for place, name in enumerate(self._outputs):
             gradient, places = self._objective.gradient(
-                sample[name], sample.padding, sample.generator
+                sample[name], sample.padding, sample.generator(place)
             )
             ends[name] = gradient / max(places, 1)
         return ends

@@ -11,10 +11,8 @@ import onnx_ir as ir
 from ...ir import (
     Annotation,
     BlockId,
-    CachedFile,
     Calibrated,
     Calibration,
-    InputError,
     LeftInFloat,
     LocalHessian,
     TensorStats,
@@ -28,14 +26,15 @@ from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Couplings, Forecast
-from ..engine.statistics.moments import MomentFile, moment_layout
+from ..engine.statistics.moments import MomentSums, moment_names
 from ..engine.statistics.moved import forget_moves
 from ..engine.statistics.objective import Objective, choose_objective
-from ..engine.statistics.runtime_moments import measure
-from .sweep import sweep
+from ..engine.statistics.runtime_moments import in_groups, measure
+from .stats_files import Statistics
+from .sweep import Sweep
 
 _FORMAT = (
-    "mpqc.stats/10"  # part of the key: a change of what is gathered makes old files stale
+    "mpqc.stats/11"  # part of the key: a change of what is gathered makes old files stale
 )
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 
@@ -45,8 +44,9 @@ class Calibrate(Pass):
     """Gather the second moments that rounding and allocation need, in two streaming sweeps.
 
     Writes ``#stats`` on the anchor of every unit, ``#float`` on those of units that must stay
-    in float, and ``#calibration`` on the model. The arrays are in a file keyed by the content
-    of the model and of the samples. If that file exists, no sweep runs.
+    in float, and ``#calibration`` on the model. The arrays are in a file for each block, keyed
+    by the content of the model and of the samples. If these files exist, no sweep runs; one
+    that was killed goes on after the last block that it has finished.
 
     If torch has no lowering for some operator, the moments come from the target runtime, and
     the importance of a unit is the divergence there when this unit alone is rounded.
@@ -76,13 +76,14 @@ class Calibrate(Pass):
         units = find_units(model)
         good = [unit for unit in units if not unit.reason]
         objective = choose_objective(model, context.calibration.tokens, self.objective)
-        stats, facts = self._stats(model, good, context, context.calibration)
+        stats = self._stats(model, good, context, context.calibration)
+        facts = stats.facts(context.progress.say)
         reused = facts is not None
         if facts is None:
-            facts = _gather(model, good, objective, stats, context, coupled=self.coupled)
-        _annotate(model, units, facts, context.calibration, objective, stats.key)
+            facts = _gather(model, good, objective, stats, context)
+        _annotate(model, units, facts, context.calibration, objective, stats.index.key)
         forget_moves(good, context.arrays)
-        context.arrays.mount(stats.path)
+        stats.mount(context.arrays)
         context.report[self.name] = {
             "reused": reused,
             "sweep": facts["sweep"],
@@ -92,76 +93,62 @@ class Calibrate(Pass):
 
     def _stats(
         self, model: ir.Model, units: list[Unit], context: PassContext, samples: Calibration
-    ) -> tuple[CachedFile, dict[str, Any] | None]:
-        """Returns the file for the stats of this model and samples, and its facts if any.
+    ) -> Statistics:
+        """Returns the files for the stats of this model and samples.
 
         Statistics with couplings between rows also serve those who need none. Another version
         may see other units in the same model, so the key holds what is measured of it.
         """
-        measured = sorted(moment_layout(units, coupled=False))
+        runs = not context.runner.unsupported(model.graph)
+        count = len(blocks_of(model) if runs else in_groups(units))
         inputs = (
-            *(_FORMAT, model_key(model), *measured),
+            *(_FORMAT, model_key(model), *sorted(moment_names(units, coupled=False))),
             *(samples.key, len(samples.training), context.seed),
         )
-        for variant in (replace(self, coupled=True), self):
-            stats = context.cached_file(*inputs, variant)
-            facts = stats.facts(context.progress.say)
-            if facts is not None:
-                break
-        return stats, facts
+        found = [
+            Statistics.of(
+                context,
+                (*inputs, one),
+                moment_names(units, coupled=one.coupled and runs),
+                count,
+            )
+            for one in (replace(self, coupled=True), self)
+        ]
+        complete = (one for one in found if one.facts(context.progress.say) is not None)
+        return next(complete, found[-1])
 
 
 def _gather(
     model: ir.Model,
     units: list[Unit],
     objective: Objective,
-    stats: CachedFile,
+    stats: Statistics,
     context: PassContext,
-    *,
-    coupled: bool,
 ) -> dict[str, Any]:
-    """Runs the sweeps into ``stats``, which appears complete or not at all.
+    """Gathers the statistics and returns their facts.
 
     Raises:
         InputError: The samples overflow the model.
     """
     assert context.calibration is not None
-    samples = context.calibration.training
+    samples = context.calibration
     refused, begun = context.runner.unsupported(model.graph), time.perf_counter()
-    with stats.making(moment_layout(units, coupled=coupled and not refused)) as arrays:
-        file = MomentFile(arrays)
-        if refused:
-            why = next(iter(refused.values()))
-            context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
-            positions = measure(model, units, objective, samples, file, context)
-        else:
-            positions = sweep(blocks_of(model), units, objective, samples, file, context)
-        _refuse_overflow(file)
-        file.finish(positions)
-        arrays.facts = {
-            "positions": positions,
-            "rows": file.rows_seen(),
-            "samples": len(samples),
-            "seconds": round(time.perf_counter() - begun, 3),
-            "sweep": f"runtime ({why})" if refused else "torch",
-        }
-    return arrays.facts
-
-
-def _refuse_overflow(file: MomentFile) -> None:
-    """Refuses samples on which squares of activations or gradients are no numbers.
-
-    Raises:
-        InputError: Names a unit.
-    """
-    broken = file.overflown()
-    if broken:
-        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise InputError(
-            f"what {broken[0]!r}{others} multiplies on these samples, or its gradient, is NaN "
-            "or has squares beyond float32",
-            hint="look for entries of 1e19 or more in the samples, and run the model on them",
-        )
+    if refused:
+        why = next(iter(refused.values()))
+        context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
+        for place, group in enumerate(in_groups(units)):
+            sums = MomentSums(stats.wanted)
+            measure(model, group, objective, samples.training, sums, context)
+            stats.write(place, sums, 0.0 if place else 1.0)
+    else:
+        blocks = blocks_of(model)
+        Sweep(blocks, units, objective, samples, stats, context).run()
+    return stats.finish(
+        units,
+        samples=len(samples.training),
+        seconds=round(time.perf_counter() - begun, 3),
+        sweep=f"runtime ({why})" if refused else "torch",
+    )
 
 
 def _by_row(unit: Unit, objective: Objective) -> bool:

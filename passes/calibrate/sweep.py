@@ -1,254 +1,193 @@
 """Forward over the blocks, then backward in reverse: every unit's moments on the way back.
 
-Samples go in waves, so that what waits at block boundaries has room on disk.
+Samples go in shards of a fixed size. Going forward, a shard runs through all blocks; what each
+leaves at its boundary is written down. Going back, all shards run through one block before any
+runs through the next, so that the sums of no more than one block are in memory. A block's
+moments are written when it is done, and never again: a sweep that is killed goes on after the
+last block that it has finished. Sums are added up within a shard and then shard by shard, so
+that their bits do not depend on who runs which shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 import torch
 
-from ...ir import Feeds, Unit, Use
+from ...ir import Calibration, MachineError, Unit
 from ...ir.analysis.blocks import Block
-from ..engine.execution.executor import BlockRunner, weight_of
-from ..engine.execution.samples import Sample, Samples, Values
+from ..engine.execution.executor import BlockRunner
+from ..engine.execution.samples import Sample, Samples
 from ..engine.pipeline.base import PassContext
-from ..engine.statistics.moments import (
-    UNSEEN,
-    WEIGHT_RANGE,
-    MomentFile,
-    UnitMoments,
-    own_error,
-    rounding_variance,
-    token_weights,
-    unseen_share,
-    weighted_gram,
-)
+from ..engine.statistics.moments import MomentSums
 from ..engine.statistics.objective import Objective
+from .gathering import Gathering, Tap, taps_of
+from .journal import Journal
+from .stats_files import Statistics
+
+_SHARD = 8  # samples; part of what a result depends on
+_EXACT_BYTES = 256 << 20  # boundaries that together take more are kept in bfloat16
 
 
 @dataclass(frozen=True)
-class _Tap:
-    """One use of a unit inside a block."""
+class Sweep:
+    """One sweep over the samples.
 
-    moments: UnitMoments
-    at: int
-
-    @property
-    def use(self) -> Use:
-        return self.moments.unit.uses[self.at]
-
-    @property
-    def output(self) -> ir.Value:
-        return self.use.node.outputs[0]
-
-    @property
-    def gain(self) -> float:
-        """By what the product is multiplied before it is the output: ``alpha`` of a Gemm."""
-        if self.use.node.op_type != "Gemm":
-            return 1.0
-        return float(self.use.node.attributes.get_float("alpha", 1.0))
-
-
-def _taps(blocks: Sequence[Block], units: Sequence[Unit]) -> dict[Block, list[_Tap]]:
-    place = {node: block for block in blocks for node in block.nodes}
-    taps: dict[Block, list[_Tap]] = {block: [] for block in blocks}
-    for unit in units:
-        for at, use in enumerate(unit.uses):
-            taps[place[use.node]].append(_Tap(UnitMoments(unit), at))
-    return taps
-
-
-@dataclass
-class _Moments:
-    """Adds what single blocks of single samples show to the moments of units."""
-
-    objective: Objective
-    file: MomentFile
-    positions: float = 0.0
-    said: torch.Tensor | None = None
-    seen: dict[str, torch.Tensor] = field(default_factory=dict)
-    untouched: dict[str, _Tap | None] = field(default_factory=dict)
-
-    def add(
-        self, runner: BlockRunner, sample: Sample, block: Block, taps: Sequence[_Tap]
-    ) -> None:
-        """Runs one block backward and adds to the moments of its units."""
-        products, lookups = (
-            [tap for tap in taps if tap.use.kind == kind] for kind in ("product", "lookup")
-        )
-        # A weight has one gradient, however many readers of the block give parts of it.
-        whole = {tap.moments.unit.name: tap for tap in taps if tap.use.takes_floats}
-        values, gradients = runner.backward(
-            sample,
-            block,
-            ends=partial(self._ends, block, sample.generator),
-            leaves=[tap.output for tap in lookups],
-            taps=[tap.output for tap in products],
-            wanted=[tap.use.activation for tap in (*products, *lookups)],
-            weights={
-                tap.moments.unit.weight: weight_of(tap.moments.unit) for tap in whole.values()
-            },
-        )
-        for tap in products:
-            self._add_product(tap, values, gradients)
-        for tap in lookups:
-            self._add_lookup(tap, values, gradients)
-        for name, tap in whole.items():
-            self._add_array(tap, gradients.get(name))
-
-    def _ends(
-        self, block: Block, generator: torch.Generator, values: Values
-    ) -> dict[str, torch.Tensor]:
-        """Returns the gradients of the loss at those of its outputs that the block makes."""
-        ends = {}
-        for value in block.outputs:
-            if value in self.objective.outputs:
-                output = values[_name(value)].detach()
-                gradient, places = self.objective.gradient(output, values.padding, generator)
-                self.positions += places / len(self.objective.outputs)
-                ends[_name(value)] = gradient
-        return ends
-
-    def _add_product(self, tap: _Tap, values: Values, gradients: Values) -> None:
-        inputs = values.tokens(tap.use.activation)
-        if not len(inputs):  # all of it is padding
-            return
-        name = tap.moments.name
-        positions = 0
-        if self.objective.kind == "logits" and tap.output in self.objective.outputs:
-            chances = values.tokens(tap.output).softmax(dim=1)
-            self._expect(chances)
-            spread = chances * (1 - chances)
-            rows, weights = spread.sum(dim=0), spread.sum(dim=1)
-            rows = tap.gain**2 * ((1 - UNSEEN) * rows + UNSEEN * rows.mean())
-            weights = (weights / weights.mean().clamp_min(1e-30)).clamp(*WEIGHT_RANGE)
-        elif _name(tap.output) in gradients:
-            gradient = tap.gain * gradients.tokens(tap.output)
-            rows, weights = gradient.square().sum(dim=0), token_weights(gradient)
-            self._add_coupling(tap, gradient)
-        else:
-            rows = tap.gain**2 * own_error(values.tokens(tap.output))
-            weights = torch.ones(len(inputs))
-            positions = len(inputs)
-        self.file.keep(name(tap.at, "tokens"), weights)
-        self.file.add(name(tap.at, "rows"), rows, positions)
-        self.file.add(name(tap.at, "hessian"), weighted_gram(inputs, weights), len(inputs))
-        variance = rounding_variance(inputs, weights)
-        self.file.add(name(tap.at, "activation"), variance, len(inputs))
-        self.file.add_inputs(tap.moments, tap.at, inputs)
-
-    def _add_coupling(self, tap: _Tap, gradient: torch.Tensor) -> None:
-        name = tap.moments.name(tap.at, "coupling")
-        if name in self.file:
-            self.file.add(name, gradient.T @ gradient, 0)
-
-    def _add_array(self, tap: _Tap, gradient: torch.Tensor | None) -> None:
-        unit = tap.moments.unit
-        self.untouched.setdefault(unit.name, tap)
-        if gradient is None or not gradient.any():
-            return
-        self.untouched[unit.name] = None
-        matrix = gradient.float().movedim(unit.row_axis, 0).reshape(unit.shape)
-        rows = matrix.square().mean(dim=1)  # some gates may not have mattered to the samples
-        rows = (1 - UNSEEN) * rows + UNSEEN * rows.mean()
-        self.file.add(tap.moments.name(tap.at, "rows"), rows, 0)
-        hessian = tap.moments.name(tap.at, "hessian")
-        if hessian in self.file:
-            gram = matrix.T @ matrix
-            count = max(round(float(gram.trace() ** 2 / gram.square().sum())), 1)
-            self.file.add(hessian, gram / count, count)
-
-    def add_untouched(self) -> None:
-        """Judges arrays that no sample gave a gradient by their own relative error.
-
-        That a sequence of one token never reads the recurrent weights makes them no cheaper.
-        """
-        for tap in filter(None, self.untouched.values()):
-            unit = tap.moments.unit
-            energy = float(torch.from_numpy(unit.matrix()).square().sum())
-            rows = torch.full((unit.shape[0],), 1 / max(energy, 1e-24))
-            self.file.add(tap.moments.name(tap.at, "rows"), rows, 1)
-
-    def _expect(self, chances: torch.Tensor) -> None:
-        """Notes how often the model itself would say each token: a prior for lookups."""
-        total = chances.sum(dim=0)
-        self.said = total if self.said is None else self.said + total
-
-    def _add_lookup(self, tap: _Tap, values: Values, gradients: Values) -> None:
-        rows = tap.moments.unit.shape[0]
-        ids = values.entries(tap.use.activation) % rows
-        if not len(ids):
-            return
-        counts = torch.bincount(ids, minlength=rows).float()
-        name = tap.moments.name(tap.at, "rows")
-        self.seen[name] = self.seen[name] + counts if name in self.seen else counts
-        found = values.tokens(tap.output)
-        if _name(tap.output) in gradients:
-            # A row of zeros (that of padding) is exact in any codes, and a norm after it makes
-            # its gradient larger than all others.
-            gradient = gradients.tokens(tap.output) * found.any(dim=1, keepdim=True)
-            gram = gradient.T @ gradient / len(ids)
-        else:
-            gram = torch.diag(own_error(found))
-        self.file.add(tap.moments.name(tap.at, "hessian"), gram, len(ids))
-
-    def add_frequencies(self) -> None:
-        """Adds how often each row is looked up; what the model says is known only now."""
-        for name, counts in self.seen.items():
-            unseen = max(UNSEEN, unseen_share(counts))
-            if self.said is not None and len(self.said) == len(counts):
-                counts = (counts + self.said * (counts.sum() / self.said.sum())) / 2
-                unseen = UNSEEN
-            self.file.add(name, (1 - unseen) * counts + unseen * counts.mean(), 0)
-
-
-def _name(value: ir.Value) -> str:
-    return str(value.name)
-
-
-def sweep(
-    blocks: Sequence[Block],
-    units: Sequence[Unit],
-    objective: Objective,
-    feeds: Sequence[Feeds],
-    file: MomentFile,
-    context: PassContext,
-) -> float:
-    """Runs both sweeps and adds every unit's moments to ``file``.
-
-    Args:
+    Attributes:
         blocks: The graph in execution order.
         units: The units to gather moments for.
         objective: What the divergence is measured on.
-        feeds: The samples.
-        file: The accumulators.
-        context: The runner that lowers blocks, the scratch folder, the seed and the progress.
-
-    Returns:
-        At how many places the loss was taken.
+        calibration: The samples.
+        stats: Where the moments of each block belong.
+        context: Lowers blocks; supplies the seed and the progress.
     """
-    runner = BlockRunner(context.runner, blocks, objective.outputs)
-    moments, taps = _Moments(objective, file), _taps(blocks, units)
-    samples = Samples.of(context, feeds, on_disk=True)
-    total = len(samples) * (1 + len(blocks))
-    steps = iter(context.progress.track(range(total), total, "calibrating"))
 
-    def forward(sample: Sample) -> None:
+    blocks: Sequence[Block]
+    units: Sequence[Unit]
+    objective: Objective
+    calibration: Calibration
+    stats: Statistics
+    context: PassContext
+
+    def run(self) -> None:
+        """Gathers the moments of all blocks that have none yet.
+
+        Raises:
+            InputError: The samples overflow the model.
+            MachineError: There is no room on disk.
+        """
+        first = self._first()
+        total = len(self._samples) * (2 * first + 1) + 1
+        steps = iter(self.context.progress.track(range(total), total, "calibrating"))
+        self._forward(first, steps)
+        for place in range(first, -1, -1):
+            self._backward(place, steps)
         next(steps, None)
-        runner.run(sample, stop=len(blocks) - 1)
+        self._journal.close()
 
-    for wave in samples.waves(forward):
-        for block in reversed(blocks):
-            for sample in wave:
-                moments.add(runner, sample, block, taps[block])
+    def _first(self) -> int:
+        """Returns the place of the first block, going back, that is still to be done."""
+        say, last = self.context.progress.say, len(self.blocks) - 1
+        place = last
+        while place >= 0 and self.stats.blocks[place].facts(say) is not None:
+            place -= 1
+        if place in (-1, last) or self._journal.has("backward", place + 1, self._shards):
+            return place
+        return last
+
+    def _forward(self, stop: int, steps: Iterator[int]) -> None:
+        """Writes down what every block before ``stop`` leaves at its boundary."""
+        for shard in self._shards:
+            if all(self._journal.has("forward", at, [shard]) for at in range(stop)):
+                for _ in range(len(self._of_shard(shard)) * stop):
+                    next(steps, None)
+                continue
+            written = self._forward_shard(stop, shard, steps)
+            if not shard:
+                self._check_room(written * (len(self._shards) - 1))
+
+    def _forward_shard(self, stop: int, shard: int, steps: Iterator[int]) -> int:
+        """Returns how many bytes it has written."""
+        samples, written = self._of_shard(shard), 0
+        for place, block in enumerate(self.blocks[:stop]):
+            names = [str(value.name) for value in self._runner.handed_on(block)]
+            for _ in self._runner.forward(samples, block):
                 next(steps, None)
-            file.flush()
-    moments.add_frequencies()
-    moments.add_untouched()
-    next(steps, None)
-    return moments.positions
+            left = [{name: sample.values[name] for name in names} for sample in samples]
+            narrow = self._is_much(left)
+            written += self._journal.write("forward", place, shard, left, narrow=narrow)
+        for sample in samples:
+            sample.clear()
+        return written
+
+    def _is_much(self, left: Sequence[Mapping[str, torch.Tensor]]) -> bool:
+        size = sum(one.nbytes for tensors in left for one in tensors.values())
+        return size * len(self._shards) * len(self.blocks) > _EXACT_BYTES
+
+    def _check_room(self, need: int) -> None:
+        self._journal.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._journal.folder).free
+        if need > free:
+            raise MachineError(
+                f"what blocks leave for later ones takes {need >> 20} MiB more in"
+                f" {self._journal.folder}, where {free >> 20} are free",
+                hint="give fewer or shorter samples, or set MPQC_CACHE to another disk",
+            )
+
+    def _backward(self, place: int, steps: Iterator[int]) -> None:
+        """Runs all shards back through one block and writes its moments."""
+        total = self._gathering(place)
+        for shard in self._shards:
+            total.merge(self._backward_shard(place, shard, steps))
+        self.stats.write(place, total.sums, total.positions, total.untouched)
+        self._journal.forget("forward", place, self._shards)
+        self._journal.forget("backward", place + 1, self._shards)
+
+    def _backward_shard(self, place: int, shard: int, steps: Iterator[int]) -> Gathering:
+        part, samples = self._gathering(place), self._of_shard(shard)
+        self._recall(place, shard, samples)
+        for sample in samples:
+            part.add(sample)
+            sample.values.clear()
+            next(steps, None)
+        if place:
+            gradients = [sample.gradients for sample in samples]
+            self._journal.write("backward", place, shard, gradients)
+        for sample in samples:
+            sample.clear()
+        return part
+
+    def _gathering(self, place: int) -> Gathering:
+        block = self.blocks[place]
+        sums = MomentSums(self.stats.wanted)
+        return Gathering(self._runner, block, self._taps[block], self.objective, sums)
+
+    def _recall(self, place: int, shard: int, samples: Sequence[Sample]) -> None:
+        """Reads what the block's inputs are, and the gradients that later blocks left."""
+        for maker, names in self._makers(self.blocks[place]).items():
+            kept = self._journal.read("forward", maker, shard, names)
+            for sample, tensors in zip(samples, kept, strict=True):
+                sample.values.update(tensors)
+        if place + 1 < len(self.blocks):
+            kept = self._journal.read("backward", place + 1, shard)
+            for sample, tensors in zip(samples, kept, strict=True):
+                sample.gradients.update(tensors)
+
+    def _makers(self, block: Block) -> dict[int, set[str]]:
+        """Returns the names of the block's inputs by the place of the block that made them."""
+        found: dict[int, set[str]] = {}
+        for value in block.inputs:
+            if value in self._made_by:
+                found.setdefault(self._made_by[value], set()).add(str(value.name))
+        return found
+
+    @cached_property
+    def _made_by(self) -> dict[ir.Value, int]:
+        return {v: place for place, block in enumerate(self.blocks) for v in block.outputs}
+
+    @cached_property
+    def _journal(self) -> Journal:
+        return Journal(self.stats.unfinished, self.stats.index.key)
+
+    @cached_property
+    def _runner(self) -> BlockRunner:
+        return BlockRunner(self.context.runner, self.blocks, self.objective.outputs)
+
+    @cached_property
+    def _taps(self) -> dict[Block, list[Tap]]:
+        return taps_of(self.blocks, self.units)
+
+    @cached_property
+    def _samples(self) -> list[Sample]:
+        return list(Samples.of(self.context, self.calibration.training))
+
+    @property
+    def _shards(self) -> range:
+        return range(-(-len(self._samples) // _SHARD))
+
+    def _of_shard(self, shard: int) -> list[Sample]:
+        return self._samples[shard * _SHARD : (shard + 1) * _SHARD]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mpqc.ir import ArrayStore, CachedFile, MachineError
+from mpqc.ir.sealed_file import sealing
 
 ARRAYS = {"x": np.arange(6, dtype=np.float32)}
 
@@ -58,7 +59,10 @@ def test_two_writers_with_one_process_number_do_not_meet(tmp_path: Path) -> None
     """Containers that share a cache have the same numbers, as these two here."""
     file = CachedFile.of(tmp_path, "model")
     layout = {"x": ((4,), np.float32)}
-    with file.making(layout) as first, file.making(layout) as second:
+    with (
+        sealing(file.path, file.key, layout) as first,
+        sealing(file.path, file.key, layout) as second,
+    ):
         first.array("x")[...] = 1
         second.array("x")[...] = 1
     assert file.facts(silent) == {}

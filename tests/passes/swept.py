@@ -13,6 +13,7 @@ from mpqc.backend.runner import Runner
 from mpqc.ir import Calibration, Feeds, Kernel
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
+from mpqc.passes.engine.statistics.squares import DEVIATIONS, read_square
 
 from .rounded import noise, parse
 
@@ -104,6 +105,17 @@ def context(folder: Path, calibration: Calibration, *, seed: int = 0) -> PassCon
         cache=folder / "cache",
         seed=seed,
     )
+
+
+def moments(work: PassContext) -> dict[str, np.ndarray]:
+    """Returns what calibration has left in the store, square arrays as matrices."""
+    found = {}
+    for name in work.arrays.names():
+        if f"{name}{DEVIATIONS}" in work.arrays:
+            found[name] = read_square(work.arrays, name)
+        elif not name.endswith(DEVIATIONS):
+            found[name] = np.array(work.arrays.get(name))
+    return found
 
 
 def run(passes: str, model: ir.Model, work: PassContext) -> ir.Model:

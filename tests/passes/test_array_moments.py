@@ -15,6 +15,7 @@ from mpqc.ir.analysis.offered import expands_to_floats
 from mpqc.passes.engine.numerics.gptq import factorize, nearest, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.quadratic import Quadratic
+from mpqc.passes.engine.statistics.squares import read_square
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, run
@@ -58,7 +59,7 @@ def test_errors_add_up_over_the_places_of_a_picture(tmp_path: Path) -> None:
     run(CALIBRATE, pooled(), work)
     assert work.calibration is not None
     mean = patches(work.calibration.feeds[0]["x"]).mean(0).numpy()
-    found = np.array(work.arrays.get("w/0/hessian"))
+    found = read_square(work.arrays, "w/0/hessian")
     np.testing.assert_allclose(
         found / np.trace(found), np.outer(mean, mean) / (mean @ mean), atol=1e-5
     )

@@ -34,6 +34,7 @@ from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.local_hessians import LocalHessians
 from mpqc.passes.engine.statistics.quadratic import DAMPING, Quadratic
 from mpqc.passes.engine.statistics.reweighted import WeightedHessians
+from mpqc.passes.engine.statistics.squares import read_square
 from mpqc.passes.quantize_weights import QuantizeWeights
 
 from . import swept
@@ -108,7 +109,7 @@ def test_predictions_stay_those_of_calibration(tmp_path: Path) -> None:
     unit = next(one for one in quantizable(model) if one.name == "wq")
     quadratic = Quadratic.of(unit, work.arrays)
     weight = torch.from_numpy(unit.matrix())
-    hessian = torch.from_numpy(np.array(work.arrays.get("wq/0/hessian")))
+    hessian = torch.from_numpy(read_square(work.arrays, "wq/0/hessian"))
     hessian = shrunk(hessian, need_note(unit.notes, TensorStats).tokens)
     rows = torch.from_numpy(np.array(work.arrays.get("wq/0/rows")))
     wanted = 0.5 * rows * ((weight @ hessian) * weight).sum(1)
@@ -131,7 +132,7 @@ def test_unchanged_blocks_give_what_calibration_gave(tmp_path: Path) -> None:
         for values in runner.forward(samples, block, wanted):
             gather.add(values)
         for (name, at), found in gather.end().items():
-            exact = torch.from_numpy(np.array(work.arrays.get(f"{name}/{at}/hessian")))
+            exact = torch.from_numpy(read_square(work.arrays, f"{name}/{at}/hessian"))
             torch.testing.assert_close(found.matrices[0], exact, rtol=5e-3, atol=5e-4)
             seen += 1
     assert seen == 7

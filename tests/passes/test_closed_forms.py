@@ -22,6 +22,7 @@ from mpqc.ir import (
     write_model,
 )
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.squares import read_square
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, VOCABULARY, context, run, sentences
@@ -67,7 +68,7 @@ def test_calibrate_gathers_the_moments_of_a_table_and_a_head(tmp_path: Path) -> 
     weights = spread.sum(-1) / spread.sum(-1).mean(-1, keepdims=True)
     hessian = np.einsum("st,sti,stj->ij", weights.clip(0.05, 4), x, x) / ids.size
     np.testing.assert_allclose(
-        work.arrays.get("head/0/hessian"), hessian, rtol=1e-3, atol=1e-4
+        read_square(work.arrays, "head/0/hessian"), hessian, rtol=1e-3, atol=1e-4
     )
     rows = spread.mean((0, 1))
     np.testing.assert_allclose(
@@ -96,7 +97,8 @@ def test_sensitivity_is_the_quadratic_form_of_the_stored_error(
     run(steps, model, work)
     for name, unit in units(model).items():
         error = unit.matrix() - before[name]
-        rows, hessian = (work.arrays.get(f"{name}/0/{what}") for what in ("rows", "hessian"))
+        rows = work.arrays.get(f"{name}/0/rows")
+        hessian = read_square(work.arrays, f"{name}/0/hessian")
         wanted = 0.5 * rows * np.einsum("ni,ij,nj->n", error, hessian, error)
         found = work.arrays.get(f"{name}/loss")[:, option]
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9, err_msg=name)

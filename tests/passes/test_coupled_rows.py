@@ -17,6 +17,7 @@ from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.coupling import between_rows, read_coupling
 from mpqc.passes.engine.statistics.moved import grow, move
 from mpqc.passes.engine.statistics.quadratic import Quadratic
+from mpqc.passes.engine.statistics.squares import put_square
 
 from . import attending
 from .swept import CALIBRATE, context, language, run, sentences
@@ -172,7 +173,7 @@ def test_gradients_that_vanish_or_overflow_couple_nothing(
     model = run(COUPLED, language(), work)
     unit = next(one for one in quantizable(model) if one.name == "up")
     broken = np.full((unit.shape[0], unit.shape[0]), value, np.float32)
-    work.arrays.put("up/0/coupling", broken)
+    put_square(work.arrays, "up/0/coupling", broken)
     assert read_coupling(unit, work.arrays) is None
     run("quantize-weights{coupled=true}", model, work)
 

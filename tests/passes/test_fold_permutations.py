@@ -29,6 +29,7 @@ from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.moved import forget_moves, moves_key, read_moved
+from mpqc.passes.engine.statistics.squares import put_square
 
 from .rounded import context, noise, parse
 
@@ -55,9 +56,9 @@ def build(name: str) -> ir.Model:
 
 
 def keep_moments(unit: Unit, rows: np.ndarray, hessian: np.ndarray, work: PassContext) -> None:
-    moments = {"rows": rows, "hessian": hessian, "activation": hessian.diagonal()}
-    for what, array in moments.items():
+    for what, array in {"rows": rows, "activation": hessian.diagonal()}.items():
         work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
+    put_square(work.arrays, f"{unit.name}/0/hessian", hessian.astype(np.float32))
     annotate(unit.notes, TensorStats(unit.name, 1, 200))
 
 

@@ -26,6 +26,7 @@ from mpqc.ir import (
 )
 from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.squares import read_square
 
 from .rounded import noise, parse
 from .swept import CALIBRATE, context, language, language_weights, run, sentences, vectors
@@ -148,7 +149,7 @@ def test_wide_channels_are_those_with_large_activations(work: PassContext) -> No
     (unit,) = [unit for unit in quantizable(model) if unit.name == "down"]
     note = need_note(unit.notes, ChannelAllocation)
     assert (note.bits, note.counts) == ((2, 3, 4), (32, 64, 32))
-    energy = np.diag(work.arrays.get("down/0/hessian"))
+    energy = np.diag(read_square(work.arrays, "down/0/hessian"))
     order = work.arrays.get("down/channels")
     low, middle, high = (energy[part] for part in np.split(order, np.cumsum(note.counts)[:-1]))
     assert low.max() <= middle.min()

@@ -30,6 +30,7 @@ from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.moved import move
 from mpqc.passes.engine.statistics.quadratic import Quadratic, outlier_columns
+from mpqc.passes.engine.statistics.squares import put_square
 
 from .rounded import context, noise, parse
 
@@ -61,10 +62,11 @@ def calibrated(tmp_path: Path) -> tuple[ir.Model, PassContext]:
         loud = LOUD if unit.name == "first" else ()
         for what, array in {
             "rows": np.linspace(1, 2, rows),
-            "hessian": hessian(columns, loud=loud).numpy(),
             "activation": np.zeros(columns),
         }.items():
             work.arrays.put(f"{unit.name}/0/{what}", array.astype(np.float32))
+        gram = hessian(columns, loud=loud).numpy()
+        put_square(work.arrays, f"{unit.name}/0/hessian", gram.astype(np.float32))
         annotate(unit.notes, TensorStats(unit.name, 1, 200))
     annotate(model, Calibrated("key", "made up", 1, 200, "regression", "y"))
     return model, work

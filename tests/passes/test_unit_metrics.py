@@ -12,6 +12,7 @@ import torch
 from mpqc.ir import Option, Score, Unit, need_note, quantizable
 from mpqc.passes.engine.numerics.gptq import nearest
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.statistics.squares import read_square
 
 from .swept import CALIBRATE, context, language, run, sentences
 
@@ -45,7 +46,7 @@ def test_traces(model: ir.Model, work: PassContext) -> None:
     found = judged("trace", model, work)
     for unit in quantizable(model):
         rows = work.arrays.get(f"{unit.name}/0/rows")
-        trace = np.trace(work.arrays.get(f"{unit.name}/0/hessian"))
+        trace = np.trace(read_square(work.arrays, f"{unit.name}/0/hessian"))
         whole = np.kron(np.diag(rows), np.eye(unit.shape[1]) * trace / unit.shape[1])
         assert found[unit.name] == pytest.approx(np.trace(whole) / unit.size, rel=1e-4)
         loss = work.arrays.get(f"{unit.name}/loss")

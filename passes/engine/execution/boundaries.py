@@ -51,8 +51,3 @@ class DiskTensors(MutableMapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self._files.values())

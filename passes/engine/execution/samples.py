@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from .boundaries import DiskTensors
 from .padding import Padding
 
 DEVICE = torch.device("cpu")  # of the executor; no other file names one
-WAVE_BYTES = 2 << 30
 
 
 class Values(dict[str, torch.Tensor]):
@@ -58,7 +57,6 @@ class Sample:
         padding: Tells its tokens from padding.
         values: What blocks have left for later ones, by the name of the value.
         gradients: What reaches those values from later blocks, going back.
-        generator: Source of its random choices.
     """
 
     def __init__(
@@ -70,7 +68,11 @@ class Sample:
         if folder is not None:
             self.values = DiskTensors(folder / "values")
             self.gradients = DiskTensors(folder / "gradients")
-        self.generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+
+    def generator(self, place: int = 0) -> torch.Generator:
+        """Returns the source of the random choices at one of the outputs that count."""
+        return torch.Generator().manual_seed(self._seed + place * 1_000_000_007)
 
     @cached_property
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -135,25 +137,3 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self._samples)
-
-    def waves(self, run: Callable[[Sample], None]) -> Iterator[list[Sample]]:
-        """Runs samples until boundaries on disk fill ``WAVE_BYTES``, yields them, goes on.
-
-        What has been yielded is cleared before the next one runs.
-        """
-        wave: list[Sample] = []
-        for sample in self:
-            run(sample)
-            wave.append(sample)
-            size = sample.values.nbytes if isinstance(sample.values, DiskTensors) else 0
-            if size * (len(wave) + 1) > WAVE_BYTES:
-                yield from _cleared(wave)
-                wave = []
-        if wave:
-            yield from _cleared(wave)
-
-
-def _cleared(wave: list[Sample]) -> Iterator[list[Sample]]:
-    yield wave
-    for sample in wave:
-        sample.clear()

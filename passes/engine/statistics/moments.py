@@ -1,4 +1,4 @@
-"""The second moments that the sweeps gather, accumulated in the file that keeps them.
+"""The second moments that the sweeps gather, summed over samples.
 
 A unit has one quadratic term for each use. For a product ``Y = X W`` the term is
 
@@ -35,8 +35,11 @@ import numpy as np
 import torch
 
 from ....ir import Unit
-from ....ir.sealed_file import ArrayFile, Layout
-from .token_file import TokenFile
+from ..numerics.gram import add_gram
+from .squares import packed_square
+
+SQUARES = ("/hessian", "/coupling")
+_EXTREMES = ("/low", "/high")
 
 WEIGHT_RANGE = (0.05, 4.0)
 ACTIVATION_BLOCK = 64  # kernels that round activations share one int8 scale among this many
@@ -51,70 +54,77 @@ class UnitMoments:
 
     unit: Unit
 
-    def arrays(self, coupled: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Yields every array's name and shape.
+    def arrays(self, coupled: bool) -> Iterator[str]:
+        """Yields every array's name.
 
         Args:
             coupled: Whether there is one between the rows, for units that one product reads.
         """
         rows, columns = self.unit.shape
         for at, use in enumerate(self.unit.uses):
-            yield self.name(at, "rows"), (rows,)
+            yield self.name(at, "rows")
             if not use.takes_floats or columns <= MOST_ARRAY_COLUMNS:
-                yield self.name(at, "hessian"), (columns, columns)
+                yield self.name(at, "hessian")
             if not use.takes_floats:
-                yield self.name(at, "activation"), (columns,)
+                yield self.name(at, "activation")
             if use.kind == "product":
-                yield self.name(at, "span"), (1,)
-                yield self.name(at, "low"), (columns,)
-                yield self.name(at, "high"), (columns,)
+                yield from (self.name(at, what) for what in ("span", "low", "high"))
         alone = len(self.unit.uses) == 1 and self.unit.uses[0].kind == "product"
         if coupled and alone and rows <= MOST_COUPLED_ROWS:
-            yield self.name(0, "coupling"), (rows, rows)
+            yield self.name(0, "coupling")
 
     def name(self, use: int, what: str) -> str:
         """Returns the name of an array of the ``use``-th term."""
         return f"{self.unit.name}/{use}/{what}"
 
 
-def moment_layout(units: Iterable[Unit], *, coupled: bool) -> Layout:
-    """Returns shape and type of every array that a ``MomentFile`` of ``units`` fills."""
-    shapes = dict(one for unit in units for one in UnitMoments(unit).arrays(coupled))
-    return {name: (shape, np.float32) for name, shape in shapes.items()}
+def moment_names(units: Iterable[Unit], *, coupled: bool) -> frozenset[str]:
+    """Returns the names of all arrays that are gathered for some units."""
+    return frozenset(name for unit in units for name in UnitMoments(unit).arrays(coupled))
 
 
-class MomentFile:
-    """Accumulators of all units, laid out in their final file from the start.
+class MomentSums:
+    """Sums over samples, in memory: those of one block at a time.
 
-    The arrays of the block at work stay in memory until ``flush``.
+    Attributes:
+        wanted: Names of the arrays that are gathered.
     """
 
-    def __init__(self, file: ArrayFile) -> None:
-        self._file = file
-        self._names = file.names
+    def __init__(self, wanted: frozenset[str]) -> None:
+        self.wanted = wanted
+        self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
-        self._open: dict[str, torch.Tensor] = {}
-        self._tokens = TokenFile(file.folder)
-        self._extremes: dict[str, torch.Tensor] = {}
-        self._ranged: set[str] = set()
-
-    def add(self, name: str, array: torch.Tensor, count: int) -> None:
-        """Adds a sum (``count`` 0) or the mean over ``count`` positions to an accumulator."""
-        term = array * count if count else array
-        self._open[name] = self._open[name] + term if name in self._open else term
-        self._counts[name] += count
+        self._tokens: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self.wanted
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the sums that are in memory."""
-        return sum(array.nbytes for array in self._open.values())
+    def add(self, name: str, array: torch.Tensor, count: int) -> None:
+        """Adds a sum (``count`` 0) or the mean over ``count`` positions."""
+        term = array * count if count else array
+        self._sums[name] = self._sums[name] + term if name in self._sums else term
+        self._counts[name] += count
+
+    def add_gram(
+        self, name: str, rows: torch.Tensor, weights: torch.Tensor | None, count: int
+    ) -> None:
+        """Adds ``sum_t c_t x_t x_t^T``, of which the part above the diagonal is kept.
+
+        Args:
+            name: Name of the array.
+            rows: The ``x_t``, tokens x columns.
+            weights: The ``c_t``; None where all are 1.
+            count: Positions that this is the sum over; 0 for those of the loss.
+        """
+        size = rows.shape[1]
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(size, size, device=rows.device)
+        add_gram(self._sums[name], rows, weights)
+        self._counts[name] += count
 
     def keep(self, name: str, weights: torch.Tensor) -> None:
-        """Keeps ``c_t`` of one sample behind those of the samples before."""
-        self._tokens.append(name, weights.half().numpy())
+        """Keeps ``c_t`` of one sample after those of the samples before."""
+        self._tokens[name].append(weights.half().cpu())
 
     def add_inputs(self, moments: UnitMoments, use: int, inputs: torch.Tensor) -> None:
         """Widens the range that was seen of what a product multiplies.
@@ -126,75 +136,62 @@ class MomentFile:
         """
         if not len(inputs):
             return
-        low, high = moments.name(use, "low"), moments.name(use, "high")
-        found = {low: inputs.amin(dim=0), high: inputs.amax(dim=0)}
-        if low in self._extremes:
-            found[low] = torch.minimum(found[low], self._extremes[low])
-            found[high] = torch.maximum(found[high], self._extremes[high])
-        self._extremes.update(found)
+        self._widen(moments.name(use, "low"), inputs.amin(dim=0))
+        self._widen(moments.name(use, "high"), inputs.amax(dim=0))
         width = inputs.amax().clamp_min(0) - inputs.amin().clamp_max(0)
         self.add(moments.name(use, "span"), width.square().reshape(1), len(inputs))
 
-    def flush(self) -> None:
-        """Moves the arrays in memory to the file.
+    def _widen(self, name: str, found: torch.Tensor) -> None:
+        wider = torch.minimum if name.endswith("/low") else torch.maximum
+        known = self._sums.get(name)
+        self._sums[name] = found if known is None else wider(known, found)
 
-        Nothing small may outlive the block that it belongs to: freed memory between small
-        things that stay cannot be given back, and the process grows to several times its need.
-        """
-        for name, array in self._open.items():
-            self._file.array(name)[...] += array.numpy()
-        self._open.clear()
-        for name, extreme in self._extremes.items():
-            kept = self._file.array(name)
-            widen = np.minimum if name.endswith("/low") else np.maximum
-            found = extreme.numpy()
-            kept[...] = widen(kept, found) if name in self._ranged else found
-        self._ranged.update(self._extremes)
-        self._extremes.clear()
+    def merge(self, later: MomentSums) -> None:
+        """Adds the sums over samples that come after those of this one."""
+        for name, array in later._sums.items():
+            if name.endswith(_EXTREMES):
+                self._widen(name, array)
+            elif name in self._sums:
+                self._sums[name] += array
+            else:
+                self._sums[name] = array
+        for name, count in later._counts.items():
+            self._counts[name] += count
+        for name, parts in later._tokens.items():
+            self._tokens[name] += parts
 
     def mean_diagonal(self, name: str) -> float:
-        """Returns the mean of a flushed Hessian's diagonal, as an expectation."""
-        return float(np.trace(self._file.array(name))) / (
-            len(self._file.array(name)) * max(self._counts[name], 1)
-        )
-
-    def rows_seen(self) -> dict[str, int]:
-        """Returns how many rows every unit's Hessian is of; of several, the fewest.
-
-        Of an array that several nodes read, one has the Hessian and the others have nothing.
-        """
-        seen: dict[str, int] = {}
-        hessians = (one for one in self._names if one.endswith("/hessian"))
-        for name in (one for one in hessians if self._counts[one]):
-            unit, count = name.rsplit("/", 2)[0], self._counts[name]
-            seen[unit] = min(seen.get(unit, count), count)
-        return seen
+        """Returns the mean of a Hessian's diagonal, as an expectation."""
+        return float(self._sums[name].diagonal().mean()) / max(self._counts[name], 1)
 
     def overflown(self) -> list[str]:
         """Returns the names of units with sums that are not finite."""
-        self.flush()
-        broken = (
-            name for name in self._names if not np.isfinite(self._file.array(name)).all()
-        )
+        broken = [name for name, one in self._sums.items() if not _is_finite(one)]
         return sorted({name.rsplit("/", 2)[0] for name in broken})
 
-    def finish(self, positions: float) -> None:
-        """Turns sums into expectations, and adds ``<unit>/<t>/tokens``, the ``c_t``, float16.
+    def counts(self) -> dict[str, int]:
+        """Returns over how many positions each array is the mean; 0 for a sum."""
+        return {name: self._counts.get(name, 0) for name in sorted(self._sums)}
 
-        A row that mattered nowhere, like that of a dead ReLU, may matter at the next place: it
-        is given what an average row has at one place.
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields what to store, means where positions were counted; forgets it on the way."""
+        for name in sorted(self._sums):
+            array = self._sums.pop(name).cpu()
+            if not name.endswith(_EXTREMES) and self._counts[name]:
+                array /= self._counts[name]
+            if name.endswith(SQUARES):
+                yield from packed_square(name, array).items()
+            else:
+                yield name, array.numpy()
+        for name in sorted(self._tokens):
+            yield name, torch.cat(self._tokens.pop(name)).numpy()
 
-        Args:
-            positions: At how many places the loss was taken: what plain sums are divided by.
-        """
-        self.flush()
-        for name in sorted(self._names - self._ranged):
-            array = self._file.array(name)
-            array /= self._counts[name] or max(positions, 1.0)
-            if name.endswith("/rows"):
-                array[array == 0] = array.mean() / max(positions, 1.0)
-        for name, weights in self._tokens.take():
-            self._file.append(name, weights)
+
+def _is_finite(array: torch.Tensor) -> bool:
+    """Tells whether an array is finite; of a square one, what is above its diagonal."""
+    if array.ndim == 2:
+        array = array.triu()
+    return bool(torch.isfinite(array).all())
 
 
 def unseen_share(counts: torch.Tensor) -> float:
@@ -223,10 +220,9 @@ def token_weights(gradient: torch.Tensor) -> torch.Tensor:
     return (weights / mean).clamp(*WEIGHT_RANGE)
 
 
-def weighted_gram(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Returns the mean over tokens of ``c_t x_t x_t^T``, the weights scaled to mean 1."""
-    scaled = inputs * (weights / weights.sum())[:, None]
-    return scaled.T @ inputs
+def normalized(weights: torch.Tensor) -> torch.Tensor:
+    """Returns weights of tokens with a mean of 1."""
+    return weights * (len(weights) / weights.sum())
 
 
 def rounding_variance(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ....ir import ArrayStore, Unit
+from .squares import DEVIATIONS, read_square
 
 _CHANGES = ("rows-from", "columns-from", "rows-by", "columns-by")
 # By array of a term: the axis that it follows, and the power of the weights' growth by which
@@ -26,6 +27,7 @@ _FOLLOWS = {
     "owners": ("rows", 0),
     "coupling": ("rows", 1),
     "hessian": ("columns", 1),
+    "hessian/deviations": ("columns", 1),
     "local": ("columns", 1),
     "activation": ("columns", 2),
     "low": ("columns", 1),
@@ -114,7 +116,9 @@ def read_moved(unit: Unit, arrays: ArrayStore, term: int, what: str) -> np.ndarr
         what: ``rows``, ``owners``, ``coupling``, ``hessian``, ``local``, ``activation``,
             ``low``, ``high``.
     """
-    array: np.ndarray = np.array(arrays.get(f"{unit.name}/{term}/{what}"))
+    name = f"{unit.name}/{term}/{what}"
+    packed = f"{name}{DEVIATIONS}" in arrays
+    array = read_square(arrays, name) if packed else np.array(arrays.get(name))
     axis, power = _FOLLOWS[what]
     square = what in _SQUARES
     if f"{unit.name}/{axis}-from" in arrays:

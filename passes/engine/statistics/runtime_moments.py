@@ -21,13 +21,13 @@ from ..execution.samples import Samples
 from ..numerics.divergence import MASKED, kl_divergence
 from ..numerics.gptq import nearest, row_errors
 from ..pipeline.base import PassContext
-from .moments import MomentFile, UnitMoments, rounding_variance, weighted_gram
+from .moments import MomentSums, UnitMoments, rounding_variance
 from .objective import Objective
 
 Outputs = dict[str, np.ndarray]
 _PROBE_BITS, _PROBE_GROUP = 4, 32
 _PROBE_SAMPLES = 4  # a divergence needs fewer samples than a Hessian
-_MOST_HELD = 1 << 30  # bytes of sums in memory: here they are those of all units
+_MOST_HELD = 1 << 30  # bytes of sums in memory
 
 
 def _products(units: Sequence[Unit]) -> dict[ir.Value, list[tuple[UnitMoments, int]]]:
@@ -41,22 +41,21 @@ def _products(units: Sequence[Unit]) -> dict[ir.Value, list[tuple[UnitMoments, i
 
 
 def _add_inputs(
-    moments: UnitMoments, use: int, inputs: torch.Tensor, file: MomentFile
+    moments: UnitMoments, use: int, inputs: torch.Tensor, sums: MomentSums
 ) -> None:
     even = torch.ones(len(inputs))
-    gram = weighted_gram(inputs, even)
-    file.add(moments.name(use, "hessian"), gram, len(inputs))
+    sums.add_gram(moments.name(use, "hessian"), inputs, None, len(inputs))
     variance = rounding_variance(inputs, even)
-    file.add(moments.name(use, "activation"), variance, len(inputs))
-    file.add_inputs(moments, use, inputs)
+    sums.add(moments.name(use, "activation"), variance, len(inputs))
+    sums.add_inputs(moments, use, inputs)
 
 
-def _add_lookups(units: Sequence[Unit], file: MomentFile) -> None:
+def _add_lookups(units: Sequence[Unit], sums: MomentSums) -> None:
     for unit in units:
         for at, use in enumerate(unit.uses):
             if use.kind == "lookup":
                 name = UnitMoments(unit).name(at, "hessian")
-                file.add(name, torch.eye(unit.shape[1]), 1)
+                sums.add(name, torch.eye(unit.shape[1]), 1)
 
 
 def divergence(
@@ -115,44 +114,50 @@ def _importance(
     return measured / max(predicted, 1e-30)
 
 
+def in_groups(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Deals units out to groups whose sums have room in memory together."""
+    groups: list[list[Unit]] = [[]]
+    taken = 0
+    for unit in units:
+        size = 4 * unit.shape[1] ** 2 * len(unit.uses)
+        if groups[-1] and taken + size > _MOST_HELD:
+            groups.append([])
+            taken = 0
+        groups[-1].append(unit)
+        taken += size
+    return groups
+
+
 def measure(
     model: ir.Model,
     units: Sequence[Unit],
     objective: Objective,
     feeds: Sequence[Feeds],
-    file: MomentFile,
+    sums: MomentSums,
     context: PassContext,
-) -> float:
-    """Adds every unit's moments to ``file`` without gradients.
-
-    Returns:
-        At how many places the loss was taken.
-    """
+) -> None:
+    """Adds the moments of some units, without gradients; the loss has one place."""
     products, samples = _products(units), Samples.of(context, feeds)
-    _add_lookups(units, file)
+    _add_lookups(units, sums)
     for value, tokens in observe(model, list(products), samples, context, "calibrating"):
         inputs = torch.from_numpy(tokens.astype(np.float32))
         for moments, use in products[value] if len(inputs) else ():
-            _add_inputs(moments, use, inputs, file)
-        if file.held_bytes > _MOST_HELD:
-            file.flush()
-    file.flush()
+            _add_inputs(moments, use, inputs, sums)
     probes = Samples.of(context, feeds[:_PROBE_SAMPLES])
     exact = _outputs(model, objective, probes, context)
     for unit in context.progress.track(units, len(units), "probing units"):
         found = _importance(model, unit, objective, probes, exact, context)
-        mean = _mean_energy(file, unit)
+        mean = _mean_energy(sums, unit)
         for at in range(len(unit.uses)):
             rows = torch.full((unit.shape[0],), found / mean)
-            file.add(UnitMoments(unit).name(at, "rows"), rows, 0)
-    return 1.0
+            sums.add(UnitMoments(unit).name(at, "rows"), rows, 0)
 
 
-def _mean_energy(file: MomentFile, unit: Unit) -> float:
+def _mean_energy(sums: MomentSums, unit: Unit) -> float:
     """Returns the sum over uses of the Hessian's mean diagonal: the probe assumed 1."""
     name = UnitMoments(unit).name
     means = [
-        1.0 if use.takes_floats else file.mean_diagonal(name(at, "hessian"))
+        1.0 if use.takes_floats else sums.mean_diagonal(name(at, "hessian"))
         for at, use in enumerate(unit.uses)
     ]
     return max(sum(means), 1e-30)
