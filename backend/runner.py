@@ -52,5 +52,11 @@ class Runner:
         return unsupported(nodes)
 
     def session(self, model: ir.Model | Path) -> AbstractContextManager[RuntimeSession]:
-        """Opens ``model`` in ONNX Runtime; closing it frees everything."""
-        return open_session(model, self.provider, threads=self.threads, exact=self.exact)
+        """Opens ``model`` in ONNX Runtime; closing it frees everything.
+
+        The weights of a file stay where they are.
+        """
+        mapped = isinstance(model, Path)
+        return open_session(
+            model, self.provider, threads=self.threads, exact=self.exact, mapped=mapped
+        )

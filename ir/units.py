@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,11 +137,23 @@ class Unit:
         array = self.stored_layout(matrix.astype(self.tensor.dtype.numpy()))
         _store(self.weight, ir.Tensor(array, name=self.weight.name))
 
+    def replace_lazily(self, matrix: Callable[[], np.ndarray]) -> None:
+        """Stores what ``matrix`` returns (rows x columns), which is asked whenever it is read.
+
+        What it returns must not change.
+        """
+        dtype, shape = self.tensor.dtype, ir.Shape(self.tensor.shape.numpy())
+        dims, axis, name = shape.numpy(), self.row_axis, self.weight.name
+
+        def made() -> ir.Tensor[np.ndarray]:
+            array = _laid_out(matrix().astype(dtype.numpy(), copy=False), dims, axis)
+            return ir.Tensor(array, dtype, name=name)
+
+        _store(self.weight, ir.LazyTensor(made, dtype=dtype, shape=shape, name=name))
+
     def stored_layout(self, matrix: np.ndarray) -> np.ndarray:
         """Returns ``matrix`` (rows x columns) in the shape and the order of the weight."""
-        dims = list(self.tensor.shape.numpy())
-        moved = [dims[self.row_axis], *dims[: self.row_axis], *dims[self.row_axis + 1 :]]
-        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, self.row_axis))
+        return _laid_out(matrix, self.tensor.shape.numpy(), self.row_axis)
 
 
 def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
@@ -154,7 +167,13 @@ def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     return attribute.as_tensor()
 
 
-def _store(value: ir.Value, tensor: ir.Tensor[np.ndarray]) -> None:
+def _laid_out(matrix: np.ndarray, dims: Sequence[int], axis: int) -> np.ndarray:
+    """Returns rows x columns in the shape ``dims``, in which ``axis`` counts the rows."""
+    moved = [dims[axis], *dims[:axis], *dims[axis + 1 :]]
+    return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
+
+
+def _store(value: ir.Value, tensor: ir.TensorProtocol) -> None:
     node = value.producer()
     value.const_value = tensor
     if node is not None:

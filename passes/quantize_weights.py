@@ -46,6 +46,7 @@ from .engine.statistics.predicted import report_rounding_loss
 from .engine.statistics.quadratic import Quadratic, outlier_columns
 from .engine.statistics.reweighted import WeightedHessians
 from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
+from .engine.statistics.simulated import simulate
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
@@ -187,15 +188,18 @@ class QuantizeWeights(Pass):
             stored = quadratic.completed(weight, stored)
             kept = stored[:, columns].half()
             own.put(kept.T.contiguous().numpy(), "outliers", "kept")
-        unit.replace(stored.numpy())
         loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
         if coupling is not None:
             loss += between_rows(coupling, stored - weight, quadratic.hessians[0])
         annotate(unit.notes, replace(note, loss=loss))
-        if not _is_half(unit):
+        kernel_loss = _kernel_loss(unit, classes, quadratic, weight, context)
+        if _is_half(unit):
+            unit.replace(stored.numpy())
+        else:
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.notes, spec)
-        return loss, _kernel_loss(unit, classes, quadratic, weight, context)
+            simulate(unit, context.arrays)
+        return loss, kernel_loss
 
     def _round_rows(
         self,

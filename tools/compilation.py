@@ -282,7 +282,7 @@ def _check_that_it_runs(path: Path, options: CompileOptions, calibration: Calibr
         InputError: The runtime cannot load the model, or it fails on the sample.
         MachineError: Some of its nodes run on the CPU instead of the target's device.
     """
-    with open_session(path, table_for(options).provider) as session:
+    with open_session(path, table_for(options).provider, mapped=True) as session:
         if not options.allow_fallback:
             session.refuse_fallback()
         session.run(calibration.feeds[0])

@@ -13,6 +13,7 @@ from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.numerics.gptq import storable
 from ..engine.statistics.quadratic import outlier_columns
+from ..engine.statistics.simulated import simulate
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class TunedScales:
 
     def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
         self.unit = unit
+        self._store = arrays
         self._spec = need_note(unit.notes, QuantSpec)
         self._arrays = UnitArrays(unit.name, arrays)
         classes = self._arrays.row_classes(self._spec.options, self._spec.counts)
@@ -124,11 +126,10 @@ class TunedScales:
                 one.change.zero_()
 
     def store(self) -> None:
-        """Writes the settled scales, as float16, and the weight that they now stand for."""
+        """Writes the settled scales, as float16; the weight is what they now stand for."""
         for at, one in enumerate(self._classes):
             self._arrays.put(one.scales.half().numpy(), "scales", at)
-        with torch.no_grad():
-            self.unit.replace(self.matrix().numpy())
+        simulate(self.unit, self._store)
 
 
 def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] | None:

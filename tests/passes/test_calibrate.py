@@ -205,7 +205,8 @@ def test_a_killed_sweep_goes_on_after_the_last_block_that_it_finished(
     monkeypatch.setattr("mpqc.passes.calibrate.sweep._SHARD", 2)
     samples = sentences(count=9)
     whole = moments(calibrated(tmp_path / "whole", language(), samples, coupled="true"))
-    writes, write = [], CachedFile.write
+    writes: list[str] = []
+    write = CachedFile.write
 
     def killed(self: CachedFile, *given: Any) -> None:
         if len(writes) == 4 * done:
@@ -357,12 +358,12 @@ def test_a_broken_stats_file_is_made_again(
 def test_an_interrupted_sweep_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mpqc.passes.calibrate import calibrate
+    from mpqc.passes.calibrate.sweep import Sweep
 
     def interrupted(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibrate.Sweep, "run", interrupted)
+    monkeypatch.setattr(Sweep, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibrated(tmp_path, language(), sentences())
     assert list((tmp_path / "cache").iterdir()) == []

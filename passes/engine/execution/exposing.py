@@ -1,4 +1,4 @@
-"""Values inside a graph, as the target runtime computes them."""
+"""Values inside a graph: computed block by block where torch can, else by the runtime."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ....ir import Feeds
+from ....ir import BlockId, Feeds, note_of
+from ....ir.analysis.blocks import blocks_of
 from ....ir.units import stored_tensor
 from ..pipeline.base import PassContext
+from .executor import BlockRunner
 from .samples import Samples
 
 _BYTES_AT_ONCE = 1 << 28
@@ -31,9 +33,10 @@ def observe(
     context: PassContext,
     what: str,
 ) -> Iterator[tuple[ir.Value, np.ndarray]]:
-    """Runs samples in the target runtime and yields each value's tokens, sample by sample.
+    """Runs samples and yields each value's tokens, sample by sample.
 
-    Values that fit into memory together come from one run.
+    A graph in blocks that torch can run goes block by block, whatever its size. Others run in
+    the target runtime; values that fit into memory together come from one run.
 
     Args:
         model: The graph.
@@ -45,6 +48,9 @@ def observe(
     Yields:
         A value, and tokens x columns of it.
     """
+    if _runs_in_blocks(model, context):
+        yield from _observe_blocks(model, values, samples, context, what)
+        return
     stored = {value: stored_tensor(value) for value in values}
     computed = [v for v in values if stored[v] is None and not v.is_graph_input()]
     with context.runner.session(exposing(model, computed)) as session:
@@ -59,6 +65,39 @@ def observe(
                 made = session.run(sample.arrays, [str(value.name) for value in wave])
                 for value in wave:
                     yield value, sample.padding.tokens(made.pop(str(value.name)))
+
+
+def _runs_in_blocks(model: ir.Model, context: PassContext) -> bool:
+    noted = all(note_of(node, BlockId) is not None for node in model.graph)
+    return noted and not context.runner.unsupported(model.graph)
+
+
+def _observe_blocks(
+    model: ir.Model,
+    values: Sequence[ir.Value],
+    samples: Samples,
+    context: PassContext,
+    what: str,
+) -> Iterator[tuple[ir.Value, np.ndarray]]:
+    blocks = blocks_of(model)
+    runner = BlockRunner(context.runner, blocks)
+    place = {
+        value: block for block in blocks for node in block.nodes for value in node.outputs
+    }
+    left = list(dict.fromkeys(values))
+    for block in context.progress.track(blocks, len(blocks), what):
+        inputs = {value for node in block.nodes for value in node.inputs}
+        wanted = [
+            v for v in left if place.get(v, block) is block and (v in place or v in inputs)
+        ]
+        left = [value for value in left if value not in wanted]
+        for found in runner.forward(samples, block, wanted):
+            for value in wanted:
+                yield value, found.tokens(value).cpu().numpy()
+        if not left:
+            break
+    for sample in samples:
+        sample.clear()
 
 
 def _waves(values: Sequence[ir.Value], feed: Feeds) -> Iterator[list[ir.Value]]:

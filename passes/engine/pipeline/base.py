@@ -36,7 +36,10 @@ class Runner(Protocol):
         ...
 
     def session(self, model: ir.Model | Path) -> AbstractContextManager[Session]:
-        """Opens a graph or a file in the target runtime; closing it frees everything."""
+        """Opens a graph or a file in the target runtime; closing it frees everything.
+
+        The weights of a file are not copied into memory.
+        """
         ...
 
 
