@@ -27,7 +27,11 @@ class RowHessians:
     @classmethod
     def single(cls, matrix: torch.Tensor, rows: int) -> RowHessians:
         """Returns one Hessian for all rows."""
-        return cls(matrix[None], torch.zeros(rows, dtype=torch.int64))
+        return cls(matrix[None], torch.zeros(rows, dtype=torch.int64, device=matrix.device))
+
+    def to(self, device: str) -> RowHessians:
+        """Returns the same on a device."""
+        return RowHessians(self.matrices.to(device), self.owners.to(device))
 
     def traces(self) -> torch.Tensor:
         """Returns for every row the mean of its Hessian's diagonal."""

@@ -76,6 +76,19 @@ class Quadratic:
             scarce=stats.tokens < unit.shape[1],
         )
 
+    def to(self, device: str) -> Quadratic:
+        """Returns the same on a device."""
+        return replace(
+            self,
+            rows=tuple(one.to(device) for one in self.rows),
+            hessians=tuple(one.to(device) for one in self.hessians),
+            activation=tuple(
+                one if one is None else one.to(device) for one in self.activation
+            ),
+            local=tuple(one if one is None else one.to(device) for one in self.local),
+            kept=self.kept if self.kept is None else self.kept.to(device),
+        )
+
     def against(self, found: Mapping[Key, RowHessians], unit: Unit) -> Quadratic:
         """Returns the same losses, rounded against other Hessians where there are any."""
         tokens = need_note(unit.notes, TensorStats).tokens
@@ -87,8 +100,15 @@ class Quadratic:
         """Returns the same losses where some columns, if any, stay in 16 bits."""
         if not len(columns):
             return replace(self, kept=None)
-        kept = OutlierSplit(torch.from_numpy(columns.astype(np.int64)), DAMPING)
+        places = torch.from_numpy(columns.astype(np.int64)).to(self.rows[0].device)
+        kept = OutlierSplit(places, DAMPING)
         return replace(self, kept=kept)
+
+    def kept_columns(self) -> torch.Tensor:
+        """Returns the columns that are not rounded, int64."""
+        if self.kept is None:
+            return torch.zeros(0, dtype=torch.int64, device=self.rows[0].device)
+        return self.kept.columns
 
     def hidden(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the part of a weight that is rounded."""
@@ -104,12 +124,12 @@ class Quadratic:
         """Returns the rows by the Hessian that they round against."""
         rows = len(self.rows[0])
         if not any(one is not None for one in self.local):
-            return [Part(torch.arange(rows), self.factor())]
-        nobody = torch.zeros(rows, dtype=torch.int64)
+            return [Part(torch.arange(rows, device=self.rows[0].device), self.factor())]
+        nobody = torch.zeros_like(self.rows[0], dtype=torch.int64)
         owners = [nobody if one is None else one.owners for one in self.local]
-        together = list(zip(*(one.tolist() for one in owners), strict=True))
+        together = list(zip(*(one.cpu().tolist() for one in owners), strict=True))
         kinds = {kind: at for at, kind in enumerate(dict.fromkeys(together))}
-        kind_of = torch.tensor([kinds[kind] for kind in together])
+        kind_of = torch.tensor([kinds[kind] for kind in together]).to(self.rows[0].device)
         return [
             Part((kind_of == at).nonzero()[:, 0], self._factorized(self._local(kind)))
             for kind, at in kinds.items()
@@ -166,7 +186,7 @@ class Quadratic:
 
     def loss(self, exact: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         """Returns the predicted divergence of every row, in nats per token."""
-        total = torch.zeros(len(exact))
+        total = exact.new_zeros(len(exact))
         for rows, hessian in zip(self.rows, self.hessians, strict=True):
             total += 0.5 * rows * row_errors(exact, stored, hessian)
         return total
@@ -177,7 +197,7 @@ class Quadratic:
 
     def kernel_losses(self, exact: torch.Tensor) -> torch.Tensor:
         """Returns the same for every row."""
-        total, weights = torch.zeros(len(exact)), self.hidden(exact).square()
+        total, weights = exact.new_zeros(len(exact)), self.hidden(exact).square()
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
                 total += 0.5 * rows * (weights @ variance)
