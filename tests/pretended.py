@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -91,6 +92,24 @@ class PretendedDevice(TorchDispatchMode):
         return _run(function, args, kwargs or {}, self)
 
 
+class _Constants(TorchFunctionMode):
+    """Makes tensors of Python's numbers on the device, and reads lists of them from it.
+
+    torch does both without telling modes below this one.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            device = kwargs.pop("device")
+            return function(*args, **kwargs).to(device)
+        if function is torch.Tensor.tolist:
+            return args[0].cpu().tolist()
+        return function(*args, **kwargs)
+
+
 _CURRENT: list[PretendedDevice] = []
 
 
@@ -152,7 +171,7 @@ def _refuse_doubles(name: str, made: Any, device: PretendedDevice | None) -> Non
 @contextmanager
 def pretending(*, doubles: bool = True) -> Iterator[PretendedDevice]:
     """Enters a pretended device; its name is ``DEVICE``."""
-    with PretendedDevice(doubles=doubles) as device:
+    with PretendedDevice(doubles=doubles) as device, _Constants():
         yield device
 
 
