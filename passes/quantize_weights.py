@@ -166,7 +166,7 @@ class QuantizeWeights(Pass):
         """
         note = need_note(unit.notes, BitAllocation)
         columns = outlier_columns(unit, context.arrays)
-        quadratic = Quadratic.of(unit, context.arrays).to(context.device)
+        quadratic = Quadratic.of(unit, context.arrays, context.device)
         quadratic = quadratic.against(found, unit).keeping(columns)
         weight = torch.from_numpy(unit.matrix()).to(context.device)
         parts = quadratic.parts()

@@ -11,18 +11,19 @@ process when a gradient starts. So the device goes by the name of torch's empty 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 DEVICE = "meta"
 _MOVES = ("aten::_to_copy", "aten::copy_")
 _READS = "aten::_local_scalar_dense"
+_HEAVY = ("mm", "dot", "mv", "linalg", "cholesky", "solve", "einsum", "convolution")
 
 
 class MixedDevicesError(RuntimeError):
@@ -69,6 +70,7 @@ class PretendedDevice(TorchDispatchMode):
         doubles: Whether it has float64; Apple's devices do not.
         reads: How often single numbers were read from it, and tensors moved from it.
         calls: How often each operation was begun on it.
+        left: How often each product or factorization was computed on the CPU meanwhile.
     """
 
     def __init__(self, *, doubles: bool = True) -> None:
@@ -76,6 +78,7 @@ class PretendedDevice(TorchDispatchMode):
         self.doubles = doubles
         self.reads = 0
         self.calls: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         _CURRENT.append(self)
@@ -119,38 +122,51 @@ def _run(
     kwargs: Mapping[str, Any],
     device: PretendedDevice | None,
 ) -> Any:
-    name = function._schema.name
-    tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, torch.Tensor)]
+    tensors = [
+        one for one in _flat((*args, *kwargs.values())) if isinstance(one, torch.Tensor)
+    ]
     pretended = [one for one in tensors if isinstance(one, Pretended)]
-    asked = kwargs.get("device")
+    name, asked = function._schema.name, kwargs.get("device")
+    if not pretended and asked is None:
+        if device is not None and any(word in name for word in _HEAVY):
+            device.left[name] += 1
+        return function(*args, **kwargs)
     if name not in _MOVES:
         _refuse_mixed(name, tensors, bool(pretended))
-    real_args, real_kwargs = tree_map_only(Pretended, lambda one: one.numbers, (args, kwargs))
+    real = {key: _real(one) for key, one in kwargs.items()}
     if asked is not None:
-        real_kwargs = {**real_kwargs, "device": torch.device("cpu")}
-    made = function(*real_args, **real_kwargs)
+        real["device"] = torch.device("cpu")
+    made = function(*(_real(one) for one in args), **real)
     if device is not None and pretended:
         device.calls[name] += 1
-    if name == _READS:
-        _count_read(device, pretended)
-        return made
     here = bool(pretended) if asked is None else torch.device(asked).type == DEVICE
     if name == "aten::copy_":
         here = isinstance(args[0], Pretended)
-    if pretended and not here:
-        _count_read(device, pretended)
-    if not here:
+    if pretended and (name == _READS or not here) and device is not None:
+        device.reads += 1
+    if name == _READS or not here:
         return made
     _refuse_doubles(name, made, device)
-    wrapped = tree_map_only(torch.Tensor, Pretended, made)
-    return return_and_correct_aliasing(  # type: ignore[no-untyped-call]
-        function, args, dict(kwargs), wrapped
-    )
+    written = {id(one.numbers): one for one in pretended}  # in place, or by out=
+    return tree_map_only(torch.Tensor, lambda x: _wrapped(x, written), made)
 
 
-def _count_read(device: PretendedDevice | None, pretended: Sequence[Pretended]) -> None:
-    if device is not None and pretended:
-        device.reads += 1
+def _wrapped(real: torch.Tensor, written: Mapping[int, Pretended]) -> Pretended:
+    return written[id(real)] if id(real) in written else Pretended(real)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for one in values:
+        if isinstance(one, list | tuple):
+            yield from one
+        else:
+            yield one
+
+
+def _real(value: Any) -> Any:
+    if isinstance(value, Pretended):
+        return value.numbers
+    return [_real(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _refuse_mixed(name: str, tensors: Sequence[torch.Tensor], pretended: bool) -> None:

@@ -42,7 +42,7 @@ def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Predicts the divergence of every row."""
 
     def of(unit: Unit) -> Judgement:
-        quadratic = Quadratic.of(unit, asked.context.arrays).to(asked.context.device)
+        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
         loss = _loss(unit, quadratic, asked)
         return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
 
@@ -54,7 +54,7 @@ def losses(asked: Asked[object]) -> dict[str, np.ndarray]:
     """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
 
     def of(unit: Unit) -> np.ndarray:
-        quadratic = Quadratic.of(unit, asked.context.arrays).to(asked.context.device)
+        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
         return _loss(unit, quadratic, asked)
 
     found = _for_each(of, asked)

@@ -87,7 +87,7 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
     weight = torch.from_numpy(unit.matrix()).to(context.device)
     if option.is_half:
         return as_half(weight).cpu().numpy()
-    factor = Quadratic.of(unit, context.arrays).to(context.device).factor()
+    factor = Quadratic.of(unit, context.arrays, context.device).factor()
     table = context.capabilities
     rounded = round_rows(
         weight,

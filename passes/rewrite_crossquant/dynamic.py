@@ -53,7 +53,7 @@ def lower_all(model: ir.Model, bits: int, context: PassContext) -> bool:
             units.append(unit)
 
     def work(unit: Unit) -> Rounded:
-        factor = Quadratic.of(unit, context.arrays).to(context.device).factor()
+        factor = Quadratic.of(unit, context.arrays, context.device).factor()
         weight = torch.from_numpy(unit.matrix())
         rounded = round_rows(
             weight.to(context.device), bits, unit.shape[1], factor, refinements=_REFINEMENTS

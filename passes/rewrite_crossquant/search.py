@@ -233,7 +233,7 @@ def _products(
     deployed: Deployed,
     device: str,
 ) -> list[_Product]:
-    quadratic = Quadratic.of(unit, arrays).to(device)
+    quadratic = Quadratic.of(unit, arrays, device)
     compensates = deployed.bits < LOSSLESS_BITS
     shared = quadratic.factor().price if compensates else None
     step = max(1, unit.shape[0] // _ROWS)

@@ -54,7 +54,7 @@ def find_device(asked: str) -> str:
         name = f"cuda:{int(number[1])}" if number else "cuda:0"
         problem = cuda_problem(int(name.rpartition(":")[2]))
     if problem is not None:
-        raise MachineError(f"--device {asked} cannot be used: {problem}", hint=_instead())
+        raise MachineError(f"device {asked} cannot be used: {problem}", hint=_instead())
     return name
 
 

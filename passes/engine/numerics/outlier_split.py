@@ -27,10 +27,6 @@ class OutlierSplit:
     columns: torch.Tensor
     damping: float
 
-    def to(self, device: str) -> OutlierSplit:
-        """Returns the same on a device."""
-        return OutlierSplit(self.columns.to(device), self.damping)
-
     def hidden(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the weight with zeros in the kept columns, whose codes are zero."""
         return weight.index_fill(1, self.columns, 0.0)

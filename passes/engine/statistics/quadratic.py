@@ -17,6 +17,7 @@ from ....ir import (
     need_note,
     note_of,
 )
+from ..execution.devices import CPU
 from ..numerics.gptq import Factor, factorize, row_errors
 from ..numerics.outlier_split import OutlierSplit
 from ..numerics.row_hessians import Key, Part, RowHessians
@@ -48,21 +49,27 @@ class Quadratic:
     scarce: bool = False
 
     @classmethod
-    def of(cls, unit: Unit, arrays: ArrayStore) -> Quadratic:
+    def of(cls, unit: Unit, arrays: ArrayStore, device: str = CPU) -> Quadratic:
         """Reads the terms of ``unit``, all of whose columns are to be rounded.
 
         Hessians that fewer tokens than columns gave are shrunk towards their diagonals.
+
+        Args:
+            unit: The unit.
+            arrays: What calibration left of it.
+            device: Where the terms go.
         """
         stats = need_note(unit.notes, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
-            return torch.from_numpy(read_moved(unit, arrays, at, what))
+            return torch.from_numpy(read_moved(unit, arrays, at, what)).to(device)
 
         def hessian(at: int) -> torch.Tensor:
             if not unit.uses[at].takes_floats:
                 return shrunk(read(at, "hessian"), stats.tokens)
             known = f"{unit.name}/{at}/hessian" in arrays
-            return _normalized(read(at, "hessian") if known else None, unit, stats.tokens)
+            found = read(at, "hessian") if known else None
+            return _normalized(found, unit, stats.tokens).to(device)
 
         terms = range(stats.terms)
         return cls(
@@ -72,21 +79,8 @@ class Quadratic:
                 read(at, "activation") if unit.uses[at].kind == "product" else None
                 for at in terms
             ),
-            _read_local(unit, arrays, stats.tokens),
+            _read_local(unit, arrays, stats.tokens, device),
             scarce=stats.tokens < unit.shape[1],
-        )
-
-    def to(self, device: str) -> Quadratic:
-        """Returns the same on a device."""
-        return replace(
-            self,
-            rows=tuple(one.to(device) for one in self.rows),
-            hessians=tuple(one.to(device) for one in self.hessians),
-            activation=tuple(
-                one if one is None else one.to(device) for one in self.activation
-            ),
-            local=tuple(one if one is None else one.to(device) for one in self.local),
-            kept=self.kept if self.kept is None else self.kept.to(device),
         )
 
     def against(self, found: Mapping[Key, RowHessians], unit: Unit) -> Quadratic:
@@ -236,14 +230,16 @@ def _shrunk(local: RowHessians, tokens: int) -> RowHessians:
     return replace(local, matrices=matrices)
 
 
-def _read_local(unit: Unit, arrays: ArrayStore, tokens: int) -> tuple[RowHessians | None, ...]:
+def _read_local(
+    unit: Unit, arrays: ArrayStore, tokens: int, device: str
+) -> tuple[RowHessians | None, ...]:
     """Returns what ``attention-hessians`` left for a unit."""
     if note_of(unit.notes, LocalHessian) is None:
         return ()
 
     def read(at: int) -> RowHessians:
-        owners = torch.from_numpy(read_moved(unit, arrays, at, "owners")).long()
-        matrices = torch.from_numpy(read_moved(unit, arrays, at, "local"))
+        owners = torch.from_numpy(read_moved(unit, arrays, at, "owners")).long().to(device)
+        matrices = torch.from_numpy(read_moved(unit, arrays, at, "local")).to(device)
         return _shrunk(RowHessians(matrices, owners), tokens)
 
     return tuple(
