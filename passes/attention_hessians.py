@@ -161,8 +161,8 @@ def _first(refused: Mapping[ir.Node, str]) -> str:
 def _arrays(found: Mapping[Key, RowHessians]) -> dict[str, np.ndarray]:
     arrays = {}
     for (name, at), one in found.items():
-        arrays[f"{name}/{at}/local"] = one.matrices.numpy()
-        arrays[f"{name}/{at}/owners"] = one.owners.numpy().astype(np.int32)
+        arrays[f"{name}/{at}/local"] = one.matrices.cpu().numpy()
+        arrays[f"{name}/{at}/owners"] = one.owners.cpu().numpy().astype(np.int32)
         arrays[f"{name}/{at}/trace"] = np.array([one.trace()], np.float32)
     return arrays
 

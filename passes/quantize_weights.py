@@ -35,6 +35,7 @@ from .engine.emission.emitter import Names
 from .engine.emission.half import store_as_half
 from .engine.execution.parallel import for_each
 from .engine.numerics.coupled_rows import round_coupled
+from .engine.numerics.doubles import total
 from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
 from .engine.numerics.row_hessians import Part, round_parts
 from .engine.pipeline.base import Pass, PassContext, Promise
@@ -139,6 +140,7 @@ class QuantizeWeights(Pass):
                 context.progress,
                 "rounding",
                 need=lambda one: working_bytes(*one.shape, coupled=self.coupled),
+                device=context.device,
             )
         else:
             check_can_run(model, context, str(self))
@@ -165,12 +167,15 @@ class QuantizeWeights(Pass):
         """
         note = need_note(unit.notes, BitAllocation)
         columns = outlier_columns(unit, context.arrays)
-        quadratic = Quadratic.of(unit, context.arrays).against(found, unit).keeping(columns)
-        weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+        quadratic = Quadratic.of(unit, context.arrays, context.device)
+        quadratic = quadratic.against(found, unit).keeping(columns)
+        weight = torch.from_numpy(unit.matrix()).to(context.device)
+        parts = quadratic.parts()
         left = quadratic.hidden(weight)
         own = UnitArrays(unit.name, context.arrays)
         classes = own.row_classes(note.options, note.counts)
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
+        coupling = None if coupling is None else coupling.to(context.device)
         stored, signed = torch.empty_like(weight), context.capabilities.signed_scales
         if coupling is None or _is_half(unit):
             in_floats = expands_to_floats(unit, context.capabilities)
@@ -178,23 +183,24 @@ class QuantizeWeights(Pass):
         else:
             made = self._round_coupled(classes, left, coupling, parts[0].factor, signed)
         for one, rounded in zip(classes, made, strict=True):
+            rows = _places(one, weight)
             if rounded is None:
-                stored[one.rows] = as_half(weight[one.rows])
+                stored[rows] = as_half(weight[rows])
                 continue
-            stored[one.rows] = rounded.dequantize(one.option.group)
-            own.put(rounded.codes.numpy(), "codes", one.index)
-            own.put(rounded.scales.numpy(), "scales", one.index)
+            stored[rows] = rounded.dequantize(one.option.group)
+            own.put(rounded.codes.cpu().numpy(), "codes", one.index)
+            own.put(rounded.scales.cpu().numpy(), "scales", one.index)
         if len(columns):
             stored = quadratic.completed(weight, stored)
-            kept = stored[:, columns].half()
-            own.put(kept.T.contiguous().numpy(), "outliers", "kept")
-        loss = float(quadratic.loss(weight, stored).sum(dtype=torch.float64))
+            kept = stored.index_select(1, quadratic.kept_columns()).half()
+            own.put(kept.T.contiguous().cpu().numpy(), "outliers", "kept")
+        loss = total(quadratic.loss(weight, stored))
         if coupling is not None:
             loss += between_rows(coupling, stored - weight, quadratic.hessians[0])
         annotate(unit.notes, replace(note, loss=loss))
         kernel_loss = _kernel_loss(unit, classes, quadratic, weight, context)
         if _is_half(unit):
-            unit.replace(stored.numpy())
+            unit.replace(stored.cpu().numpy())
         else:
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.notes, spec)
@@ -212,7 +218,7 @@ class QuantizeWeights(Pass):
         """Rounds the rows of a class, each by itself; None where they stay in float16."""
         if one.option.is_half:
             return None
-        rows = torch.from_numpy(one.rows)
+        rows = _places(one, left)
         rounder = partial(self._round, one.option, in_floats=in_floats, signed=signed)
         return round_parts(left, rows, parts, rounder)
 
@@ -230,7 +236,7 @@ class QuantizeWeights(Pass):
         made = round_coupled(
             left,
             coupling,
-            [torch.from_numpy(one.rows) for one in coarse_first],
+            [_places(one, left) for one in coarse_first],
             [
                 partial(self._round, one.option, factor=factor, signed=signed)
                 for one in coarse_first
@@ -330,5 +336,10 @@ def _kernel_loss(
             found = integer_losses(
                 unit, weight, one.option, quadratic, context.arrays, context.capabilities
             )
-            loss += float(found[torch.from_numpy(one.rows)].sum())
+            loss += float(found[_places(one, found)].sum())
     return loss
+
+
+def _places(one: RowClass, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the indices of a class's rows, where a tensor of the unit is."""
+    return torch.from_numpy(one.rows).to(tensor.device)

@@ -130,6 +130,7 @@ def _opt(chosen: argparse.Namespace) -> int:
         options.passes,
         output=options.output,
         overwrite=options.overwrite,
+        device=options.device,
         watch=options,
         progress=choose_progress(),
     )

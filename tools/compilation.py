@@ -25,6 +25,7 @@ from ..ir import (
     read_model,
     refuse_quantized,
 )
+from ..passes.engine.execution.precision import exact_products
 from ..passes.engine.pipeline.base import PassContext, Progress
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
@@ -102,6 +103,7 @@ class Compilation:
             progress=self.progress,
             original=self.original,
             costs=costs_for(options.machine, table),
+            device=self.settings.device,
         )
 
     def run(self, stage: Path) -> Outcome:
@@ -149,6 +151,7 @@ class Compilation:
             "smallest_kernel": table.smallest_kernel,
             "smallest_lookup": table.smallest_lookup,
             "half": table.half,
+            "computed_on": self.settings.device,
         }
         if context.costs is not None:
             kept["costs"] = context.costs.name
@@ -156,7 +159,8 @@ class Compilation:
         if self.watch.dump_after_each is not None:
             folder = Path(self.watch.dump_after_each)
             prepare_dumps(folder, model, self.source, self.calibration)
-        ran = pipeline.run(model, context, instruments)
+        with exact_products():
+            ran = pipeline.run(model, context, instruments)
         if context.costs is not None and timed_products(context.report):
             self._say(whose_times(context.costs))
         if self.watch.time_passes:

@@ -20,6 +20,7 @@ from ..backend.onnxruntime.probing import NOT_HERE, Opener, Probe, probe
 from ..backend.openvino import installation_problem, open_openvino
 from ..backend.packages import PACKAGES
 from ..ir import MpqcError
+from ..passes.engine.execution.devices import usable_devices
 from ..passes.engine.execution.memory import available_memory
 from .costs import table_facts
 from .manifest import versions
@@ -50,6 +51,7 @@ class Checkup:
         packages: The runtimes that can be installed: version, and what is wrong with them.
         providers: What ONNX Runtime was built with, and why that does not work here.
         driver: The driver of NVIDIA's devices; None where there is none.
+        devices: Why torch cannot compute on each device; None where it can.
         memory: Bytes that can still be taken; None where the system does not tell.
         disk: Free bytes by folder.
         probes: What became of every row of the targets, and of the same rows in other
@@ -63,6 +65,7 @@ class Checkup:
     packages: dict[str, tuple[str, str | None]]
     providers: dict[str, str | None]
     driver: Driver | None
+    devices: dict[str, str | None]
     memory: int | None
     disk: dict[str, int]
     probes: dict[str, tuple[Probe, ...]]
@@ -117,6 +120,8 @@ class Checkup:
 
     def _machine(self) -> Iterator[tuple[str, str]]:
         yield "GPU", _gpu_words(self.driver)
+        for name, problem in self.devices.items():
+            yield f"--device {name}", problem or "works"
         memory = "unknown" if self.memory is None else f"{self.memory / _GIGA:.1f} GB"
         yield "memory that can be taken", memory
         for folder, free in self.disk.items():
@@ -134,6 +139,7 @@ class Checkup:
             "providers": self.providers,
             "gpus": [vars(one) for one in self.driver.gpus] if self.driver else [],
             "cuda": self.driver.cuda if self.driver else None,
+            "devices": self.devices,
             "memory": self.memory,
             "disk": self.disk,
             "rows": {
@@ -168,6 +174,7 @@ def examine(shown: str | None = None) -> Checkup:
         },
         providers=provider_problems(),
         driver=nvidia_driver(),
+        devices=usable_devices(),
         memory=available_memory(),
         disk=dict(_disk()),
         probes={

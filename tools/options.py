@@ -137,6 +137,11 @@ class CalibrationOptions:
         " (this one) or a name that mpqc doctor lists",
         default="auto",
     )
+    device: str = setting(
+        "what to compute on here: cpu, cuda (or cuda:1, ...), mps, or auto (a CUDA device if"
+        " there is one, else the CPU)",
+        default="auto",
+    )
     seed: int = setting("seed of every random choice", int, default=0, most=1 << 62)
 
 
@@ -204,6 +209,9 @@ class OptOptions(Watch):
         Path,
         metavar="DIR",
         short="-o",
+    )
+    device: str | None = option(
+        "what to compute on, as for compile; default: what the dump's run was told"
     )
     overwrite: bool = option("replace an existing output", bool)
     print: bool = option("print the graph", bool)

@@ -26,6 +26,8 @@ from ..ir import (
     write_model,
 )
 from ..ir.costs import CostTable
+from ..passes.engine.execution.devices import find_device
+from ..passes.engine.execution.precision import exact_products
 from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
 from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
@@ -70,6 +72,7 @@ def opt(
     *,
     output: Path | str | None = None,
     overwrite: bool = False,
+    device: str | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> OptResult:
@@ -81,11 +84,13 @@ def opt(
         output: Folder to write; a dump that is run to its end gives the whole result, byte for
             byte what the uninterrupted run gives.
         overwrite: Whether an existing output may be replaced.
+        device: What to compute on; by default, what the dump's run was told.
         watch: What to look at meanwhile.
         progress: Where to show progress.
 
     Raises:
         InputError: The file is broken.
+        MachineError: The device is not there.
         UsageError: There is nothing to run, or passes that cannot run on this graph.
     """
     path = Path(path)
@@ -100,7 +105,16 @@ def opt(
     first = dump.position if passes is None else 0
     if output is not None:
         refuse_overlap(Path(output), [path, folder])
-    job = _Job(dump, pipeline, first, folder, watch or Watch(), progress or SilentProgress())
+    asked = device or dump.settings.get("device")
+    job = _Job(
+        dump,
+        pipeline,
+        first,
+        folder,
+        find_device(asked if isinstance(asked, str) else _OPTIONS["device"].default),
+        watch or Watch(),
+        progress or SilentProgress(),
+    )
     with temporary_folder() as scratch:
         if output is None:
             said = job.run(scratch)
@@ -127,6 +141,7 @@ class _Job:
     pipeline: Pipeline
     first: int
     folder: Path
+    device: str
     watch: Watch
     progress: Progress
 
@@ -137,7 +152,8 @@ class _Job:
         self._prepare_dumps(context)
         instruments = self.watch.instruments(timer, context, self.pipeline, settings)
         try:
-            ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
+            with exact_products():
+                ran = self.pipeline.run(self.dump.model, context, instruments, self.first)
         except MissingFact as error:
             raise InputError(
                 f"the dump lacks what the passes need: {error.message}",
@@ -212,4 +228,5 @@ class _Job:
             original=original.onnx if original is not None else None,
             report=dict(self.dump.report),
             costs=self._costs(table),
+            device=self.device,
         )

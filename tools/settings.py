@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ..backend.onnxruntime.capabilities import load, targets
 from ..ir import UsageError
+from ..passes.engine.execution.devices import CPU, find_device
 from ..passes.engine.pipeline.base import Pass
 from .budget import Budget
 from .option_fields import key_of, resolved, specs, utf8_path
@@ -30,11 +31,13 @@ class CompileSettings:
         options: What was asked for, without gaps.
         budget: The budget that was asked for.
         passes: The pipeline; None when the preset of the options gives it.
+        device: What to compute on: it is there, and works.
     """
 
     options: CompileOptions
     budget: Budget
     passes: tuple[Pass, ...] | None = None
+    device: str = CPU
 
     @property
     def calibration(self) -> tuple[Path, ...]:
@@ -78,7 +81,8 @@ class CompileSettings:
         if not calibration:
             calibration = "random noise" if chosen.random_calibration else "default"
         return [
-            f"budget {self.budget}, target {chosen.target}, seed {chosen.seed}",
+            f"budget {self.budget}, target {chosen.target}, device {self.device},"
+            f" seed {chosen.seed}",
             f"calibration: {calibration};"
             f" {chosen.samples} samples of {chosen.sequence_length}",
         ]
@@ -138,6 +142,7 @@ def make_settings(
 
     Raises:
         InputError: The recipe cannot be read.
+        MachineError: The device is not there.
         UsageError: A value is impossible, or there are two pipelines.
     """
     budget = Budget.of(given.budget, given.file_budget)
@@ -149,7 +154,7 @@ def make_settings(
         passes = read_passes(options.passes, budget=budget.bits or _ANY_BITS)
     elif passes is None and options.preset is None:
         options = replace(options, preset=DEFAULT_PRESET)
-    settings = CompileSettings(options, budget, passes)
+    settings = CompileSettings(options, budget, passes, find_device(options.device))
     load(options.target)
     made = settings.pipeline(budget.bits or _ANY_BITS)
     if not budget.expand and any(getattr(one, "expand", False) for one in made):

@@ -20,7 +20,9 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the root mean square of its inputs."""
 
     def of(unit: Unit) -> Judgement:
-        squares = mean_squares(unit, Quadratic.of(unit, asked.context.arrays))
+        squares = mean_squares(
+            unit, Quadratic.of(unit, asked.context.arrays, asked.context.device)
+        )
         errors = nearest_errors(unit, asked)
         loss = (squares[:, None] * errors).astype(np.float32)
         return Judgement(loss, float(np.sqrt(squares.mean())))
@@ -33,8 +35,8 @@ def mean_squares(unit: Unit, quadratic: Quadratic) -> np.ndarray:
     total = np.zeros(unit.shape[0])
     for use, rows, hessian in zip(unit.uses, quadratic.rows, quadratic.hessians, strict=True):
         if use.kind == "lookup":
-            total += rows.double().numpy()
+            total += rows.cpu().double().numpy()
         else:
             diagonal = hessian if hessian.ndim == 1 else hessian.diagonal()
-            total += float(diagonal.double().mean())
+            total += float(diagonal.cpu().double().mean())
     return total

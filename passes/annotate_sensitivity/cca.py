@@ -136,7 +136,7 @@ def _output(layer: Layer) -> ir.Value:
 
 def _by_sample(output: torch.Tensor, feed: Feeds, samples: Calibration) -> np.ndarray:
     """Returns an output in which rows of tokens, where they were flattened, are rows again."""
-    array: np.ndarray = output.float().numpy()
+    array: np.ndarray = output.float().cpu().numpy()
     ids = feed.get(str(samples.tokens))
     if array.ndim == 2 and ids is not None and ids.ndim == 2 and ids.size == len(array):
         return array.reshape(*ids.shape, -1)

@@ -42,7 +42,7 @@ def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Predicts the divergence of every row."""
 
     def of(unit: Unit) -> Judgement:
-        quadratic = Quadratic.of(unit, asked.context.arrays)
+        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
         loss = _loss(unit, quadratic, asked)
         return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
 
@@ -54,7 +54,8 @@ def losses(asked: Asked[object]) -> dict[str, np.ndarray]:
     """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
 
     def of(unit: Unit) -> np.ndarray:
-        return _loss(unit, Quadratic.of(unit, asked.context.arrays), asked)
+        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
+        return _loss(unit, quadratic, asked)
 
     found = _for_each(of, asked)
     return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
@@ -67,6 +68,7 @@ def _for_each(of: Callable[[Unit], T], asked: Asked[object]) -> list[T]:
         asked.context.progress,
         "trying every width",
         need=lambda unit: working_bytes(*unit.shape),
+        device=asked.context.device,
     )
 
 
@@ -81,8 +83,9 @@ def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked[Settings]) -> Keepin
 
 
 def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
-    weight, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
-    left, rows, columns = quadratic.hidden(weight), torch.arange(len(weight)), []
+    weight = torch.from_numpy(unit.matrix()).to(asked.context.device)
+    parts, left = quadratic.parts(), quadratic.hidden(weight)
+    rows, columns = torch.arange(len(weight), device=weight.device), []
     table = asked.context.capabilities
     in_floats, signed = expands_to_floats(unit, table), table.signed_scales
     for option in asked.options[unit.name]:
@@ -103,7 +106,7 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
 
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
-    loss: np.ndarray = torch.stack(columns, dim=1).numpy()
+    loss: np.ndarray = torch.stack(columns, dim=1).cpu().numpy()
     options = asked.options[unit.name]
     if quadratic.scarce:
         loss = monotone(loss, options)
@@ -111,7 +114,7 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
     for at, option in enumerate(options):
         if option.integer:
             more = integer_losses(unit, weight, option, quadratic, arrays, table)
-            loss[:, at] += more.numpy()
+            loss[:, at] += more.cpu().numpy()
     return loss
 
 

@@ -18,6 +18,7 @@ from ...ir import Unit
 from ...ir.analysis.blocks import Block
 from ..engine.execution.executor import weight_of
 from ..engine.execution.samples import Sample, Samples
+from ..engine.numerics.doubles import with_doubles
 from ..engine.statistics.objective import choose_objective
 from .disturbed import LossSettings
 from .layers import Layer
@@ -86,7 +87,9 @@ class _Slopes:
                     partial[name] = gradient if earlier is None else earlier + gradient
                 left[name] -= 1
                 if not left[name] and name in partial:
-                    squares[name] = float(partial.pop(name).double().square().sum())
+                    squares[name] = float(
+                        with_doubles(partial.pop(name)).double().square().sum()
+                    )
         sample.clear()
         return squares
 
@@ -106,9 +109,9 @@ class _Slopes:
     def _of_text(self, sample: Sample, logits: torch.Tensor) -> torch.Tensor:
         places, labels = self.change.next_tokens(sample, tuple(logits.shape[:-1]))
         leaf = logits.detach().clone().requires_grad_()
-        at = tuple(torch.from_numpy(one) for one in places)
+        at = tuple(torch.from_numpy(one).to(leaf.device) for one in places)
         loss = torch.nn.functional.cross_entropy(
-            leaf[at].float(), torch.from_numpy(labels.astype(np.int64))
+            leaf[at].float(), torch.from_numpy(labels.astype(np.int64)).to(leaf.device)
         )
         (gradient,) = torch.autograd.grad(loss, [leaf])
         return gradient

@@ -18,6 +18,7 @@ def can_keep(unit: Unit, table: Capabilities) -> bool:
 
 def ranked_columns(unit: Unit, quadratic: Quadratic) -> np.ndarray:
     """Returns the input channels by what rounding them costs, the dearest first, int32."""
-    weight = torch.from_numpy(unit.matrix())
-    cost = quadratic.factor().price * (quadratic.row_importance() @ weight.square())
-    return cost.argsort(descending=True, stable=True).numpy().astype(np.int32)
+    importance = quadratic.row_importance()
+    weight = torch.from_numpy(unit.matrix()).to(importance.device)
+    cost = quadratic.factor().price * (importance @ weight.square())
+    return cost.argsort(descending=True, stable=True).cpu().numpy().astype(np.int32)

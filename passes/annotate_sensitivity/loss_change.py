@@ -51,7 +51,7 @@ class LossChange:
 
     def __call__(self, sample: Sample, exact: torch.Tensor, other: torch.Tensor) -> float:
         """Returns by how much the loss grows, on average over real places."""
-        p, q = exact.float().numpy(), other.float().numpy()
+        p, q = exact.float().cpu().numpy(), other.float().cpu().numpy()
         if self.labels == "text":
             at, labels = self.next_tokens(sample, p.shape[:-1])
             return float(_mean_loss(q[at], labels) - _mean_loss(p[at], labels))

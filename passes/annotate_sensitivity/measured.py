@@ -84,10 +84,10 @@ def _spread(units: Sequence[Unit], count: int) -> list[Unit]:
 
 
 def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
-    weight = torch.from_numpy(unit.matrix())
+    weight = torch.from_numpy(unit.matrix()).to(context.device)
     if option.is_half:
-        return as_half(weight).numpy()
-    factor = Quadratic.of(unit, context.arrays).factor()
+        return as_half(weight).cpu().numpy()
+    factor = Quadratic.of(unit, context.arrays, context.device).factor()
     table = context.capabilities
     rounded = round_rows(
         weight,
@@ -98,7 +98,7 @@ def _rounded(unit: Unit, option: Option, context: PassContext) -> np.ndarray:
         signed=table.signed_scales,
         float8=option.float8,
     )
-    return rounded.dequantize(option.group).numpy()
+    return rounded.dequantize(option.group).cpu().numpy()
 
 
 def _mean_change(

@@ -94,5 +94,6 @@ def judge_each(
         of: Judges one unit.
         what: The text that the user sees meanwhile.
     """
-    found = for_each(of, asked.units, asked.context.progress, what)
+    context = asked.context
+    found = for_each(of, asked.units, context.progress, what, device=context.device)
     return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}

@@ -24,7 +24,9 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the average trace of its Hessian."""
 
     def of(unit: Unit) -> Judgement:
-        traces = mean_traces(unit, Quadratic.of(unit, asked.context.arrays))
+        traces = mean_traces(
+            unit, Quadratic.of(unit, asked.context.arrays, asked.context.device)
+        )
         errors = nearest_errors(unit, asked)
         loss = (0.5 * traces[:, None] * errors).astype(np.float32)
         return Judgement(loss, float(traces.mean()))
@@ -38,11 +40,11 @@ def mean_traces(unit: Unit, quadratic: Quadratic) -> np.ndarray:
     if quadratic.local:
         for use, local in zip(unit.uses, quadratic.local, strict=True):
             if local is not None:
-                total += local.traces().double().numpy()
+                total += local.traces().cpu().double().numpy()
             elif use.kind == "lookup":
                 total += 1 / len(total)
         return total
     for rows, hessian in zip(quadratic.rows, quadratic.hessians, strict=True):
         diagonal = hessian if hessian.ndim == 1 else hessian.diagonal()
-        total += rows.double().numpy() * float(diagonal.double().mean())
+        total += rows.cpu().double().numpy() * float(diagonal.cpu().double().mean())
     return total

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...ir import Option, Unit
+from ..engine.numerics.doubles import with_doubles
 from ..engine.numerics.gptq import as_half, nearest
 from .metric import Asked, Judgement, judge_each
 
@@ -31,7 +32,7 @@ def judge(asked: Asked[object]) -> dict[str, Judgement]:
 def _stored(weight: torch.Tensor, option: Option, *, signed: bool) -> torch.Tensor:
     if option.is_half:
         return as_half(weight)
-    even = torch.ones(weight.shape[1])
+    even = weight.new_ones(weight.shape[1])
     rounded = nearest(
         weight, option.bits, option.group, even, signed=signed, float8=option.float8
     )
@@ -40,9 +41,11 @@ def _stored(weight: torch.Tensor, option: Option, *, signed: bool) -> torch.Tens
 
 def nearest_errors(unit: Unit, asked: Asked[Any]) -> np.ndarray:
     """Returns the squared error of every row, rounded to nearest: rows x options, float64."""
-    weight, signed = torch.from_numpy(unit.matrix()), asked.context.capabilities.signed_scales
+    weight = torch.from_numpy(unit.matrix()).to(asked.context.device)
+    signed = asked.context.capabilities.signed_scales
     columns = []
     for option in asked.options[unit.name]:
         rounded = _stored(weight, option, signed=signed)
-        columns.append((rounded - weight).double().square().sum(dim=1).numpy())
+        error = with_doubles(rounded - weight).double()
+        columns.append(error.square().sum(dim=1).cpu().numpy())
     return np.stack(columns, axis=1)

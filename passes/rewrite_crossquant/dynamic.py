@@ -53,12 +53,14 @@ def lower_all(model: ir.Model, bits: int, context: PassContext) -> bool:
             units.append(unit)
 
     def work(unit: Unit) -> Rounded:
-        factor = Quadratic.of(unit, context.arrays).factor()
+        factor = Quadratic.of(unit, context.arrays, context.device).factor()
         weight = torch.from_numpy(unit.matrix())
-        rounded = round_rows(weight, bits, unit.shape[1], factor, refinements=_REFINEMENTS)
+        rounded = round_rows(
+            weight.to(context.device), bits, unit.shape[1], factor, refinements=_REFINEMENTS
+        )
         return _without_overflow(weight, rounded)
 
-    stored = for_each(work, units, context.progress, "rounding")
+    stored = for_each(work, units, context.progress, "rounding", device=context.device)
     _Products(model, bits).replace(units, stored)
     report = context.report["rewrite-crossquant"]
     report |= {"int8": [unit.name for unit in units], "float": left}
@@ -68,7 +70,7 @@ def lower_all(model: ir.Model, bits: int, context: PassContext) -> bool:
 def _without_overflow(weight: torch.Tensor, rounded: Rounded) -> Rounded:
     """Rounds anew what processors without VNNI would clip; codes of 4 bits never are."""
     codes, scales = without_overflow(
-        weight.numpy(), rounded.codes.numpy(), rounded.scales.numpy()[:, 0]
+        weight.numpy(), rounded.codes.cpu().numpy(), rounded.scales.cpu().numpy()[:, 0]
     )
     return Rounded(torch.from_numpy(codes), torch.from_numpy(scales)[:, None])
 

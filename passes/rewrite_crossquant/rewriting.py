@@ -154,7 +154,13 @@ class _Folding:
         for part in observe(self.model, wanted, self.settings.samples, self.context):
             here = [site for site in sites if site.activations[0][0] in part]
             choose = partial(self._choose, part)
-            scales = for_each(choose, here, self.context.progress, "choosing column scales")
+            scales = for_each(
+                choose,
+                here,
+                self.context.progress,
+                "choosing column scales",
+                device=self.context.device,
+            )
             for site, chosen in zip(here, scales, strict=True):
                 self._count(site, chosen, part, found)
                 self._fold_seen(site, chosen, part, found)
@@ -171,6 +177,7 @@ class _Folding:
             betas=self.betas,
             identity=self.searched,
             least=self.settings.least,
+            device=self.context.device,
         )
 
     def _fold_seen(self, site: Site, chosen: Scales, part: Seen, found: _Found) -> None:

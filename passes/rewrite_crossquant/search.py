@@ -23,6 +23,7 @@ import onnx_ir as ir
 import torch
 
 from ...ir import ArrayStore, Unit
+from ..engine.execution.devices import CPU
 from ..engine.numerics.activations import (
     block_steps,
     column_factors,
@@ -144,6 +145,7 @@ def search(
     betas: tuple[float, ...] = (0.0,),
     identity: bool = True,
     least: float = 0.0,
+    device: str = CPU,
 ) -> Scales:
     """Returns the cheapest scales.
 
@@ -156,9 +158,12 @@ def search(
         betas: Candidates.
         identity: Whether no scales at all are a candidate.
         least: Share of their loss that scales must take away to be better than none.
+        device: Where to compute.
     """
     products = [
-        one for unit in consumed(site) for one in _products(unit, seen, arrays, deployed)
+        one.to(device)
+        for unit in consumed(site)
+        for one in _products(unit, seen, arrays, deployed, device)
     ]
     magnitudes = Magnitudes.of(site, arrays)
     classes = {
@@ -167,7 +172,9 @@ def search(
 
     def cost(factors: np.ndarray) -> float:
         return sum(
-            one.cost(torch.from_numpy(by_class(factors, classes[one.name])), deployed)
+            one.cost(
+                torch.from_numpy(by_class(factors, classes[one.name])).to(device), deployed
+            )
             for one in products
         )
 
@@ -199,6 +206,11 @@ class _Product:
     price: torch.Tensor
     tokens: torch.Tensor
 
+    def to(self, device: str) -> _Product:
+        """Returns the same on a device."""
+        parts = (self.weight, self.rows, self.price, self.tokens)
+        return _Product(self.name, *(one.to(device) for one in parts))
+
     def cost(self, factors: torch.Tensor, deployed: Deployed) -> float:
         """Returns what rounding weights and activations costs under ``factors``."""
         group = deployed.group or len(factors)
@@ -215,9 +227,13 @@ class _Product:
 
 
 def _products(
-    unit: Unit, seen: Mapping[ir.Value, torch.Tensor], arrays: ArrayStore, deployed: Deployed
+    unit: Unit,
+    seen: Mapping[ir.Value, torch.Tensor],
+    arrays: ArrayStore,
+    deployed: Deployed,
+    device: str,
 ) -> list[_Product]:
-    quadratic = Quadratic.of(unit, arrays)
+    quadratic = Quadratic.of(unit, arrays, device)
     compensates = deployed.bits < LOSSLESS_BITS
     shared = quadratic.factor().price if compensates else None
     step = max(1, unit.shape[0] // _ROWS)

@@ -11,6 +11,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 
 from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
+from ..engine.execution.devices import CPU
 from ..engine.numerics.gptq import storable
 from ..engine.statistics.quadratic import outlier_columns
 from ..engine.statistics.simulated import simulate
@@ -70,15 +71,14 @@ class TunedScales:
         unit: The unit.
     """
 
-    def __init__(self, unit: Unit, arrays: ArrayStore) -> None:
-        self.unit = unit
-        self._store = arrays
+    def __init__(self, unit: Unit, arrays: ArrayStore, device: str = CPU) -> None:
+        self.unit, self._store, self._device = unit, arrays, device
         self._spec = need_note(unit.notes, QuantSpec)
         self._arrays = UnitArrays(unit.name, arrays)
         classes = self._arrays.row_classes(self._spec.options, self._spec.counts)
         self._classes = [self._read(one) for one in classes]
-        self._places = [_place(one.rows) for one in classes]
-        self._kept = _kept(unit, arrays)
+        self._places = [_place(one.rows, device) for one in classes]
+        self._kept = _kept(unit, arrays, device)
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, one: RowClass) -> _TunedClass:
@@ -87,8 +87,9 @@ class TunedScales:
         rows, groups = scales.shape
         missing = groups * one.option.group - codes.shape[1]
         codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
-        change = torch.zeros(rows, groups, requires_grad=True)
-        return _TunedClass(codes, scales.float(), change, reach=2.0 ** (2 - one.option.bits))
+        change = torch.zeros(rows, groups, requires_grad=True, device=self._device)
+        codes, scales = codes.to(self._device), scales.float().to(self._device)
+        return _TunedClass(codes, scales, change, reach=2.0 ** (2 - one.option.bits))
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns the tuned parameters."""
@@ -96,7 +97,7 @@ class TunedScales:
 
     def matrix(self) -> torch.Tensor:
         """Returns rows x columns."""
-        made = torch.empty(self.unit.shape)
+        made = torch.empty(self.unit.shape, device=self._device)
         for one, rows in zip(self._classes, self._places, strict=True):
             made[rows] = one.rows(made.shape[1])
         if self._kept is not None:
@@ -128,22 +129,25 @@ class TunedScales:
     def store(self) -> None:
         """Writes the settled scales, as float16; the weight is what they now stand for."""
         for at, one in enumerate(self._classes):
-            self._arrays.put(one.scales.half().numpy(), "scales", at)
+            self._arrays.put(one.scales.half().cpu().numpy(), "scales", at)
         simulate(self.unit, self._store)
 
 
-def _kept(unit: Unit, arrays: ArrayStore) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _kept(
+    unit: Unit, arrays: ArrayStore, device: str
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Returns input channels that stay in 16 bits, and rows x channels of their values."""
     columns = outlier_columns(unit, arrays)
     if not len(columns):
         return None
     values = np.array(UnitArrays(unit.name, arrays).get("outliers", "kept"), dtype=np.float32)
-    return torch.from_numpy(columns.astype(np.int64)), torch.from_numpy(values.T)
+    places = torch.from_numpy(columns.astype(np.int64)).to(device)
+    return places, torch.from_numpy(values.T).to(device)
 
 
-def _place(rows: np.ndarray) -> torch.Tensor | slice:
+def _place(rows: np.ndarray, device: str) -> torch.Tensor | slice:
     """Returns rows as a slice where they are neighbours, which is quicker to write to."""
     first, last = int(rows[0]), int(rows[-1])
     if np.array_equal(rows, np.arange(first, last + 1)):
         return slice(first, last + 1)
-    return torch.from_numpy(rows)
+    return torch.from_numpy(rows).to(device)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +24,7 @@ from ...ir import (
 )
 from ...ir.analysis.blocks import blocks_of
 from ..engine.execution.executor import BlockRunner, Weights
+from ..engine.execution.precision import coarse_products
 from ..engine.execution.samples import Sample, Samples
 from ..engine.numerics.divergence_gradient import divergence
 from ..engine.pipeline.base import Pass, PassContext, Promise, Session
@@ -73,7 +73,7 @@ class TuneScales(Pass):
                 hint="give calibration data, or leave the pass out",
             )
         tuned = [
-            TunedScales(unit, context.arrays)
+            TunedScales(unit, context.arrays, context.device)
             for unit in quantizable(model)
             if note_of(unit.notes, QuantSpec) is not None
         ]
@@ -109,7 +109,7 @@ class TuneScales(Pass):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(len(chosen)))
         for sample in context.progress.track(chosen, len(chosen), "tuning scales"):
             optimizer.zero_grad()
-            with _coarse_products():
+            with coarse_products():
                 tuner.differentiate(sample)
             optimizer.step()
             schedule.step()
@@ -180,17 +180,6 @@ def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContex
         return "no held-out sample is there to judge them by"
     refused = context.runner.unsupported(model.graph)
     return f"no gradients: {next(iter(refused.values()))}" if refused else ""
-
-
-@contextmanager
-def _coarse_products() -> Iterator[None]:
-    """Lets float32 products round to bfloat16 where that is quick: gradients are noisier."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _schedule(steps: int) -> Callable[[int], float]:

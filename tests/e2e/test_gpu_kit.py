@@ -49,6 +49,7 @@ def test_a_token_behind_a_cache_and_a_prompt(
         assert all(prompt[name].shape[2] == 0 for name in pasts)
         assert form.logits
     monkeypatch.setattr(steps, "rows", lambda provider: {"rows": []})
+    monkeypatch.setattr(steps, "measure_shape", lambda *given: {})
     output = tmp_path / "out.json"
     run = ["gpu", "run", str(folder), "-o", str(output), "--provider", "cpu"]
     assert main(run) == 0

@@ -13,11 +13,14 @@ import pytest
 from mpqc.backend.onnxruntime.probing import probe
 from mpqc.backend.packages import Package
 from mpqc.ir import InputError, MachineError
+from mpqc.passes.engine.pipeline.base import SilentProgress
 from mpqc.tools.benchmarks.__main__ import main
 from mpqc.tools.benchmarks.gpu import steps as gpu_steps
+from mpqc.tools.benchmarks.gpu.compiling import measure_compile, measure_shape
 from mpqc.tools.benchmarks.gpu.kit import FORMS, TENSORRT, read_kit, rows_of
 from mpqc.tools.benchmarks.gpu.measuring import distance, measure_engine, measure_file, times
 from mpqc.tools.benchmarks.gpu.page import page, section
+from mpqc.tools.benchmarks.shapes import SHAPES
 
 from .tiny_models import language_folder, vector_model
 
@@ -50,6 +53,9 @@ def _quick(monkeypatch: Patch) -> None:
     row = {"row": "product, 4 bits, groups of 32", "used": True, "verdict": "right"}
     rows = {"rows": [{**row, "detail": "", "error": 1e-7, "time": 0.5}]}
     monkeypatch.setattr(gpu_steps, "rows", lambda provider: rows)
+    made = {"passes": {"calibrate": 2.0}, "wall": 3.0, "memory": 5 * 10**9, "weights": 10**9}
+    for name in ("measure_compile", "measure_shape"):
+        monkeypatch.setattr(gpu_steps, name, lambda *given: {**made, "device": given[1]})
 
 
 def run(kit: Path, output: Path, *words: str) -> dict[str, Any]:
@@ -66,7 +72,8 @@ def test_everything_that_onnx_runtime_does_runs_dry(
     assert found["given"]["provider"] == "cpu"
     measured = found["measured"]
     assert measured["device"]["dry_run"]
-    assert set(measured) == {"device", "rows", "engine", *FILES}
+    compiled = {"compile", "compile shape tiny"}
+    assert set(measured) == {"device", "rows", "engine", *FILES, *compiled}
     for name in FILES:
         assert measured[name]["fallen_back"] == {}
         for one in measured[name]["runs"].values():
@@ -293,3 +300,37 @@ def test_an_engine_without_tensorrt_is_an_error_of_the_machine(
     with pytest.raises(MachineError) as caught:
         measure_engine(kit, kit.forms[TENSORRT])
     assert caught.value.hint == "pip install tensorrt"
+
+
+def test_compilations_have_a_table(made: Path, tmp_path: Path) -> None:
+    run(made, tmp_path / "out.json", "--shape", "1b")
+    shown = page(tmp_path / "out.json")
+    assert "the model: 1000 M weights on cpu | 1b: 1000 M weights on cpu" in shown
+    assert "| calibrate | 2.0 | 2.0 |" in shown
+    assert "| GB of the device | 5.00 | 5.00 |" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.ci_sample
+def test_the_model_and_a_shape_are_compiled(made: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    found = [
+        measure_compile(read_kit(made), "cpu", SilentProgress()),
+        measure_shape("tiny", "cpu", SilentProgress()),
+    ]
+    for one in found:
+        assert {"calibrate", "quantize-weights"} <= set(one["passes"])
+        assert 0 < sum(one["passes"].values()) < one["wall"]
+        assert one["memory"] is None
+        assert one["measured"]["kl"] > 0
+    assert found[1]["weights"] == SHAPES["tiny"].weights
+
+
+def test_the_shape_of_a_billion_weights() -> None:
+    assert SHAPES["1b"].weights == 1_069_547_520
+
+
+@pytest.mark.gpu
+def test_a_compilation_counts_the_device_s_memory() -> None:
+    found = measure_shape("tiny", "cuda:0", SilentProgress())
+    assert found["memory"] > 0

@@ -179,6 +179,7 @@ def _common(
         "outputs": options.outputs,
         "machine": options.machine,
         "seed": options.seed,
+        "device": job.settings.device,
         "versions": {key: one for key, one in versions().items() if key != _UNUSED},
     }
 

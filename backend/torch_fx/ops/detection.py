@@ -26,9 +26,10 @@ def non_max_suppression(
     rows = []
     for image in range(scores.shape[0]):
         corners = _corners(boxes[image], bool(center_point_box))
-        overlaps = _overlaps(corners) > number(iou_threshold)
+        # Boxes are taken one by one, which the host does sooner than any device.
+        overlaps = (_overlaps(corners) > number(iou_threshold)).cpu()
         for kind in range(scores.shape[1]):
-            chosen = _suppressed(overlaps, scores[image, kind], least, limit)
+            chosen = _suppressed(overlaps, scores[image, kind].cpu(), least, limit)
             rows += [[image, kind, box] for box in chosen]
     return torch.tensor(rows, dtype=torch.int64, device=boxes.device).reshape(-1, 3)
 

@@ -19,12 +19,14 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 from ....ir import Unit, operands
 from ....ir.analysis.blocks import Block
 from ..pipeline.base import Runner
-from .samples import DEVICE, Sample, Values
+from .devices import free_bytes
+from .samples import Sample, Values
 
 # By the value of the weight: a tensor, or a function of parameters that makes one.
 Weights = Mapping[ir.Value, torch.Tensor | Callable[[], torch.Tensor]]
 Ends = Callable[[Values], Mapping[str, torch.Tensor]]
 _OWN: Weights = MappingProxyType({})  # the graph's
+_LEAST_FREE = 0.3  # of a device's memory: what the blocks that wait there must leave
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class _Lowered:
     module: torch.nn.Module
     before: _Lowered | None = None
 
-    def run(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        made = self.module(*(given[name] for name in self.inputs))
+    def run(self, given: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+        made = self.module.to(device)(*(given[name] for name in self.inputs))
         return dict(zip(self.outputs, made, strict=True))
 
 
@@ -116,7 +118,7 @@ class BlockRunner:
         for sample in samples:
             with torch.no_grad():
                 given = self._given(sample, block, weights)
-                made = lowered.run(given)
+                made = lowered.run(given, sample.device)
             if go_on:
                 sample.values.update((name, made[name]) for name in _names(handed))
                 _drop(sample.values, _names(used_up))
@@ -146,7 +148,8 @@ class BlockRunner:
                 continue
             lowered = self._lower(block, handed, weights)
             with torch.no_grad():
-                made = lowered.run(self._given(sample, block, weights))
+                made = lowered.run(self._given(sample, block, weights), sample.device)
+            self._make_room(block, sample.device)
             sample.values.update(made)
 
     def branch(self, sample: Sample, weights: Weights) -> Sample:
@@ -156,7 +159,7 @@ class BlockRunner:
             sample: A sample that has run through all blocks with the graph's own weights.
             weights: What to use in place of some of them.
         """
-        other = Sample(sample.arrays, sample.padding)
+        other = Sample(sample.arrays, sample.padding, device=sample.device)
         other.values.update(sample.values)
         reading = (at for at, reads in enumerate(self._reads) if reads & weights.keys())
         self.run(other, weights, first=next(reading, len(self.blocks)))
@@ -199,14 +202,14 @@ class BlockRunner:
         given = self._given(sample, block, weights)
         if lowered.before is not None:
             with torch.no_grad():
-                given |= lowered.before.run(given)
+                given |= lowered.before.run(given, sample.device)
         sources = {
             name: given[name].detach().requires_grad_()
             for name in lowered.inputs
             if given[name].is_floating_point() and given[name].is_leaf
         }
         given |= sources
-        values = Values(given | lowered.run(given), sample.padding)
+        values = Values(given | lowered.run(given, sample.device), sample.padding)
         for name in _names(taps):
             if values[name].requires_grad:
                 values[name].retain_grad()
@@ -214,7 +217,16 @@ class BlockRunner:
         _descend(values, _names(handed), sample, ends)
         slopes = {n: s.grad.detach() for n, s in sources.items() if s.grad is not None}
         self._leave(sample, block, slopes)
+        self._make_room(block, sample.device)
         return values, Values(slopes, sample.padding)
+
+    def _make_room(self, block: Block, device: str) -> None:
+        """Drops lowered blocks, the earliest first, while a device is short of memory."""
+        while len(self._lowered) > 1:
+            memory = free_bytes(device)
+            if memory is None or memory[0] >= _LEAST_FREE * memory[1]:
+                return
+            del self._lowered[next(one for one in self._lowered if one is not block)]
 
     def _leave(self, sample: Sample, block: Block, slopes: Mapping[str, torch.Tensor]) -> None:
         """Adds gradients to what waits at the block's inputs; drops what its outputs left."""
@@ -224,7 +236,9 @@ class BlockRunner:
             if name in slopes and name not in sample.inputs:
                 earlier = sample.gradients.get(name)
                 sample.gradients[name] = (
-                    slopes[name] if earlier is None else earlier + slopes[name]
+                    slopes[name]
+                    if earlier is None
+                    else earlier.to(sample.device) + slopes[name]
                 )
 
     def _given(
@@ -234,7 +248,7 @@ class BlockRunner:
         given = {name: sample[name] for name in _names(block.inputs)}
         for value in self._swapped(block, weights):
             weight = weights[value]
-            given[str(value.name)] = weight() if callable(weight) else weight.to(DEVICE)
+            given[str(value.name)] = weight() if callable(weight) else weight.to(sample.device)
         return given
 
     def _swapped(self, block: Block, weights: Weights) -> list[ir.Value]:
@@ -265,7 +279,7 @@ class BlockRunner:
     ) -> _Lowered:
         made = [value for value in dict.fromkeys(outputs) if value not in inputs]
         nodes = _needed(block.nodes, made, inputs)
-        module = self._runner.segment(nodes, inputs, made).to(DEVICE)
+        module = self._runner.segment(nodes, inputs, made)
         return _Lowered(tuple(_names(inputs)), tuple(_names(made)), module)
 
 
@@ -281,6 +295,7 @@ def _descend(values: Values, handed: Iterable[str], sample: Sample, ends: Ends |
     for name in handed:
         later = sample.gradients.get(name)
         if later is not None:
+            later = later.to(sample.device)
             reaching[name] = reaching[name] + later if name in reaching else later
     names = [name for name in reaching if values[name].requires_grad]
     if names:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from ..pipeline.base import Progress
+from .devices import CPU
 from .memory import available_memory
 
 A = TypeVar("A")
@@ -26,6 +27,7 @@ def for_each(
     what: str,
     *,
     need: Callable[[A], int] | None = None,
+    device: str = CPU,
 ) -> list[B]:
     """Returns ``[function(item) for item in items]``.
 
@@ -38,7 +40,11 @@ def for_each(
         what: What the user is told meanwhile.
         need: Estimates the bytes that a call takes while it runs. Calls wait where memory has
             no room for all cores; what is larger than all of it runs alone.
+        device: What calls compute on. One unit fills an accelerator, so that there they come
+            one after the other.
     """
+    if device != CPU:
+        return list(progress.track(map(function, items), len(items), what))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     room = _Room(available_memory())

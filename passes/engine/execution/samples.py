@@ -13,9 +13,8 @@ import torch
 from ....ir import Feeds, InternalError
 from ..pipeline.base import PassContext
 from .boundaries import DiskTensors
+from .devices import CPU
 from .padding import Padding
-
-DEVICE = torch.device("cpu")  # of the executor; no other file names one
 
 
 class Values(dict[str, torch.Tensor]):
@@ -46,7 +45,7 @@ class Values(dict[str, torch.Tensor]):
 
     def _picked(self, flat: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
         real = self.padding.real(tuple(places))
-        return flat if real.all() else flat[torch.from_numpy(real.reshape(-1)).to(DEVICE)]
+        return flat if real.all() else flat[torch.from_numpy(real.reshape(-1)).to(flat.device)]
 
 
 class Sample:
@@ -57,12 +56,18 @@ class Sample:
         padding: Tells its tokens from padding.
         values: What blocks have left for later ones, by the name of the value.
         gradients: What reaches those values from later blocks, going back.
+        device: Where its tensors are handed out, as torch names it.
     """
 
     def __init__(
-        self, feeds: Feeds, padding: Padding, seed: int = 0, folder: Path | None = None
+        self,
+        feeds: Feeds,
+        padding: Padding,
+        seed: int = 0,
+        folder: Path | None = None,
+        device: str = CPU,
     ) -> None:
-        self.arrays, self.padding = feeds, padding
+        self.arrays, self.padding, self.device = feeds, padding, device
         self.values: MutableMapping[str, torch.Tensor] = {}
         self.gradients: MutableMapping[str, torch.Tensor] = {}
         if folder is not None:
@@ -78,7 +83,7 @@ class Sample:
     def inputs(self) -> dict[str, torch.Tensor]:
         """Its inputs, on the device."""
         arrays = ((name, np.asarray(array, order="C")) for name, array in self.arrays.items())
-        return {name: torch.from_numpy(array).to(DEVICE) for name, array in arrays}
+        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Returns an input, or what a block has left."""
@@ -86,7 +91,7 @@ class Sample:
             return self.inputs[name]
         if name not in self.values:
             raise InternalError(f"{name!r} is read by a block before any has made it")
-        return self.values[name].to(DEVICE)
+        return self.values[name].to(self.device)
 
     def clear(self) -> None:
         """Forgets what blocks have left."""
@@ -104,14 +109,16 @@ class Samples:
         *,
         seed: int = 0,
         folder: Path | None = None,
+        device: str = CPU,
     ) -> None:
-        """Takes the samples to the device.
+        """Prepares the samples.
 
         Args:
             feeds: The inputs of each sample.
             mask: Name of the input that tells tokens from padding, if there is one.
             seed: Seed of the samples' generators.
             folder: Where boundaries lie on disk; None keeps them in memory.
+            device: Where blocks run that are given them.
         """
         self._samples = [
             Sample(
@@ -119,6 +126,7 @@ class Samples:
                 Padding.of(feed, mask),
                 seed * 1_000_003 + at,
                 folder / f"{at:05d}" if folder is not None else None,
+                device,
             )
             for at, feed in enumerate(feeds)
         ]
@@ -130,7 +138,13 @@ class Samples:
         """Returns samples of the calibration; on disk, their boundaries are in the scratch."""
         assert context.calibration is not None
         folder = context.scratch / "boundaries" if on_disk else None
-        return cls(feeds, context.calibration.mask, seed=context.seed, folder=folder)
+        return cls(
+            feeds,
+            context.calibration.mask,
+            seed=context.seed,
+            folder=folder,
+            device=context.device,
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self._samples)

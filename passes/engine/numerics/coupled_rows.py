@@ -18,12 +18,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .doubles import with_doubles
 from .gptq import Rounded
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
 # Rows rounded at a time, which do not make up for each other: this many, or this share of all.
 # Fewer gain little, and take as long as twice as many.
 _TOGETHER, _SHARE = 32, 32
+# An accelerator takes as long for a few rows as for all, so there it is a larger share.
+_ACCELERATOR_SHARE = 8
 
 
 def round_coupled(
@@ -51,8 +54,9 @@ def round_coupled(
     ranks = [importance[rows].argsort(descending=True, stable=True) for rows in classes]
     order = torch.cat([rows[rank] for rows, rank in zip(classes, ranks, strict=True)])
     asked = _feedback(coupling[order][:, order])
-    together = max(_TOGETHER, len(order) // _SHARE)
-    errors = torch.empty(len(order), weight.shape[1])
+    share = _SHARE if weight.device.type == "cpu" else _ACCELERATOR_SHARE
+    together = max(_TOGETHER, len(order) // share)
+    errors = weight.new_empty(len(order), weight.shape[1])
     result, start = [], 0
     for rows, rank, rounder, group in zip(classes, ranks, rounders, groups, strict=True):
         parts = []
@@ -69,8 +73,9 @@ def round_coupled(
 
 def _feedback(coupling: torch.Tensor) -> torch.Tensor:
     """Returns M, unit lower triangular, of ``coupling = M^T diag(d) M``, damped."""
+    device, coupling = coupling.device, with_doubles(coupling)
     damping = _DAMPING * float(coupling.diagonal().mean())
-    eye = torch.eye(len(coupling), dtype=torch.float64)
+    eye = torch.eye(len(coupling), dtype=torch.float64, device=coupling.device)
     while True:
         damped = coupling.double() + eye * damping
         lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
@@ -78,7 +83,7 @@ def _feedback(coupling: torch.Tensor) -> torch.Tensor:
             break
         damping *= 2
     upper = lower.flip(0, 1)
-    feedback: torch.Tensor = (upper / upper.diagonal()).T.float()
+    feedback: torch.Tensor = (upper / upper.diagonal()).T.float().to(device)
     return feedback
 
 

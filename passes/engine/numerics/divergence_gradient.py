@@ -32,7 +32,7 @@ def divergence(
     total, gradients = 0.0, {}
     kind = _kl if objective == "logits" else _relative
     for name, output in found.items():
-        reference = torch.from_numpy(np.asarray(exact[name], order="C"))
+        reference = torch.from_numpy(np.asarray(exact[name], order="C")).to(output.device)
         width = output.shape[-1] if output.ndim else 1
         rows = _real_rows(output, real)
         given = output.detach().reshape(-1, width)
@@ -50,7 +50,9 @@ def _real_rows(
 ) -> torch.Tensor | slice:
     """Returns the rows of an output, all of whose leading axes are flattened, that count."""
     places = np.ones(1) if real is None else real(tuple(output.shape[:-1]))
-    return slice(None) if places.all() else torch.from_numpy(places.reshape(-1))
+    if places.all():
+        return slice(None)
+    return torch.from_numpy(places.reshape(-1)).to(output.device)
 
 
 def _kl(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, torch.Tensor]:

@@ -61,12 +61,14 @@ def round_float8(
     left, codes = weight[:, order].clone(), torch.empty_like(weight)
     for start in range(0, left.shape[1], _BLOCK):
         stop = min(start + _BLOCK, left.shape[1])
-        errors = torch.empty(len(left), stop - start)
+        errors = left.new_empty(len(left), stop - start)
         for at in range(start, stop):
             code = as_float8(left[:, at] / scales[:, 0])
-            codes[:, order[at]] = code
+            codes[:, at] = code
             error = (left[:, at] - code * scales[:, 0]) / upper[at, at]
             errors[:, at - start] = error
             left[:, at + 1 : stop].addr_(error, upper[at, at + 1 : stop], alpha=-1)
         left[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
-    return codes.half(), scales.half()
+    result = torch.empty_like(codes)
+    result[:, order] = codes
+    return result.half(), scales.half()

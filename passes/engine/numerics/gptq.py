@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from . import lazy_columns
+from .doubles import with_doubles
 from .float8 import round_float8
 
 # Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
@@ -30,6 +32,7 @@ _FRACTIONS = {
 _SMALLEST_SCALE, _SMALLEST_WIDE_SCALE = 2.0**-14, 2.0**-20
 _LARGEST_SCALE = 65504.0
 _SMALLEST_GROUP = 32
+_CPU = "cpu"  # everything else is an accelerator, whose form is in lazy_columns
 _ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
 # Columns depend on each other one by one inside a strip, by small products inside a block, and
 # by large products beyond it. What goes one by one is left to numpy, which takes a third of
@@ -77,6 +80,11 @@ class Factor:
     upper: torch.Tensor
     price: torch.Tensor
 
+    def to(self, device: torch.device) -> Factor:
+        """Returns the same on a device."""
+        parts = (self.damped, self.order, self.upper, self.price)
+        return Factor(*(one.to(device) for one in parts))
+
 
 def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
     """Estimates what rounding a matrix takes above the matrix and its Hessian, as measured.
@@ -101,14 +109,15 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
     Raises:
         ValueError: The Hessian holds NaN or infinity, for which no damping would do.
     """
+    device, hessian = hessian.device, with_doubles(hessian)
     if not math.isfinite(float(hessian.sum(dtype=torch.float64))):
         raise ValueError("a Hessian holds NaN or infinity")
     if hessian.ndim == 1:
-        return _diagonal_factor(hessian, damping)
+        return _diagonal_factor(hessian, damping).to(device)
     mean = float(hessian.diagonal().mean())
     if not mean > 0:
-        hessian, mean = torch.eye(hessian.shape[0]), 1.0
-    eye = torch.eye(hessian.shape[0], dtype=torch.float64)
+        hessian, mean = torch.eye(len(hessian), device=hessian.device), 1.0
+    eye = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
     while True:
         damped = hessian.double() + eye * (mean * damping)
         order = damped.diagonal().argsort(descending=True, stable=True)
@@ -120,14 +129,15 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     price = torch.empty_like(upper[0])
     price[order] = upper.diagonal() ** -2
-    return Factor(damped.float(), order, upper, price)
+    return Factor(damped.float(), order, upper, price).to(device)
 
 
 def _diagonal_factor(diagonal: torch.Tensor, damping: float) -> Factor:
     """Prepares a diagonal Hessian, all of whose matrices are vectors."""
     mean = float(diagonal.mean())
     damped = diagonal + mean * damping if mean > 0 else torch.ones_like(diagonal)
-    return Factor(damped, torch.arange(len(damped)), damped.rsqrt(), damped)
+    order = torch.arange(len(damped), device=damped.device)
+    return Factor(damped, order, damped.rsqrt(), damped)
 
 
 def _range(bits: int) -> tuple[int, int]:
@@ -252,6 +262,9 @@ def compensated(
     """
     low, high = _range(bits)
     order, upper = factor.order, factor.upper
+    if weight.device.type != _CPU:
+        wide = _widened(scales, group, weight.shape[1])
+        return lazy_columns.compensated(weight, wide, low, high, order, upper)
     left = weight[:, order]
     codes = torch.empty_like(left)
     owner = order // group
@@ -290,7 +303,7 @@ def _refit_scales(
     rows, columns = weight.shape
     groups = -(-columns // group)
     target = _grouped((weight @ hessian) * codes, group).sum(2)
-    matrix = torch.empty(rows, groups, groups)
+    matrix = weight.new_empty(rows, groups, groups)
     for g in range(groups):
         span = slice(g * group, min((g + 1) * group, columns))
         matrix[:, g] = _grouped((codes[:, span] @ hessian[span]) * codes, group).sum(2)
@@ -311,7 +324,9 @@ def _descend(
     """Sets each code in turn to its best value given all the others (coordinate descent)."""
     low, high = _range(bits)
     columns = weight.shape[1]
-    wide = scales.repeat_interleave(group, dim=1)[:, :columns]
+    wide = _widened(scales, group, columns)
+    if weight.device.type != _CPU:
+        return lazy_columns.descend(weight, codes, wide, low, high, hessian)
     values = codes * wide
     slope = (values - weight) @ hessian
     result = torch.empty_like(codes)
@@ -336,6 +351,11 @@ def _descend(
         result[:, span] = made.T
         slope[:, stop:].addmm_(steps.T, hessian[span, stop:])
     return result
+
+
+def _widened(scales: torch.Tensor, group: int, columns: int) -> torch.Tensor:
+    """Returns the scale of every weight, rows x columns."""
+    return scales.repeat_interleave(group, dim=1)[:, :columns]
 
 
 def _nearest_code(
@@ -374,6 +394,13 @@ def _round_chunk(
     return Rounded(codes.to(_code_type(bits)), scales.half())
 
 
+def _rows_at_once(weight: torch.Tensor, group: int) -> int:
+    """Returns how many rows to round together where a matrix is."""
+    if weight.device.type == _CPU:
+        return _ROWS_AT_ONCE
+    return lazy_columns.rows_at_once(weight.shape[1], group)
+
+
 def gptq(
     weight: torch.Tensor,
     bits: int,
@@ -397,7 +424,7 @@ def gptq(
         return nearest(weight, bits, group, factor.price, signed=signed)
     parts = [
         _round_chunk(chunk, bits, group, factor, refinements, signed=signed)
-        for chunk in torch.split(weight, _ROWS_AT_ONCE)
+        for chunk in torch.split(weight, _rows_at_once(weight, group))
     ]
     return Rounded(
         torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .doubles import with_doubles
 from .gptq import as_half
 
 
@@ -62,11 +63,13 @@ class OutlierSplit:
 
     def _made_up(self, hessian: torch.Tensor) -> torch.Tensor:
         """Returns ``H_KK^-1 H_K*``, kept columns x columns."""
-        across = hessian[self.columns].double()
-        corner = across[:, self.columns]
+        device, hessian = hessian.device, with_doubles(hessian)
+        columns = self.columns.to(hessian.device)
+        across = hessian[columns].double()
+        corner = across[:, columns]
         # Inputs that are always zero make any error free, and nothing has to be made up for.
         mean = float(hessian.diagonal().mean())
         ridge = mean * self.damping if mean > 0 else 1.0
-        damped = corner + torch.eye(len(corner), dtype=torch.float64) * ridge
-        solved: torch.Tensor = torch.linalg.solve(damped, across)
-        return solved.float()
+        eye = torch.eye(len(corner), dtype=torch.float64, device=corner.device)
+        solved: torch.Tensor = torch.linalg.solve(corner + eye * ridge, across)
+        return solved.float().to(device)

@@ -27,7 +27,7 @@ class RowHessians:
     @classmethod
     def single(cls, matrix: torch.Tensor, rows: int) -> RowHessians:
         """Returns one Hessian for all rows."""
-        return cls(matrix[None], torch.zeros(rows, dtype=torch.int64))
+        return cls(matrix[None], torch.zeros(rows, dtype=torch.int64, device=matrix.device))
 
     def traces(self) -> torch.Tensor:
         """Returns for every row the mean of its Hessian's diagonal."""

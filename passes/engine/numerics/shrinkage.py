@@ -23,6 +23,8 @@ from __future__ import annotations
 
 import torch
 
+from .doubles import with_doubles
+
 
 def shrunk(hessian: torch.Tensor, rows: int) -> torch.Tensor:
     """Returns second moments without the noise of too few rows.
@@ -42,6 +44,7 @@ def shrunk(hessian: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _intensity(hessian: torch.Tensor, rows: int) -> float:
     """Returns the share of the correlations that is taken for noise."""
+    hessian = with_doubles(hessian)
     energy = hessian.diagonal().double()
     live = energy > 0
     columns = int(live.sum())

@@ -92,6 +92,7 @@ class PassContext:
         report: Facts for ``mpqc.json``, filled by passes under their own name.
         costs: What operations take on the machine that the result is for; None for no thought
             of time.
+        device: What passes compute on, as torch names it: ``cpu``, ``cuda:0``.
     """
 
     runner: Runner
@@ -105,6 +106,7 @@ class PassContext:
     original: Path | None = None
     report: dict[str, Any] = field(default_factory=dict)
     costs: CostTable | None = None
+    device: str = "cpu"
 
     def cached_file(self, *inputs: object) -> CachedFile:
         """Returns the file for a result that depends on ``inputs``, by their text."""

@@ -79,7 +79,7 @@ class Core:
             The operands, and heads next to one another: tokens x (heads * size).
         """
         context = [values[str(value.name)] for value in self.context]
-        *parts, mixed = self.module(*made, *context)
+        *parts, mixed = self.module.to(made[0].device)(*made, *context)
         return parts, mixed.reshape(-1, mixed.shape[-1])
 
     def given(self, values: Values) -> list[torch.Tensor]:
@@ -152,7 +152,7 @@ def wire(core: Core, values: Values) -> Wiring:
         _runs(touched[0]),
         _runs(touched[1]),
         columns,
-        _by_query(group, attention.operands[2], attention.heads),
+        _by_query(group, attention.operands[2], attention.heads).to(columns.device),
     )
 
 
@@ -163,6 +163,7 @@ def _touched(
     generator = torch.Generator().manual_seed(head)
     direction = torch.zeros_like(heads)
     random = torch.rand(heads.shape[1:], generator=generator, dtype=heads.dtype) + 0.5
+    random = random.to(heads.device)
     if channel is None:
         direction[head] = random
     else:

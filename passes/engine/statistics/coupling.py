@@ -7,6 +7,7 @@ import math
 import torch
 
 from ....ir import ArrayStore, Unit
+from ..numerics.doubles import with_doubles
 from .moved import read_moved
 
 # Measured: what is found between rows holds for other text, and for errors that reach the loss
@@ -42,4 +43,4 @@ def between_rows(coupling: torch.Tensor, error: torch.Tensor, hessian: torch.Ten
     """
     together = (error @ hessian) @ error.T
     together.diagonal().zero_()
-    return 0.5 * float((together * coupling).sum(dtype=torch.float64))
+    return 0.5 * float(with_doubles(together * coupling).sum(dtype=torch.float64))

@@ -117,7 +117,7 @@ def squared_gradients(
     That is ``|G_s|^2`` by channel for queries and ``sum_t |D_ts|^2`` for keys. The arguments
     are those of ``gradients``.
     """
-    total = [torch.zeros(1) for _ in core.made]
+    total = [mixer.new_zeros(1) for _ in core.made]
     for found in gradients(core, values, mixer, probes, generator):
         total = [sum_ + one.square() for sum_, one in zip(total, found, strict=True)]
     return [one / max(probes, 1) for one in total]
@@ -131,12 +131,16 @@ def _directions(
     generator: torch.Generator,
 ) -> Iterator[torch.Tensor]:
     """Yields what to differentiate ``mixed`` along: tokens x (heads * size)."""
-    tokens = len(mixed)
+    tokens, device = len(mixed), mixed.device
     if not probes:
         for row in every_direction(mixer, heads):
-            yield (_signs(generator, tokens, 1, 1) * row).reshape(tokens, -1).to(mixed.dtype)
+            yield (
+                (_signs(generator, tokens, 1, 1).to(device) * row)
+                .reshape(tokens, -1)
+                .to(mixed.dtype)
+            )
     for _ in range(probes):
-        yield (_signs(generator, tokens, len(mixer)) @ mixer).to(mixed.dtype)
+        yield (_signs(generator, tokens, len(mixer)).to(device) @ mixer).to(mixed.dtype)
 
 
 def _signs(generator: torch.Generator, *shape: int) -> torch.Tensor:

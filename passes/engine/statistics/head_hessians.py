@@ -61,6 +61,7 @@ class HeadHessians:
         """
         if self._wiring is None:
             self._wiring = wire(self.core, values)
+            self._mixer = self._mixer.to(self._wiring.values.device)
             self._lay_out(self._wiring)
         squares = squared_gradients(
             self.core, values, self._mixer, self.probes, self.generator
@@ -98,10 +99,11 @@ class HeadHessians:
         """Returns the means over all added tokens."""
         found = {}
         for key, shares in self._shares.items():
-            owners = torch.zeros(self._projection(key).unit.shape[0], dtype=torch.int64)
+            rows, sums = self._projection(key).unit.shape[0], self._sums[key]
+            owners = torch.zeros(rows, dtype=torch.int64, device=sums.device)
             for at, share in enumerate(shares):
                 owners[share.rows] = at
-            mean = self._sums[key] / max(self._tokens[key], 1)
+            mean = sums / max(self._tokens[key], 1)
             found[key] = RowHessians(mean, owners)
         return found
 
@@ -121,9 +123,9 @@ class HeadHessians:
         for key, shares in self._shares.items():
             count, columns = self._projection(key).unit.shape
             covered = torch.cat([share.rows for share in shares])
-            if sorted(covered.tolist()) != list(range(count)):
+            if sorted(covered.cpu().tolist()) != list(range(count)):
                 raise NoMatchError(f"not every row of {key[0]!r} belongs to one head")
-            self._sums[key] = torch.zeros(len(shares), columns, columns)
+            self._sums[key] = self._mixer.new_zeros(len(shares), columns, columns)
             self._tokens[key] = 0
 
     def _most(self, part: Projection) -> int:

@@ -35,7 +35,7 @@ def integer_losses(
         table: Whether other kernels round activations too.
     """
     energy = quadratic.hidden(exact).square().sum(dim=1)
-    total = torch.zeros(len(exact))
+    total = exact.new_zeros(len(exact))
     for at, rows in enumerate(quadratic.rows):
         if unit.uses[at].kind == "product":
             total += 0.5 * rows * energy * _variance(unit, at, arrays)

@@ -36,8 +36,7 @@ class SecondMoment:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        columns = self.part.unit.shape[1]
-        self._sum = torch.zeros(columns, columns)
+        self._sum: torch.Tensor | None = None
 
     def add(self, values: Values) -> None:
         """Adds one sample."""
@@ -45,13 +44,17 @@ class SecondMoment:
         scaled = inputs
         if self.weights is not None:
             weights = self.weights[self.tokens : self.tokens + len(inputs)]
+            weights = weights.to(inputs.device)
             scaled = inputs * (weights / weights.mean().clamp_min(1e-30))[:, None]
-        self._sum += scaled.T @ inputs
+        gram = scaled.T @ inputs
+        self._sum = gram if self._sum is None else self._sum.add_(gram)
         self.tokens += len(inputs)
 
     def result(self) -> RowHessians:
         """Returns the mean, for all rows of the unit alike."""
-        return RowHessians.single(self._sum / max(self.tokens, 1), self.part.unit.shape[0])
+        rows, columns = self.part.unit.shape
+        total = self._sum if self._sum is not None else torch.zeros(columns, columns)
+        return RowHessians.single(total / max(self.tokens, 1), rows)
 
 
 def products_in(block: Block, units: Sequence[Unit]) -> list[Projection]:

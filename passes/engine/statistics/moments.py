@@ -208,7 +208,7 @@ def own_error(output: torch.Tensor) -> torch.Tensor:
     This judges a unit whose output gets no gradient of the loss, although others read it.
     """
     energy = output.square().mean() * output.shape[1]
-    return torch.full((output.shape[1],), 1 / max(float(energy), 1e-24))
+    return output.new_full((output.shape[1],), 1 / max(float(energy), 1e-24))
 
 
 def token_weights(gradient: torch.Tensor) -> torch.Tensor:

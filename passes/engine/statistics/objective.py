@@ -49,13 +49,15 @@ class Objective:
         Returns:
             The gradient, zero at padding, and at how many places the loss is taken.
         """
-        real = torch.from_numpy(padding.real(tuple(output.shape[:-1])))
-        places = int(real.sum())
+        counts = padding.real(tuple(output.shape[:-1]))
+        places = int(counts.sum())
+        real = torch.from_numpy(counts).to(output.device)
         if self.kind == "regression":
             counted = (output.abs() < MASKED) & real[..., None]
             energy = output.float().where(counted, 0.0).square().mean()
             size = (energy * (real.numel() / max(places, 1))).sqrt().clamp_min(1e-12)
-            direction = torch.randn(output.shape, generator=generator).where(counted, 0.0)
+            drawn = torch.randn(output.shape, generator=generator).to(output.device)
+            direction = drawn.where(counted, 0.0)
             scale = size * math.sqrt(_channels(output))
             return (direction / scale).to(output.dtype), places
         flat = output.reshape(-1, output.shape[-1])
@@ -74,7 +76,8 @@ def _channels(output: torch.Tensor) -> int:
 def _draw(chances: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Returns one label per row, drawn by inverting the cumulative distribution."""
     total = chances.cumsum(dim=1)
-    at = torch.rand(len(chances), 1, generator=generator) * total[:, -1:]
+    drawn = torch.rand(len(chances), 1, generator=generator).to(chances.device)
+    at = drawn * total[:, -1:]
     return torch.searchsorted(total, at).clamp_max_(chances.shape[1] - 1)
 
 

@@ -17,6 +17,7 @@ from ....ir import (
     need_note,
     note_of,
 )
+from ..execution.devices import CPU
 from ..numerics.gptq import Factor, factorize, row_errors
 from ..numerics.outlier_split import OutlierSplit
 from ..numerics.row_hessians import Key, Part, RowHessians
@@ -48,21 +49,27 @@ class Quadratic:
     scarce: bool = False
 
     @classmethod
-    def of(cls, unit: Unit, arrays: ArrayStore) -> Quadratic:
+    def of(cls, unit: Unit, arrays: ArrayStore, device: str = CPU) -> Quadratic:
         """Reads the terms of ``unit``, all of whose columns are to be rounded.
 
         Hessians that fewer tokens than columns gave are shrunk towards their diagonals.
+
+        Args:
+            unit: The unit.
+            arrays: What calibration left of it.
+            device: Where the terms go.
         """
         stats = need_note(unit.notes, TensorStats)
 
         def read(at: int, what: str) -> torch.Tensor:
-            return torch.from_numpy(read_moved(unit, arrays, at, what))
+            return torch.from_numpy(read_moved(unit, arrays, at, what)).to(device)
 
         def hessian(at: int) -> torch.Tensor:
             if not unit.uses[at].takes_floats:
                 return shrunk(read(at, "hessian"), stats.tokens)
             known = f"{unit.name}/{at}/hessian" in arrays
-            return _normalized(read(at, "hessian") if known else None, unit, stats.tokens)
+            found = read(at, "hessian") if known else None
+            return _normalized(found, unit, stats.tokens).to(device)
 
         terms = range(stats.terms)
         return cls(
@@ -72,7 +79,7 @@ class Quadratic:
                 read(at, "activation") if unit.uses[at].kind == "product" else None
                 for at in terms
             ),
-            _read_local(unit, arrays, stats.tokens),
+            _read_local(unit, arrays, stats.tokens, device),
             scarce=stats.tokens < unit.shape[1],
         )
 
@@ -87,8 +94,15 @@ class Quadratic:
         """Returns the same losses where some columns, if any, stay in 16 bits."""
         if not len(columns):
             return replace(self, kept=None)
-        kept = OutlierSplit(torch.from_numpy(columns.astype(np.int64)), DAMPING)
+        places = torch.from_numpy(columns.astype(np.int64)).to(self.rows[0].device)
+        kept = OutlierSplit(places, DAMPING)
         return replace(self, kept=kept)
+
+    def kept_columns(self) -> torch.Tensor:
+        """Returns the columns that are not rounded, int64."""
+        if self.kept is None:
+            return torch.zeros(0, dtype=torch.int64, device=self.rows[0].device)
+        return self.kept.columns
 
     def hidden(self, weight: torch.Tensor) -> torch.Tensor:
         """Returns the part of a weight that is rounded."""
@@ -104,12 +118,12 @@ class Quadratic:
         """Returns the rows by the Hessian that they round against."""
         rows = len(self.rows[0])
         if not any(one is not None for one in self.local):
-            return [Part(torch.arange(rows), self.factor())]
-        nobody = torch.zeros(rows, dtype=torch.int64)
+            return [Part(torch.arange(rows, device=self.rows[0].device), self.factor())]
+        nobody = torch.zeros_like(self.rows[0], dtype=torch.int64)
         owners = [nobody if one is None else one.owners for one in self.local]
-        together = list(zip(*(one.tolist() for one in owners), strict=True))
+        together = list(zip(*(one.cpu().tolist() for one in owners), strict=True))
         kinds = {kind: at for at, kind in enumerate(dict.fromkeys(together))}
-        kind_of = torch.tensor([kinds[kind] for kind in together])
+        kind_of = torch.tensor([kinds[kind] for kind in together]).to(self.rows[0].device)
         return [
             Part((kind_of == at).nonzero()[:, 0], self._factorized(self._local(kind)))
             for kind, at in kinds.items()
@@ -166,7 +180,7 @@ class Quadratic:
 
     def loss(self, exact: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
         """Returns the predicted divergence of every row, in nats per token."""
-        total = torch.zeros(len(exact))
+        total = exact.new_zeros(len(exact))
         for rows, hessian in zip(self.rows, self.hessians, strict=True):
             total += 0.5 * rows * row_errors(exact, stored, hessian)
         return total
@@ -177,7 +191,7 @@ class Quadratic:
 
     def kernel_losses(self, exact: torch.Tensor) -> torch.Tensor:
         """Returns the same for every row."""
-        total, weights = torch.zeros(len(exact)), self.hidden(exact).square()
+        total, weights = exact.new_zeros(len(exact)), self.hidden(exact).square()
         for rows, variance in zip(self.rows, self.activation, strict=True):
             if variance is not None:
                 total += 0.5 * rows * (weights @ variance)
@@ -216,14 +230,16 @@ def _shrunk(local: RowHessians, tokens: int) -> RowHessians:
     return replace(local, matrices=matrices)
 
 
-def _read_local(unit: Unit, arrays: ArrayStore, tokens: int) -> tuple[RowHessians | None, ...]:
+def _read_local(
+    unit: Unit, arrays: ArrayStore, tokens: int, device: str
+) -> tuple[RowHessians | None, ...]:
     """Returns what ``attention-hessians`` left for a unit."""
     if note_of(unit.notes, LocalHessian) is None:
         return ()
 
     def read(at: int) -> RowHessians:
-        owners = torch.from_numpy(read_moved(unit, arrays, at, "owners")).long()
-        matrices = torch.from_numpy(read_moved(unit, arrays, at, "local"))
+        owners = torch.from_numpy(read_moved(unit, arrays, at, "owners")).long().to(device)
+        matrices = torch.from_numpy(read_moved(unit, arrays, at, "local")).to(device)
         return _shrunk(RowHessians(matrices, owners), tokens)
 
     return tuple(

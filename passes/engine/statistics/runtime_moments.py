@@ -43,7 +43,7 @@ def _products(units: Sequence[Unit]) -> dict[ir.Value, list[tuple[UnitMoments, i
 def _add_inputs(
     moments: UnitMoments, use: int, inputs: torch.Tensor, sums: MomentSums
 ) -> None:
-    even = torch.ones(len(inputs))
+    even = inputs.new_ones(len(inputs))
     sums.add_gram(moments.name(use, "hessian"), inputs, None, len(inputs))
     variance = rounding_variance(inputs, even)
     sums.add(moments.name(use, "activation"), variance, len(inputs))
@@ -140,7 +140,7 @@ def measure(
     products, samples = _products(units), Samples.of(context, feeds)
     _add_lookups(units, sums)
     for value, tokens in observe(model, list(products), samples, context, "calibrating"):
-        inputs = torch.from_numpy(tokens.astype(np.float32))
+        inputs = torch.from_numpy(tokens.astype(np.float32)).to(context.device)
         for moments, use in products[value] if len(inputs) else ():
             _add_inputs(moments, use, inputs, sums)
     probes = Samples.of(context, feeds[:_PROBE_SAMPLES])

@@ -87,7 +87,8 @@ def in_sequence(
     blocks = blocks_of(model)
     by_block = _by_block(units, blocks)
     early = by_block.pop(-1, [])
-    done = dict(zip((u.name for u in early), _each(work, early, {}), strict=True))
+    found = _each(work, early, {}, context)
+    done = dict(zip((unit.name for unit in early), found, strict=True))
     runner = BlockRunner(context.runner, blocks)
     taken = Samples.of(context, context.calibration.first(samples), on_disk=True)
     for block in context.progress.track(blocks, len(blocks), "rounding block by block"):
@@ -96,7 +97,7 @@ def in_sequence(
             wanted = gather.begin(block, here)
             for values in runner.forward(taken, block, wanted, go_on=False):
                 gather.add(values)
-            found = _each(work, here, gather.end())
+            found = _each(work, here, gather.end(), context)
             done.update(zip((unit.name for unit in here), found, strict=True))
         for _ in runner.forward(taken, block):
             pass
@@ -104,7 +105,10 @@ def in_sequence(
 
 
 def _each(
-    work: Callable[[Unit, Hessians], T], units: Sequence[Unit], found: Hessians
+    work: Callable[[Unit, Hessians], T],
+    units: Sequence[Unit],
+    found: Hessians,
+    context: PassContext,
 ) -> list[T]:
     return for_each(
         lambda unit: work(unit, found),
@@ -112,6 +116,7 @@ def _each(
         SilentProgress(),
         "rounding",
         need=lambda unit: working_bytes(*unit.shape),
+        device=context.device,
     )
 
 

@@ -121,7 +121,13 @@ class _SameFunction:
         """Compares on samples; returns why that could not be done, if it could not."""
         context = self.context
         try:
-            lockstep = Lockstep(self.before, model, context.runner, narrowed=self.narrowed)
+            lockstep = Lockstep(
+                self.before,
+                model,
+                context.runner,
+                narrowed=self.narrowed,
+                device=context.device,
+            )
             for feeds in chosen_feeds(self.before, context.calibration, context.seed):
                 found = lockstep.mismatch(feeds)
                 if found is not None:

@@ -25,6 +25,7 @@ from ....ir import (
     note_of,
     operands,
 )
+from ..execution.devices import CPU
 from ..execution.executor import BlockRunner
 from ..execution.samples import Samples
 from ..pipeline.base import Runner
@@ -64,7 +65,13 @@ class Lockstep:
     """A graph before and after a pass."""
 
     def __init__(
-        self, before: ir.Model, after: ir.Model, runner: Runner, *, narrowed: bool = False
+        self,
+        before: ir.Model,
+        after: ir.Model,
+        runner: Runner,
+        *,
+        narrowed: bool = False,
+        device: str = CPU,
     ) -> None:
         """Prepares both.
 
@@ -73,6 +80,7 @@ class Lockstep:
             after: The graph as it is.
             runner: Runs blocks.
             narrowed: Whether floats have become float16.
+            device: Where to run blocks.
 
         Raises:
             CannotRun: Some operator of the graph before cannot be run block by block.
@@ -83,7 +91,7 @@ class Lockstep:
             refused = runner.unsupported(all_nodes(model.graph))
             if refused:
                 raise CannotRun(next(iter(refused.values())))
-        self._runner = runner
+        self._runner, self._device = runner, device
         self._tolerance = _NARROWED if narrowed else _tolerance(self._before)
         self._narrowed = narrowed
         self._renamed = _renamed(self._before, self._after)
@@ -94,7 +102,10 @@ class Lockstep:
         Raises:
             CannotRun: The graph before fails on the sample.
         """
-        old, new = (_Side(model, self._runner, feeds) for model in (self._before, self._after))
+        old, new = (
+            _Side(model, self._runner, feeds, self._device)
+            for model in (self._before, self._after)
+        )
         if [block.index for block in old.blocks] != [block.index for block in new.blocks]:
             old.join_blocks()
             new.join_blocks()
@@ -177,9 +188,9 @@ class Lockstep:
 class _Side:
     """One of the two graphs with a sample on its way through it."""
 
-    def __init__(self, model: ir.Model, runner: Runner, feeds: Feeds) -> None:
+    def __init__(self, model: ir.Model, runner: Runner, feeds: Feeds, device: str) -> None:
         self._model, self._runner = model, runner
-        self._samples = Samples([_typed(feeds, model)])
+        self._samples = Samples([_typed(feeds, model)], device=device)
         noted = all(note_of(node, BlockId) is not None for node in model.graph)
         self.blocks = blocks_of(model) if noted else [_whole(model)]
         self._executor = BlockRunner(runner, self.blocks)
@@ -190,9 +201,9 @@ class _Side:
         self._executor = BlockRunner(self._runner, self.blocks)
 
     def run(self, block: Block, wanted: Sequence[ir.Value]) -> Tensors:
-        """Runs a block; returns the values that are wanted of it."""
+        """Runs a block; returns the values that are wanted of it, on the CPU."""
         (found,) = self._executor.forward(self._samples, block, wanted, go_on=False)
-        return {str(value.name): found[str(value.name)] for value in wanted}
+        return {str(value.name): found[str(value.name)].cpu() for value in wanted}
 
     def keep(self, values: Tensors) -> None:
         """Leaves values to later blocks; those of a few tokens are small, and all stay."""

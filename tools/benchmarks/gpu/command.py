@@ -17,6 +17,7 @@ from ...option_fields import add_options as add_shared
 from ...option_fields import options_in
 from ...options import CalibrationOptions
 from ...progress import choose_progress
+from ..shapes import SHAPES
 from .kit import FORMS, read_kit
 from .measuring import size_of
 from .page import page
@@ -59,6 +60,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="after so many, begin nothing more; the next run goes on (480)",
     )
     part.add_argument(
+        "--shape",
+        choices=sorted(SHAPES),
+        help="random weights to compile as well (1b; tiny in a dry run)",
+    )
+    part.add_argument(
         "--again", action="store_true", help="try what failed, or did not end, once more"
     )
     part.add_argument("--overwrite", action="store_true", help="measure everything again")
@@ -95,12 +101,14 @@ def _run(chosen: argparse.Namespace) -> None:
     kept = Kept(chosen.output, given)
     if chosen.provider != "cpu":
         load_cuda_libraries()
+    shape = chosen.shape or ("tiny" if chosen.provider == "cpu" else "1b")
+    shown = choose_progress()
     left = run_steps(
-        steps(kit, chosen.provider),
+        steps(kit, chosen.provider, shape, shown),
         kept,
         seconds=chosen.seconds,
         again=chosen.again,
-        progress=choose_progress(),
+        progress=shown,
     )
     if left:
         print(f"no time for {', '.join(left)}: run it again")

@@ -103,6 +103,18 @@ def reference_in(folder: Path, form: str, by: str) -> Path:
     return folder / f"reference-{form}-{by}.npz"
 
 
+def texts_in(folder: Path) -> Path:
+    """Returns where the files are that forms were calibrated on, if any were given."""
+    return folder / "calibration"
+
+
+def calibration_in(kit: Kit) -> dict[str, Any]:
+    """Returns how the model of a kit is calibrated, as options of ``compile``."""
+    texts = texts_in(kit.folder)
+    files = sorted(texts.iterdir()) if texts.is_dir() else []
+    return {**kit.facts.get("calibration", {}), "calibration": files}
+
+
 def rows_of(output: np.ndarray) -> np.ndarray:
     """Returns at most 16 rows of an output, spread evenly, in float32 [rows, last axis]."""
     rows = output.reshape(-1, output.shape[-1]) if output.ndim else output.reshape(1, 1)

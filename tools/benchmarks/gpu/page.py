@@ -10,11 +10,11 @@ from ...comparison.kept import Kept
 from ...comparison.markdown import markdown, number
 from .kit import FORMS, HALF
 from .measuring import ratios
-from .steps import DEVICE, ENGINE, FAILED, FILE, IN_RUNTIME, ROWS
+from .steps import COMPILE, COMPILE_SHAPE, DEVICE, ENGINE, FAILED, FILE, IN_RUNTIME, ROWS
 
 RESULTS = Path(__file__).with_name("results.json")
 TITLE = "## Measured on a GPU"
-_GIGA = 1e9
+_GIGA, _MEGA = 1e9, 1e6
 _COMMANDS = """```console
 $ python -m mpqc.tools.benchmarks gpu prepare -o build/gpu    # here
 $ python -m mpqc.tools.benchmarks gpu run build/gpu -o results.json
@@ -46,6 +46,7 @@ def page(path: Path) -> str:
         _device(facts.get(DEVICE, {}), kept.given),
         _files(facts),
         _engine(facts),
+        _compiled(facts),
         _rows(facts.get(ROWS, {})),
         _failures(facts),
     ]
@@ -123,6 +124,37 @@ def _engine(facts: Mapping[str, Any]) -> str:
         " standard has it.\n"
     )
     return f"{markdown(head, lines)}\n{told}"
+
+
+def _compiled(facts: Mapping[str, Any]) -> str:
+    """Returns the table of compilations: seconds of each pass, and the device's memory."""
+    done = {
+        name: one
+        for name, one in facts.items()
+        if name.startswith(COMPILE) and "passes" in one
+    }
+    if not done:
+        return ""
+    passes = list(dict.fromkeys(name for one in done.values() for name in one["passes"]))
+    head = ["seconds", *(_compiled_title(name, one) for name, one in done.items())]
+    lines = [
+        [name, *(number(one["passes"].get(name), ".1f") for one in done.values())]
+        for name in passes
+    ]
+    lines.append(["in all", *(number(one["wall"], ".1f") for one in done.values())])
+    lines.append(
+        ["GB of the device", *(number(_giga(one["memory"]), ".2f") for one in done.values())]
+    )
+    return markdown(head, lines)
+
+
+def _compiled_title(name: str, one: Mapping[str, Any]) -> str:
+    what = name.removeprefix(COMPILE_SHAPE) if name != COMPILE else "the model"
+    return f"{what}: {one['weights'] / _MEGA:.0f} M weights on {one['device']}"
+
+
+def _giga(size: int | None) -> float | None:
+    return None if size is None else size / _GIGA
 
 
 def _rows(found: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ from .kit import (
     model_in,
     reference_in,
     rows_of,
+    texts_in,
     write_plan,
 )
 
@@ -98,8 +99,11 @@ def prepare_kit(order: Order, output: Path, progress: Progress) -> Kit:
                         progress.say(f"preparing {name}")
                         _make(name, work, order, stage, scratch)
                         forms[name] = _form(name, operators, work, feeds, stage)
+        if ORIGINAL in order.forms:
+            _copy_companions(sources[ANY], stage)
         facts = {
             "model": named.name,
+            "calibration": _copy_texts(order, stage),
             "budget": order.budget,
             "preset": order.preset,
             "versions": versions(),
@@ -107,6 +111,24 @@ def prepare_kit(order: Order, output: Path, progress: Progress) -> Kit:
         kit = Kit(stage, {name: forms[name] for name in order.forms}, runs, facts)
         write_plan(stage, kit)
     return Kit(output, kit.forms, kit.runs, kit.facts)
+
+
+def _copy_companions(source: Source, stage: Path) -> None:
+    """Puts the tokenizer beside the original, so that it can be compiled on the device."""
+    folder = model_in(stage, ORIGINAL).parent
+    for name, path in source.companions().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name)
+
+
+def _copy_texts(order: Order, stage: Path) -> dict[str, Any]:
+    """Copies what is calibrated on; returns the other options of it."""
+    texts, rest = texts_in(stage), dict(order.calibration)
+    for at, path in enumerate(rest.pop("calibration", None) or ()):
+        texts.mkdir(exist_ok=True)
+        target = texts / f"{at:03d}-{Path(path).name}"
+        (shutil.copytree if Path(path).is_dir() else shutil.copy)(path, target)
+    return {name: value for name, value in rest.items() if value is not None}
 
 
 def _operators(form: str) -> str:

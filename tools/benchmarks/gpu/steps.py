@@ -16,12 +16,15 @@ from ....ir import MachineError, MpqcError
 from ....passes.engine.pipeline.base import Progress
 from ...comparison.kept import Kept
 from ...manifest import versions
+from .compiling import measure_compile, measure_shape
 from .kit import CUDA, HALF, ORIGINAL, TENSORRT, UNIFORM, Form, Kit
 from .measuring import measure_engine, measure_file
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 DEVICE, ROWS, ENGINE, IN_RUNTIME = "device", "rows", "engine", "engine in onnxruntime"
 FILE = "file "
+COMPILE, COMPILE_SHAPE = "compile", "compile shape "
+_COMPILED_ON = {"cuda": "cuda:0", "cpu": "cpu"}
 FAILED = "failed"
 _ENDLESS = "it was begun and did not end"
 _CPU = "cpu"
@@ -31,12 +34,14 @@ _ORDER = (HALF, CUDA, UNIFORM, ORIGINAL, TENSORRT)
 Step = Callable[[], dict[str, Any]]
 
 
-def steps(kit: Kit, provider: str) -> dict[str, Step]:
+def steps(kit: Kit, provider: str, shape: str, progress: Progress) -> dict[str, Step]:
     """Returns what there is to do, in order, by name.
 
     Args:
         kit: What was prepared.
         provider: ``cuda``, or ``cpu`` for all that ONNX Runtime does, on the CPU.
+        shape: The shape of random weights to compile, besides the model of the kit.
+        progress: Where compilations say how far they are.
     """
     name = PROVIDERS[provider]
     found: dict[str, Step] = {
@@ -52,6 +57,10 @@ def steps(kit: Kit, provider: str) -> dict[str, Step]:
         found.setdefault(ENGINE, partial(measure_engine, kit, kit.forms[TENSORRT]))
         if provider != _CPU:
             found[IN_RUNTIME] = partial(_in_runtime, kit, kit.forms[TENSORRT])
+    on = _COMPILED_ON[provider]
+    if ORIGINAL in kit.forms:
+        found[COMPILE] = partial(measure_compile, kit, on, progress)
+    found[f"{COMPILE_SHAPE}{shape}"] = partial(measure_shape, shape, on, progress)
     return found
 
 
