@@ -9,7 +9,7 @@ from typing import Any
 
 from ..frontend.model_source import Source, locate
 from ..ir import UsageError, refuse_overlap, staged_folder, write_model
-from ..passes.engine.pipeline.base import SilentProgress
+from ..passes.engine.pipeline.progress import SilentProgress
 from .compilation import prepare
 from .deployment.kind import find_kind
 from .finishing import Outcome

@@ -25,9 +25,10 @@ from ..ir import (
     read_model,
     refuse_quantized,
 )
-from ..passes.engine.pipeline.base import PassContext, Progress
+from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
+from ..passes.engine.pipeline.progress import Progress
 from .budget import MOST_BITS
 from .costs import costs_for, whose_times
 from .deployment.kind import find_kind

@@ -43,6 +43,7 @@ from ..engine.numerics.knapsack import Item
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
 from ..engine.pipeline.forecast import Forecast, Judged
+from ..engine.pipeline.progress import Bar
 from .annotations import is_reordered, options_of, write_down
 from .budget import Settings
 from .clock import Clock
@@ -166,7 +167,8 @@ class AllocateBits(Pass):
         if not judged and not (settled and settled.weights):
             raise nothing_to_store(model)
         ledger = Ledger.of(model, judged, context.capabilities, self.budget)
-        plan = self._plan(model, judged, ledger, context)
+        with context.progress.bar("allocating bits, prices of a byte", None) as bar:
+            plan = self._plan(model, judged, ledger, context, bar)
         candidates, decisions = plan.candidates, plan.decisions
         used = total_bytes(decisions) + _outlier_bytes(candidates)
         ledger.check(used + _tables(candidates), self.method, context.capabilities)
@@ -189,7 +191,12 @@ class AllocateBits(Pass):
         return True
 
     def _plan(
-        self, model: ir.Model, units: Sequence[Unit], ledger: Ledger, context: PassContext
+        self,
+        model: ir.Model,
+        units: Sequence[Unit],
+        ledger: Ledger,
+        context: PassContext,
+        bar: Bar,
     ) -> Plan:
         """Returns the allocation, within the bounds of time and loss that were asked for."""
         candidates = [self._candidate(unit, context) for unit in units]
@@ -204,9 +211,9 @@ class AllocateBits(Pass):
             if clock is not None:
                 priced = [clock.priced(one, prices) for one in candidates]
             if left is not None and self.method == "budget":
-                priced = with_outlier_columns(priced, left, context.arrays)
+                priced = with_outlier_columns(priced, left, context.arrays, bar.advance)
                 left -= _outlier_bytes(priced)
-            asked = Asked(model, priced, left, self._settings(), context, harmful)
+            asked = Asked(model, priced, left, self._settings(), context, bar.advance, harmful)
             decisions = METHODS[self.method].decide(asked)
             times = clock.taken(decisions, priced) if clock is not None else np.zeros(0)
             return Plan(decisions, priced, times)
