@@ -7,7 +7,6 @@ import io
 import pytest
 
 from mpqc.passes.engine.pipeline.progress import Stage
-from mpqc.tools import progress as module
 from mpqc.tools.progress import BarProgress, PlainProgress
 from mpqc.tools.time_left import TimeLeft, spoken
 
@@ -25,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(module.time, "monotonic", found)
+    monkeypatch.setattr("time.monotonic", found)
     return found
 
 

@@ -25,6 +25,7 @@ from ....ir import (
 from ....ir.costs import CostTable
 from ....ir.text_form import print_record
 from .forecast import Forecast
+from .outlook import Outlook
 from .progress import Progress, SilentProgress
 from .work import Kind, Work
 
@@ -184,6 +185,16 @@ class Pass(ABC):
         """
         del context, forecast
         return Work({Kind.WALK: float(sum(unit.size for unit in quantizable(model)))})
+
+    def outlook(
+        self, model: ir.Model, context: PassContext, forecast: Forecast
+    ) -> Outlook | None:
+        """Returns what can be told of the result; None of a pass that meets no budget.
+
+        Called like ``work``.
+        """
+        del model, context, forecast
+        return None
 
     def forecast(self, before: Forecast) -> Forecast:
         """Returns what the graph will carry after this pass, as far as its options tell."""

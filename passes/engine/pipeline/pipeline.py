@@ -14,6 +14,7 @@ from .base import Pass, PassContext
 from .forecast import Forecast
 from .freed_memory import return_freed_memory
 from .instruments import Instrument
+from .outlook import Outlook
 from .progress import Stage
 from .registry import all_passes
 from .spec import parse_passes, print_passes
@@ -143,6 +144,26 @@ class Pipeline:
             forecast = one.forecast(forecast)
         return works
 
+    def look_ahead(
+        self, first: int, model: ir.Model, context: PassContext
+    ) -> tuple[list[Work], Outlook | None]:
+        """Returns what the passes from ``first`` on will have to do, and what may come of it.
+
+        Results in the cache count as done. The graph gets the notes that go with them.
+
+        Args:
+            first: Place of the pass that will see the graph next.
+            model: The graph.
+            context: What the passes will be given.
+        """
+        self.preflight(first, model, context)
+        forecast, outlook = Forecast(), None
+        for one in self.passes[first:]:
+            one.recall(model, context)
+            outlook = one.outlook(model, context, forecast) or outlook
+            forecast = one.forecast(forecast)
+        return self.works(first, model, context), outlook
+
     def _expected(
         self, first: int, model: ir.Model, context: PassContext
     ) -> tuple[float, ...]:
@@ -152,6 +173,8 @@ class Pipeline:
 
     def preflight(self, index: int, model: ir.Model, context: PassContext) -> None:
         """Lets the passes after ``index`` refuse before the long work begins."""
+        if index == len(self.passes):
+            return
         forecast = self.passes[index].forecast(Forecast())
         for later in self.passes[index + 1 :]:
             later.preflight(model, context, forecast)

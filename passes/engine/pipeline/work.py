@@ -18,8 +18,10 @@ class Kind(Enum):
 
     Attributes:
         SWEEP: Multiply-adds of blocks that the executor runs, attention and norms included.
+        COARSE: The same with products that round to bfloat16 where that is quick.
         PRODUCT: Multiply-adds of large products in float32.
         FACTOR: Multiply-adds of factorizations in float64.
+        STEP: Columns that are rounded, each for a batch of rows, whatever their number.
         COLUMN: Weights that are rounded one column after the other.
         TRIAL: Weights that are compared with one candidate for their scale.
         WALK: Entries of float32 that are read and written by an operation on each.
@@ -31,8 +33,10 @@ class Kind(Enum):
     """
 
     SWEEP = "sweep"
+    COARSE = "coarse sweep"
     PRODUCT = "product"
     FACTOR = "factor"
+    STEP = "step"
     COLUMN = "column"
     TRIAL = "trial"
     WALK = "walk"
@@ -49,9 +53,11 @@ Rates = Mapping[Kind, float]  # amounts a second
 PLAIN_RATES: Rates = MappingProxyType(
     {
         Kind.SWEEP: 40e9,
+        Kind.COARSE: 80e9,
         Kind.PRODUCT: 60e9,
         Kind.FACTOR: 10e9,
-        Kind.COLUMN: 30e6,
+        Kind.STEP: 20e3,
+        Kind.COLUMN: 60e6,
         Kind.TRIAL: 300e6,
         Kind.WALK: 500e6,
         Kind.RUN: 40e9,
