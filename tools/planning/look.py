@@ -113,11 +113,10 @@ def _sizes(outlook: Outlook | None, bits: float, weights: int, rest: int) -> lis
 
 def loss_at(curve: Sequence[tuple[float, float]], bits: float) -> float | None:
     """Returns the loss at some bits per weight; None beyond what is known."""
-    known = [one for one in curve if one[1] > 0]
-    if not known or not known[0][0] <= bits:
+    if not curve or bits < curve[0][0]:
         return None
-    xs, ys = zip(*known, strict=True)
-    return float(np.exp(np.interp(bits, xs, np.log(ys))))
+    known, losses = zip(*curve, strict=True)
+    return float(np.interp(bits, known, losses))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 
 from .knapsack import Item
 
-_REACH = 1e6  # prices go from a typical one divided by this to one multiplied by it
-_PRICES = 61
+_REACH = 1e5  # prices go from a typical one divided by this to one multiplied by it
+_PRICES = 101
 
 
 def frontier(items: Sequence[Item]) -> list[tuple[int, float]]:
@@ -33,11 +33,15 @@ def frontier(items: Sequence[Item]) -> list[tuple[int, float]]:
 
 
 def _chosen(item: Item, price: float) -> np.ndarray:
-    """Returns the place of each row's option at a price of a byte."""
+    """Returns the place of each row's option at a price of a byte, or the best one for all."""
     cost = item.loss + price * item.row_bytes
-    if not item.tile:
-        return np.full(len(cost), int(cost.sum(axis=0).argmin()))
-    return np.asarray(cost.argmin(axis=1))
+    wholes = cost.sum(axis=0) + price * item.class_bytes
+    whole = np.full(len(cost), int(wholes.argmin()))
+    mixed = np.asarray(cost.argmin(axis=1))
+    shared = price * item.shared_bytes(mixed)
+    if not item.tile or cost.min(axis=1).sum() + shared >= wholes.min():
+        return whole
+    return mixed
 
 
 def _loss(item: Item, option: np.ndarray) -> float:
