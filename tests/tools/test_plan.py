@@ -18,6 +18,7 @@ from mpqc.passes.engine.pipeline.work import PLAIN_RATES, Kind, Work
 from mpqc.tools.cli import main
 from mpqc.tools.option_fields import specs
 from mpqc.tools.options import CompileOptions, PlanOptions
+from mpqc.tools.pipelines import PRESETS
 from mpqc.tools.planning import look, room
 from mpqc.tools.planning.look import loss_at
 from mpqc.tools.planning.page import page
@@ -97,6 +98,29 @@ def test_a_plan_knows_what_an_earlier_run_left(language: Path, tmp_path: Path) -
     assert any(line.startswith("predicted loss as asked") for line in page(found))
     other = mpqc.plan(language, budget=4, preset="fast", cache=cache, samples=7)
     assert other.curve == ()  # of other samples nothing is known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_plan(preset: str, language: Path, tmp_path: Path) -> None:
+    bound = "file_budget" if PRESETS[preset].file_only else "budget"
+    given: dict[str, Any] = {bound: 8, "preset": preset, "cache": tmp_path / "cache", **FEW}
+    if preset == "aptq":
+        with pytest.raises(UsageError, match="no softmax"):
+            mpqc.plan(language, **given)
+        return
+    found = mpqc.plan(language, **given)
+    assert all(step.seconds > 0 for step in found.steps)
+
+
+def test_other_targets_have_plans(language: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"budget": 8, "preset": "fast", "cache": tmp_path / "c", **FEW}
+
+    def lowering(**more: Any) -> float:
+        steps = mpqc.plan(language, target="qdq", **given, **more).steps
+        return next(step.seconds for step in steps if step.name == "insert-qdq")
+
+    assert lowering(activations="int8") > lowering()  # which rounds each alone, and looks
 
 
 def test_other_sources(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ def fewer_samples(pipeline: Pipeline, calibration: Calibration | None) -> Iterat
     if calibration is None:
         return
     spare = len(calibration.feeds) - len(calibration.training)
-    for count in _halves(len(calibration.feeds), _LEAST_SAMPLES):
-        fewer = replace(calibration, feeds=calibration.feeds[: max(count, spare + 1)])
+    for count in _halves(len(calibration.training), _LEAST_SAMPLES):
+        fewer = replace(calibration, feeds=calibration.feeds[: count + spare])
         yield Variant(f"--samples {count}", fewer, pipeline)
 
 
