@@ -49,13 +49,14 @@ from .engine.statistics.quadratic import Quadratic, outlier_columns
 from .engine.statistics.reweighted import WeightedHessians
 from .engine.statistics.rounding_work import (
     held_together,
+    may_couple,
     unit_work,
 )
 from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
-_LEFT_BYTES = 5.0  # of a weight: its value in float32, and its code
+_LEFT_BYTES = 7.0  # of a weight: its value in float32, its code, and room between them
 _USUAL_BITS = 4.0
 _HALF = "allocate-bits chose to store it as float16"
 
@@ -134,12 +135,10 @@ class QuantizeWeights(Pass):
         judged = forecast.get(Judged) or Judged()
         bits = asked.bits if asked is not None else _USUAL_BITS
         units, total = quantizable(model), Work()
-        refinements = self.refinements if self.rounding == "gptq" else None
         for unit in units:
             options = judged.offer.options(unit, context.capabilities)
             mixed = mixed_options(options, unit.shape[1], bits) if options else []
-            in_floats = expands_to_floats(unit, context.capabilities)
-            total += unit_work(unit, mixed, refinements, in_floats, coupled=self.coupled)
+            total += self._unit_work(unit, mixed, context)
         if self.sequential != "no":
             extent, samples = Extent.of(model, context.calibration), context.calibration
             count = 2 * len(samples.first(self.samples)) if samples is not None else 0
@@ -147,6 +146,20 @@ class QuantizeWeights(Pass):
         weights = sum(unit.size for unit in units)
         held = held_together(units, coupled=self.coupled)
         return Work(total.amounts, held=held, left=weights * _LEFT_BYTES)
+
+    def _unit_work(
+        self, unit: Unit, mixed: Sequence[tuple[Option, float]], context: PassContext
+    ) -> Work:
+        refinements = self.refinements if self.rounding == "gptq" else None
+        in_floats = expands_to_floats(unit, context.capabilities)
+        return unit_work(unit, mixed, refinements, in_floats, coupled=self.coupled)
+
+    def _cost(self, unit: Unit, context: PassContext) -> float:
+        """Returns about how many seconds a unit takes that knows its options."""
+        note = need_note(unit.notes, BitAllocation)
+        shares = [count / unit.shape[0] for count in note.counts]
+        mixed = list(zip(map(Option.parse, note.options), shares, strict=True))
+        return self._unit_work(unit, mixed, context).seconds()
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds every unit that has an allocation and sums up what that will cost."""
@@ -165,7 +178,10 @@ class QuantizeWeights(Pass):
                 units,
                 context.progress,
                 "rounding",
-                need=lambda one: working_bytes(*one.shape, coupled=self.coupled),
+                need=lambda one: working_bytes(
+                    *one.shape, coupled=self.coupled and may_couple(one)
+                ),
+                cost=lambda one: self._cost(one, context),
             )
         else:
             check_can_run(model, context, str(self))

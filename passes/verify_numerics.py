@@ -27,6 +27,7 @@ from .engine.pipeline.work import Kind, Work
 from .engine.validation.excess import REFUSED, blamed, level_of
 
 _Metrics = dict[str, list[dict[str, np.ndarray]]]  # by output, one entry for each sample
+_RESULT = 1.3  # times the original's: what the result takes, whose kernels are of codes
 _WALKS = 10  # over outputs, while they are compared
 _SMALL = 0.01  # divergence below which only the absolute error matters
 _FLOATS = {
@@ -80,7 +81,7 @@ class VerifyNumerics(Pass):
         weights = float(sum(unit.size for unit in units))
         outputs = sum(extent.entries(value) for value in model.graph.outputs)
         amounts = {
-            Kind.RUN: 2 * count * extent.multiply_adds(units),
+            Kind.RUN: (1 + _RESULT) * count * extent.multiply_adds(units),
             Kind.WALK: count * _WALKS * outputs,
             Kind.LOAD: FLOAT_BYTES * weights * (count / self.samples),
             Kind.WRITE: float(FLOAT_BYTES * outputs * count),

@@ -58,7 +58,7 @@ from .outlier_columns import with_outlier_columns
 from .plan import Plan
 from .timing import Timing
 
-_PRICES = 60  # of a byte that are tried, with those for channels that are kept and for time
+_PRICES = 150  # of a byte that are tried, with those for channels that are kept and for time
 _ROW_COPIES = 40  # bytes of a row's losses in all their forms, for each option
 
 

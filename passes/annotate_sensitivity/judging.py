@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ...ir import BlockId, Unit, note_of
+from ...ir import BlockId, Option, Unit, note_of
 from ...ir.analysis.offered import expands_to_floats
 from ..engine.execution.extent import FLOAT_BYTES, Extent
 from ..engine.pipeline.work import Kind, Work
@@ -23,19 +24,27 @@ _NEAREST_COPIES = 6  # of a weight, while it is rounded to nearest
 
 def rounding(offered: Offered, asked: Asked[Any]) -> Work:
     """Every unit, with GPTQ, under every option; again for every count of kept channels."""
-    table = asked.context.capabilities
-    counts = len(getattr(asked.settings, "keep", ()))
     total = Work()
     for unit, options in offered.items():
-        in_floats = expands_to_floats(unit, table)
-        once = factor_work(unit.shape[1])
-        for option in options:
-            once += option_work(unit.shape, option, in_floats=in_floats)
-            once += loss_work(unit.shape).times(len(unit.uses))
-        more = counts + 1 if counts and can_keep(unit, table) else 0
-        total += once.times(1 + more)
-    held = held_together(list(offered))
-    return Work(total.amounts, held=held, kept=_losses(offered, 1 + counts))
+        total += rounding_one(unit, options, asked)
+    held, tables = held_together(list(offered)), 1 + len(_keep(asked))
+    return Work(total.amounts, held=held, kept=_losses(offered, tables))
+
+
+def rounding_one(unit: Unit, options: Sequence[Option], asked: Asked[Any]) -> Work:
+    """One unit of these."""
+    table, counts = asked.context.capabilities, len(_keep(asked))
+    in_floats = expands_to_floats(unit, table)
+    once = factor_work(unit.shape[1])
+    for option in options:
+        once += option_work(unit.shape, option, in_floats=in_floats)
+        once += loss_work(unit.shape).times(len(unit.uses))
+    more = counts + 1 if counts and can_keep(unit, table) else 0
+    return once.times(1 + more)
+
+
+def _keep(asked: Asked[Any]) -> Sequence[int]:
+    return getattr(asked.settings, "keep", ())
 
 
 def rounding_to_nearest(offered: Offered, asked: Asked[Any]) -> Work:

@@ -41,8 +41,8 @@ def look(job: Compilation, cache: Path) -> Plan:
     Pipeline(pipeline.passes[:first]).run(model, context, [timer])
     bare = model.clone()
     works, outlook = pipeline.look_ahead(first, model, context)
-    base = float(held_memory() or peak_memory())
     rates = measure(bare, context)
+    base = float(held_memory() or peak_memory())  # with all libraries that passes load
     sizes = _sizes(outlook, bits, weights, rest)
     past = [Step(one.name, one.seconds, base, measured=True) for one in timer.timings]
     steps = [

@@ -59,6 +59,9 @@ class Session(Protocol):
         ...
 
 
+_WALKS = 4  # over all weights, by a pass that only moves them
+
+
 @dataclass
 class PassContext:
     """Everything that a pass may use beside the graph.
@@ -176,7 +179,7 @@ class Pass(ABC):
         """Returns what the pass will have to do, from shapes alone.
 
         Called right before an expensive pass, on the graph that it will see, like
-        ``preflight``. By default a pass walks over all weights once.
+        ``preflight``. By default a pass walks over all weights a few times.
 
         Args:
             model: The graph; to be left as it is.
@@ -184,7 +187,7 @@ class Pass(ABC):
             forecast: The expected effects of the passes in between.
         """
         del context, forecast
-        return Work({Kind.WALK: float(sum(unit.size for unit in quantizable(model)))})
+        return Work({Kind.WALK: _WALKS * float(sum(unit.size for unit in quantizable(model)))})
 
     def outlook(
         self, model: ir.Model, context: PassContext, forecast: Forecast

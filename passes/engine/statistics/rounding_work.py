@@ -101,8 +101,7 @@ def unit_work(
     """
     rows, columns = unit.shape
     total = factor_work(columns) + loss_work(unit.shape).times(len(unit.uses))
-    alone = len(unit.uses) == 1 and unit.uses[0].kind == "product"
-    coupled = coupled and alone and rows <= MOST_COUPLED_ROWS
+    coupled = coupled and may_couple(unit)
     if coupled:
         total += _coupling_work(unit.shape)
     for option, share in mixed:
@@ -115,6 +114,12 @@ def unit_work(
                 shape, option, in_floats=in_floats, refinements=refinements, batches=batches
             )
     return total
+
+
+def may_couple(unit: Unit) -> bool:
+    """Tells whether ``calibrate{coupled=true}`` gathers how rows of a unit act together."""
+    alone = len(unit.uses) == 1 and unit.uses[0].kind == "product"
+    return alone and unit.shape[0] <= MOST_COUPLED_ROWS
 
 
 def _coupling_work(shape: tuple[int, int]) -> Work:
@@ -144,8 +149,9 @@ def held_together(units: Sequence[Unit], *, coupled: bool = False) -> float:
 
     def need(unit: Unit) -> float:
         rows, columns = unit.shape
-        read = FLOAT_BYTES * (2 * columns**2 + (rows**2 if coupled else 0))
-        return working_bytes(rows, columns, coupled=coupled) + read
+        both = coupled and may_couple(unit)
+        read = FLOAT_BYTES * (2 * columns**2 + (rows**2 if both else 0))
+        return working_bytes(rows, columns, coupled=both) + read
 
     return most_at_once(map(need, units))
 

@@ -10,7 +10,7 @@ from ..pipeline.base import PassContext, Promise
 from ..pipeline.work import Kind, Work
 from .samples import MOST_TOKENS
 
-_WALKS = {Promise.SIMULATION: 4, Promise.SAME_CODES: 4, Promise.SAME_SIMULATION: 6}
+_WALKS = {Promise.SIMULATION: 8, Promise.SAME_CODES: 8, Promise.SAME_SIMULATION: 24}
 _RUN = (Promise.SAME_FUNCTION, Promise.NARROWED, Promise.SAME_SIMULATION)
 
 
@@ -29,5 +29,5 @@ def validation_work(promise: Promise, model: ir.Model, context: PassContext) -> 
         extent = Extent.of(model, context.calibration)
         share = min(1.0, MOST_TOKENS / extent.positions)
         amounts[Kind.SWEEP] = 2 * share * extent.multiply_adds(units)
-        amounts[Kind.WALK] += 2 * weights
+        amounts[Kind.WALK] += 4 * weights
     return Work(amounts)
