@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import InputError
 from .machine_errors import machine_errors
-from .sealed_file import read_seal, write_sealed
+from .sealed_file import read_label, read_seal, write_sealed
 
 _INSTEAD = "set MPQC_CACHE to another folder"
 
@@ -67,6 +67,18 @@ class CachedFile:
         with suppress(OSError):
             self.path.unlink()
         return None
+
+    def peek(self) -> dict[str, Any] | None:
+        """Returns what the file says of itself, for those who only look; None without one.
+
+        Neither is the content checked nor anything changed on disk.
+        """
+        try:
+            with self.path.open("rb") as file:
+                key, facts = read_label(file)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return facts if key == self.key else None
 
     def write(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Writes arrays and facts, complete or not at all.

@@ -198,11 +198,26 @@ def _checked(file: BinaryIO) -> Seal:
         raise ValueError("it has no checksum")
     if int(found[1], 16) != _checksum(file, header, found):
         raise ValueError("its checksum is not that of its content")
+    key, facts = _label(header)
+    return Seal(key, found[1].decode(), facts)
+
+
+def read_label(file: BinaryIO) -> tuple[str, dict[str, Any]]:
+    """Returns key and facts of an open file, whose content may be damaged all the same.
+
+    Raises:
+        ValueError: The header is none, or none of ours.
+        KeyError: So it is.
+    """
+    return _label(_header(file))
+
+
+def _label(header: bytes) -> tuple[str, dict[str, Any]]:
     metadata = json.loads(header)["__metadata__"]
     facts = json.loads(metadata["facts"])
     if metadata["format"] != _FORMAT or not isinstance(facts, dict):
         raise ValueError("another program wrote it")
-    return Seal(metadata["key"], found[1].decode(), facts)
+    return metadata["key"], facts
 
 
 def _header(file: BinaryIO) -> bytes:

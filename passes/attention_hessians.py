@@ -30,10 +30,12 @@ from ..ir.analysis.blocks import Block, blocks_of
 from ..ir.content_key import model_key
 from ..ir.sealed_file import read_seal
 from .engine.execution.executor import BlockRunner
+from .engine.execution.extent import FLOAT_BYTES, Extent
 from .engine.execution.samples import Samples
 from .engine.numerics.row_hessians import Key, RowHessians
 from .engine.pipeline.base import Pass, PassContext, Promise
 from .engine.pipeline.forecast import Forecast
+from .engine.pipeline.work import Kind, Work
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.moved import moves_key
 from .engine.statistics.sequence import check_can_run
@@ -82,6 +84,32 @@ class AttentionHessians(Pass):
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
         """Refuses a model without an attention that can be bound."""
         _need_bound(find_attention(model))
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """A run with gradients for every sign, and a Hessian for every head."""
+        if context.calibration is None:
+            return Work()
+        extent, units = Extent.of(model, context.calibration), quantizable(model)
+        count = len(context.calibration.first(self.samples))
+        heads = {
+            part.unit: one.heads
+            for one in find_attention(model).bound
+            for part in one.projections
+        }
+        grams = stored = 0.0
+        for unit in units:
+            size = float(unit.shape[1]) ** 2 * heads.get(unit, 1)
+            grams += size * sum(extent.places(use) for use in unit.uses)
+            stored += FLOAT_BYTES * size
+        once = extent.multiply_adds(units)
+        attending = extent.multiply_adds(heads)
+        amounts = {
+            Kind.SWEEP: count * (2 * once + self.probes * attending),
+            Kind.PRODUCT: count * grams,
+            Kind.WRITE: stored,
+        }
+        held = stored / max(len(blocks_of(model)), 1)
+        return Work(amounts, held=held, kept=stored)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit that multiplies, and every attention."""

@@ -28,29 +28,38 @@ from ..ir import (
     quantizable,
 )
 from ..ir.analysis.attention import find_attention
-from ..ir.analysis.offered import expands_to_floats
+from ..ir.analysis.offered import expands_to_floats, mixed_options
 from ..ir.text_form import did_you_mean
 from ..ir.unit_arrays import RowClass, UnitArrays
 from .engine.emission.emitter import Names
 from .engine.emission.half import store_as_half
+from .engine.execution.extent import Extent
 from .engine.execution.parallel import for_each
 from .engine.numerics.coupled_rows import round_coupled
 from .engine.numerics.doubles import total
 from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
 from .engine.numerics.row_hessians import Part, round_parts
 from .engine.pipeline.base import Pass, PassContext, Promise
-from .engine.pipeline.forecast import Couplings, Forecast
+from .engine.pipeline.forecast import AskedBits, Couplings, Forecast, Judged
+from .engine.pipeline.work import Kind, Work
 from .engine.statistics.coupling import between_rows, read_coupling
 from .engine.statistics.integer_rounding import integer_losses
 from .engine.statistics.local_hessians import LocalHessians
 from .engine.statistics.predicted import report_rounding_loss
 from .engine.statistics.quadratic import Quadratic, outlier_columns
 from .engine.statistics.reweighted import WeightedHessians
+from .engine.statistics.rounding_work import (
+    held_together,
+    may_couple,
+    unit_work,
+)
 from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
 from .engine.statistics.simulated import simulate
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
+_LEFT_BYTES = 7.0  # of a weight: its value in float32, its code, and room between them
+_USUAL_BITS = 4.0
 _HALF = "allocate-bits chose to store it as float16"
 
 
@@ -122,6 +131,38 @@ class QuantizeWeights(Pass):
         if SharedRows in forecast.notes:
             _refuse_unfolded()
 
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Every unit once, at the width that the budget leaves for most of its rows."""
+        asked = forecast.get(AskedBits)
+        judged = forecast.get(Judged) or Judged()
+        bits = asked.bits if asked is not None else _USUAL_BITS
+        units, total = quantizable(model), Work()
+        for unit in units:
+            options = judged.offer.options(unit, context.capabilities)
+            mixed = mixed_options(options, unit.shape[1], bits) if options else []
+            total += self._unit_work(unit, mixed, context)
+        if self.sequential != "no":
+            extent, samples = Extent.of(model, context.calibration), context.calibration
+            count = 2 * len(samples.first(self.samples)) if samples is not None else 0
+            total += Work({Kind.SWEEP: count * extent.multiply_adds(units)})
+        weights = sum(unit.size for unit in units)
+        held = held_together(units, coupled=self.coupled)
+        return Work(total.amounts, held=held, left=weights * _LEFT_BYTES)
+
+    def _unit_work(
+        self, unit: Unit, mixed: Sequence[tuple[Option, float]], context: PassContext
+    ) -> Work:
+        refinements = self.refinements if self.rounding == "gptq" else None
+        in_floats = expands_to_floats(unit, context.capabilities)
+        return unit_work(unit, mixed, refinements, in_floats, coupled=self.coupled)
+
+    def _cost(self, unit: Unit, context: PassContext) -> float:
+        """Returns about how many seconds a unit takes that knows its options."""
+        note = need_note(unit.notes, BitAllocation)
+        shares = [count / unit.shape[0] for count in note.counts]
+        mixed = list(zip(map(Option.parse, note.options), shares, strict=True))
+        return self._unit_work(unit, mixed, context).seconds()
+
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds every unit that has an allocation and sums up what that will cost."""
         units = [u for u in quantizable(model) if note_of(u.notes, BitAllocation) is not None]
@@ -139,7 +180,10 @@ class QuantizeWeights(Pass):
                 units,
                 context.progress,
                 "rounding",
-                need=lambda one: working_bytes(*one.shape, coupled=self.coupled),
+                need=lambda one: working_bytes(
+                    *one.shape, coupled=self.coupled and may_couple(one)
+                ),
+                cost=lambda one: self._cost(one, context),
                 device=context.device,
             )
         else:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of
+from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of, quantizable
+from .engine.execution.extent import FLOAT_BYTES, Extent
 from .engine.execution.padding import Padding
 from .engine.numerics.divergence import (
     cosine,
@@ -21,9 +22,13 @@ from .engine.numerics.divergence import (
 )
 from .engine.numerics.estimate import Estimate
 from .engine.pipeline.base import Pass, PassContext, Promise
+from .engine.pipeline.forecast import Forecast
+from .engine.pipeline.work import Kind, Work
 from .engine.validation.excess import REFUSED, blamed, level_of
 
 _Metrics = dict[str, list[dict[str, np.ndarray]]]  # by output, one entry for each sample
+_RESULT = 1.3  # times the original's: what the result takes, whose kernels are of codes
+_WALKS = 10  # over outputs, while they are compared
 _SMALL = 0.01  # divergence below which only the absolute error matters
 _FLOATS = {
     ir.DataType.FLOAT,
@@ -66,6 +71,23 @@ class VerifyNumerics(Pass):
                 f"{self.name} cannot run {self.samples} to {self.most} samples",
                 hint="samples of 1 or more, most at least as many, and an error above 0",
             )
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Original and result on some samples, twice as many as at least."""
+        if context.calibration is None:
+            return Work()
+        extent, units = Extent.of(model, context.calibration), quantizable(model)
+        count = min(2 * self.samples, self.most, len(context.calibration.feeds))
+        weights = float(sum(unit.size for unit in units))
+        outputs = sum(extent.entries(value) for value in model.graph.outputs)
+        amounts = {
+            Kind.RUN: (1 + _RESULT) * count * extent.multiply_adds(units),
+            Kind.WALK: count * _WALKS * outputs,
+            Kind.LOAD: FLOAT_BYTES * weights * (count / self.samples),
+            Kind.WRITE: float(FLOAT_BYTES * outputs * count),
+        }
+        held = FLOAT_BYTES * (weights + _WALKS * outputs)
+        return Work(amounts, held=held, scratch=FLOAT_BYTES * outputs * self.samples)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         if context.calibration is None or context.original is None:

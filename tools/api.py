@@ -1,22 +1,25 @@
-"""The Python API: ``mpqc.compile``."""
+"""The Python API: ``mpqc.compile`` and ``mpqc.plan``."""
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..frontend.model_source import Source, locate
-from ..ir import UsageError, refuse_overlap, staged_folder, write_model
-from ..passes.engine.pipeline.base import SilentProgress
+from ..frontend.model_source import Source
+from ..ir import UsageError, refuse_overlap, staged_folder, temporary_folder
+from ..passes.engine.pipeline.progress import SilentProgress
 from .compilation import prepare
 from .deployment.kind import find_kind
 from .finishing import Outcome
+from .given_model import check_model, find_source, from_module, is_module
 from .option_fields import takes, utf8_path
-from .options import CompileOptions
+from .options import CompileOptions, PlanOptions
+from .planning.plan import Plan
 from .settings import make_settings
-from .stats_cache import stats_folder
+from .stats_cache import stats_folder, stats_place
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
     """
     settings = make_settings(given)
     options = settings.options
-    _check_module_options(model, options)
-    source = None if _is_module(model) else locate(utf8_path(model))
+    check_model(model, options)
+    source = find_source(model)
     default = default_output(model, options.budget, options.file_budget)
     output = utf8_path(options.output or default)
     _refuse_bad_places(output, source, options)
@@ -85,11 +88,50 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
         scratch = stage.parent / "scratch"
         scratch.mkdir()
         if source is None:
-            source = _from_module(model, options, scratch)
+            source = from_module(model, options, scratch)
         stats = stats_folder(options.cache, shown.say)
         job = prepare(source, settings, scratch, stats, shown, options)
         outcome = job.run(stage)
     return _result(output, outcome)
+
+
+@takes(PlanOptions)
+def plan(model: Any, given: PlanOptions) -> Plan:
+    """Says what ``mpqc.compile`` would take and give, and writes nothing.
+
+    What the model needs anyway is done (a Hugging Face folder is exported, samples are made,
+    the passes before the first long one run); the rest is worked out from shapes, and from a
+    few seconds of measuring how quick this machine is.
+
+    Args:
+        model: As ``mpqc.compile`` takes it.
+        given: What it can be told.
+
+    Raises:
+        UsageError: An option is impossible.
+        InputError: The model or the samples are broken or unsafe.
+        MachineError: The machine lacks something that no setting could do without.
+        InfeasibleBudget: The budget cannot be met.
+    """
+    from .planning.look import look  # which imports torch
+
+    settings = make_settings(CompileOptions(**_values(given)))
+    options = settings.options
+    check_model(model, options)
+    source = find_source(model)
+    find_kind(options.for_).refuse(source or Source(Path(type(model).__name__), None, ()))
+    shown = options.progress or SilentProgress()
+    place = stats_place(options.cache)
+    with temporary_folder() as scratch:
+        if source is None:
+            source = from_module(model, options, scratch)
+        cache = place if place is not None and place.is_dir() else None
+        job = prepare(source, settings, scratch, cache, shown, Watch())
+        return look(job, place or scratch)
+
+
+def _values(given: PlanOptions) -> dict[str, Any]:
+    return {one.name: getattr(given, one.name) for one in dataclasses.fields(given)}
 
 
 def default_output(
@@ -104,30 +146,11 @@ def default_output(
 
 def named_after(model: Any, label: str) -> Path:
     """Returns ``<model>-<label>`` in the current folder."""
-    if _is_module(model):
+    if is_module(model):
         return Path(f"{type(model).__name__}-{label}")
     path = Path(model).absolute()
     stem = path.parent.name if path.name == "model.onnx" else path.stem
     return Path(f"{path.name if path.is_dir() else stem}-{label}")
-
-
-def _is_module(model: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(model, torch.nn.Module)
-
-
-def _check_module_options(model: Any, options: CompileOptions) -> None:
-    if _is_module(model):
-        if options.example_inputs is None:
-            raise UsageError(
-                "a torch module needs example inputs",
-                hint="mpqc.compile(module, example_inputs=(tensor,), budget=3.5)",
-            )
-        return
-    if not isinstance(model, (str, Path)):
-        raise UsageError(f"{type(model).__name__} is no model: give a path or a torch module")
-    if options.example_inputs is not None or options.dynamic_shapes is not None:
-        raise UsageError("example_inputs and dynamic_shapes only go with a torch module")
 
 
 def _refuse_bad_places(output: Path, source: Source | None, options: CompileOptions) -> None:
@@ -142,16 +165,6 @@ def _refuse_bad_places(output: Path, source: Source | None, options: CompileOpti
         refuse_overlap(dumps, inputs)
         if dumps.resolve() == output.resolve():
             raise UsageError("dumps and output cannot share a folder")
-
-
-def _from_module(module: Any, options: CompileOptions, scratch: Path) -> Source:
-    from ..frontend.torch_module import from_module
-
-    folder = scratch / "module"
-    folder.mkdir()
-    graph = from_module(module, options.example_inputs or (), options.dynamic_shapes)
-    write_model(graph, folder / "model.onnx")
-    return Source(Path(type(module).__name__), folder / "model.onnx", (folder,))
 
 
 def _result(output: Path, outcome: Outcome) -> CompileResult:

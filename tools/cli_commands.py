@@ -19,6 +19,7 @@ from .options import (
     GenerateOptions,
     LintOptions,
     OptOptions,
+    PlanOptions,
 )
 from .progress import choose_progress, plain
 from .table import aligned
@@ -68,6 +69,18 @@ def _compile(chosen: argparse.Namespace) -> int:
     if "warning" in result.report:
         lines.append(("warning", result.report["warning"]))
     _print_table([*lines, ("written to", str(result.output))])
+    return 0
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from .api import plan
+    from .planning.page import page
+
+    found = plan(chosen.model, **options_in(chosen, PlanOptions), progress=choose_progress())
+    if chosen.json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        print("\n".join(map(plain, page(found))))
     return 0
 
 
@@ -397,6 +410,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compile": _compile,
+    "plan": _plan,
     "export": _export,
     "opt": _opt,
     "inspect": _inspect,

@@ -20,6 +20,7 @@ from .options import (
     GenerateOptions,
     LintOptions,
     OptOptions,
+    PlanOptions,
 )
 
 _EXIT_CODES = """\
@@ -84,6 +85,12 @@ COMMANDS = {
         "mpqc compile model.onnx --budget 3.5 -o compiled",
         (_MODEL,),
         CompileOptions,
+    ),
+    "plan": Command(
+        "Say what a compilation would take and give, before it is run.",
+        "mpqc plan model.onnx --budget 3.5",
+        (_MODEL,),
+        PlanOptions,
     ),
     "export": Command(
         "Export a Hugging Face folder to ONNX.",

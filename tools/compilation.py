@@ -26,9 +26,10 @@ from ..ir import (
     refuse_quantized,
 )
 from ..passes.engine.execution.precision import exact_products
-from ..passes.engine.pipeline.base import PassContext, Progress
+from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
+from ..passes.engine.pipeline.progress import Progress
 from .budget import MOST_BITS
 from .costs import costs_for, whose_times
 from .deployment.kind import find_kind
@@ -143,7 +144,7 @@ class Compilation:
     def run_bits(self, bits: float, stage: Path) -> Outcome:
         """Fills ``stage`` with the result for ``bits`` stored bits per weight."""
         pipeline = Pipeline(self.settings.pipeline(bits))
-        model, context, timer = _foreign(self.original), self.context(bits), TimePasses()
+        model, context, timer = read_foreign(self.original), self.context(bits), TimePasses()
         table = context.capabilities
         kept = {
             **self.settings.plain(),
@@ -172,10 +173,14 @@ class Compilation:
         if text:
             self.progress.say(text)
 
+    def sizes(self) -> tuple[int, int]:
+        """Returns the number of weights in units, and a guess of all bytes that store none."""
+        weights, rest = _sizes(read_foreign(self.original), self.source)
+        return weights, rest + find_kind(self.settings.options.for_).extra()
+
     def _run_size(self, size: int, stage: Path) -> Outcome:
         """Looks for the bits per weight whose files are at most ``size`` bytes in all."""
-        weights, rest = _sizes(_foreign(self.original), self.source)
-        rest += find_kind(self.settings.options.for_).extra()
+        weights, rest = self.sizes()
         bits = (size - rest) * 8 / max(weights, 1)
         for attempt in range(_MOST_ATTEMPTS):
             if bits <= 0:
@@ -188,10 +193,7 @@ class Compilation:
             # The overhead is known now; a few bytes stay free, for timings vary in length.
             bits += (slack - _SPARE_BYTES) * 8 / weights
             _empty(stage)
-        raise InfeasibleBudget(
-            f"{size} bytes for all files are too few: what is no weight takes some {rest}",
-            hint="give more, or a budget in bits per weight",
-        )
+        raise too_few_bytes(size, rest)
 
     def _run_within(self, size: int, bits: float, stage: Path) -> Outcome:
         try:
@@ -226,7 +228,7 @@ def prepare(
     source = exported(source, scratch, progress, standard=standard)
     find_kind(options.for_).refuse(source)
     assert source.onnx is not None
-    model = _foreign(source.onnx)
+    model = read_foreign(source.onnx)
     check_memory(model_bytes(source.onnx))
     if _on_device(options):
         check_device(model_bytes(source.onnx))
@@ -249,6 +251,14 @@ def prepare(
         cache=cache if cache is not None else scratch / "stats",
         progress=progress,
         watch=watch,
+    )
+
+
+def too_few_bytes(size: int, rest: int) -> InfeasibleBudget:
+    """Returns the refusal of files so small that no weight would have room in them."""
+    return InfeasibleBudget(
+        f"{size} bytes for all files are too few: what is no weight takes some {rest}",
+        hint="give more, or a budget in bits per weight",
     )
 
 
@@ -292,7 +302,7 @@ def _check_that_it_runs(path: Path, options: CompileOptions, calibration: Calibr
         session.run(calibration.feeds[0])
 
 
-def _foreign(path: Path) -> ir.Model:
+def read_foreign(path: Path) -> ir.Model:
     """Reads a model whose notes, if somebody wrote any, are claims that nobody has checked."""
     model = read_model(path)
     forget_notes(model)

@@ -9,7 +9,7 @@ from ..backend.onnxruntime.capabilities import load
 from ..backend.onnxruntime.costs import tables
 from ..ir import Capabilities, MachineError
 from ..ir.costs import CostTable
-from ..passes.engine.pipeline.base import Progress
+from ..passes.engine.pipeline.progress import Progress
 from .stats_cache import VARIABLE, cache_folder
 
 _CPU = "CPUExecutionProvider"

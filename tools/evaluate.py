@@ -15,7 +15,7 @@ from ..frontend.samples import SampleMaker
 from ..ir import Feeds, InputError, UsageError, read_model
 from ..passes.engine.execution.padding import Padding
 from ..passes.engine.numerics.divergence import cosine, kl_of_logs, log_softmax, relative_error
-from ..passes.engine.pipeline.base import Progress, SilentProgress
+from ..passes.engine.pipeline.progress import Progress, SilentProgress
 from .inspection import bits_per_weight, model_bytes
 from .runtimes import LoadedModel, Runtime
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..frontend.model_source import locate
 from ..ir import UsageError, refuse_overlap, staged_folder
 from ..ir.text_form import did_you_mean
-from ..passes.engine.pipeline.base import Progress, SilentProgress
+from ..passes.engine.pipeline.progress import Progress, SilentProgress
 from .options import OPERATORS
 
 

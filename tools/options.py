@@ -53,22 +53,12 @@ class MethodOptions:
     max_loss: float | None = setting(
         "predicted loss, at most: nats per token, or a relative squared error", float
     )
-    output: Path | str | None = option(
-        "the folder to make; default: MODEL-BUDGET in the current folder",
-        Path,
-        metavar="DIR",
-        short="-o",
-    )
-    overwrite: bool = option("replace an existing output", bool)
     for_: str = setting(
         "the program that the output folder is laid out for: genai (onnxruntime-genai),"
         " optimum (and sentence-transformers), triton, web (a page with onnxruntime-web), or"
         " plain",
         default=KINDS[0],
         known=KINDS,
-    )
-    as_small_as_possible: bool = option(
-        "if the budget cannot be met, take the smallest that can", bool
     )
     activations: str = setting(
         "what weights of 8 bits are multiplied by: floats (none), int8 (targets qdq and"
@@ -96,6 +86,22 @@ class MethodOptions:
     )
     passes: str | None = option(
         "a pipeline as text, instead of a preset", short="-p", recipe="pipeline"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where the result goes."""
+
+    output: Path | str | None = option(
+        "the folder to make; default: MODEL-BUDGET in the current folder",
+        Path,
+        metavar="DIR",
+        short="-o",
+    )
+    overwrite: bool = option("replace an existing output", bool)
+    as_small_as_possible: bool = option(
+        "if the budget cannot be met, take the smallest that can", bool
     )
 
 
@@ -146,8 +152,8 @@ class CalibrationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileOptions(Watch, CalibrationOptions, MethodOptions):
-    """Everything that ``mpqc compile`` can be told besides the model."""
+class SourceOptions:
+    """What Python can say of a model, and of the places of a run."""
 
     example_inputs: Sequence[Any] | None = option(
         "for a torch module: one set of positional inputs", python_only=True
@@ -161,6 +167,16 @@ class CompileOptions(Watch, CalibrationOptions, MethodOptions):
         python_only=True,
     )
     progress: Any = option("where to show progress", python_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions(SourceOptions, Watch, CalibrationOptions, OutputOptions, MethodOptions):
+    """Everything that ``mpqc compile`` can be told besides the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(SourceOptions, CalibrationOptions, MethodOptions):
+    """Everything that ``mpqc plan`` can be told besides the model: what decides a run."""
 
 
 @dataclass(frozen=True, kw_only=True)

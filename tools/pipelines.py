@@ -16,6 +16,7 @@ from .option_fields import specs
 from .options import CalibrationOptions
 
 DEFAULT_PRESET = "default"
+QUICK_PRESET = "fast"
 _BYTE_WIDE = 6.0  # bits per weight from which most rows are stored in 8 bits
 _TARGET = specs(CalibrationOptions)["target"].default
 _LOWERING = "@lowering"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
+
+from ..passes.engine.pipeline.progress import Bar, Progress, Stage
+from .time_left import TimeLeft
 
 _QUIET_SECONDS = 20.0  # between two plain lines about the same work
 
@@ -48,21 +52,22 @@ class EscapedStream:
         return getattr(self.terminal, name)
 
 
-class PlainProgress:
+class PlainProgress(Progress):
     """Says when work begins and ends, and how far it is every twenty seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
+        self._left = TimeLeft()
 
-    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        """Yields ``items``."""
-        begun = last = time.monotonic()
-        for at, item in enumerate(items):
-            yield item
-            if time.monotonic() - last > _QUIET_SECONDS:
-                last = time.monotonic()
-                self.say(f"{what}: {at + 1} of {total}, {last - begun:.0f} s")
-        self.say(f"{what}: done in {time.monotonic() - begun:.1f} s")
+    def begin(self, stage: Stage) -> None:
+        self._left.begin(stage)
+        self.say(f"{self._left.place}: {stage.name}")
+
+    @contextmanager
+    def bar(self, what: str, items: int | None, work: float | None = None) -> Iterator[Bar]:
+        bar = _Lines(what, items, work, self._left, self.say)
+        yield bar
+        self.say(f"{what}: done in {bar.seconds():.1f} s")
 
     def say(self, text: str) -> None:
         """Shows ``text``."""
@@ -77,7 +82,43 @@ class PlainProgress:
                 )
 
 
-class BarProgress:
+class _Lines:
+    """A bar of lines, one now and then."""
+
+    def __init__(
+        self,
+        what: str,
+        items: int | None,
+        work: float | None,
+        left: TimeLeft,
+        say: Callable[[str], None],
+    ) -> None:
+        self._what, self._items, self._left, self._say = what, items, left, say
+        self._work = work if work is not None else float(items or 0)
+        self._count, self._done = 0, 0.0
+        self._begun = self._last = time.monotonic()
+        left.begin_bar()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def advance(self, work: float = 1.0) -> None:
+        self._count += 1
+        self._done += work
+        if self._work:
+            self._left.advance(self._done / self._work)
+        if time.monotonic() - self._last <= _QUIET_SECONDS:
+            return
+        self._last = time.monotonic()
+        parts = [f"{self._count}" + (f" of {self._items}" if self._items else " so far")]
+        if self._work:
+            parts.append(f"{min(self._done / self._work, 1.0):.0%}")
+        parts.append(f"{self.seconds():.0f} s")
+        text = self._left.text()
+        self._say(f"{self._what}: {', '.join(parts)}" + (f"; {text}" if text else ""))
+
+
+class BarProgress(Progress):
     """Bars, by rich."""
 
     def __init__(self) -> None:
@@ -85,23 +126,29 @@ class BarProgress:
 
         terminal = getattr(sys.stderr, "terminal", sys.stderr)
         self._console = Console(file=terminal, highlight=False)
+        self._left = TimeLeft()
 
-    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        """Yields ``items`` and shows a bar called ``what``."""
+    def begin(self, stage: Stage) -> None:
+        self._left.begin(stage)
+
+    @contextmanager
+    def bar(self, what: str, items: int | None, work: float | None = None) -> Iterator[Bar]:
         from rich import progress
         from rich.text import Text
 
         columns = (
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
-            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[count]}", markup=False),
             progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[left]}", markup=False),
         )
+        whole = work if work is not None else items
         with progress.Progress(*columns, console=self._console) as bars:
-            task = bars.add_task(Text(plain(what)).plain, total=total)
-            for item in items:
-                yield item
-                bars.advance(task)
+            self._left.begin_bar()
+            name, left = Text(plain(what)).plain, self._left.text()
+            task = bars.add_task(name, total=whole, count=_counted(0, items), left=left)
+            yield _RichBar(bars, task, items, self._left)
 
     def say(self, text: str) -> None:
         """Shows ``text``."""
@@ -109,6 +156,27 @@ class BarProgress:
 
         for line in text.splitlines():
             self._console.print(Text(plain(line)))
+
+
+class _RichBar:
+    """One line of rich's bars."""
+
+    def __init__(self, bars: Any, task: Any, items: int | None, left: TimeLeft) -> None:
+        self._bars, self._task, self._items, self._left = bars, task, items, left
+        self._count = 0
+
+    def advance(self, work: float = 1.0) -> None:
+        self._count += 1
+        self._bars.advance(self._task, work)
+        task = self._bars.tasks[0]
+        if task.total:
+            self._left.advance(task.completed / task.total)
+        counted = _counted(self._count, self._items)
+        self._bars.update(self._task, count=counted, left=self._left.text())
+
+
+def _counted(count: int, items: int | None) -> str:
+    return str(count) if items is None else f"{count}/{items}"
 
 
 def choose_progress() -> PlainProgress | BarProgress:

@@ -28,10 +28,11 @@ from ..ir import (
 from ..ir.costs import CostTable
 from ..passes.engine.execution.devices import find_device
 from ..passes.engine.execution.precision import exact_products
-from ..passes.engine.pipeline.base import PassContext, Progress, SilentProgress
+from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
+from ..passes.engine.pipeline.progress import Progress, SilentProgress
 from ..passes.engine.pipeline.registry import pass_names
 from .costs import costs_for
 from .dump_folder import calibration_in, original_in, prepare_dumps

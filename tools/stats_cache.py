@@ -19,8 +19,7 @@ def stats_folder(chosen: Path | str | None, say: Callable[[str], None]) -> Path 
             ``mpqc`` in the XDG cache folder.
         say: Told why there can be none.
     """
-    own = cache_folder()
-    folder = Path(chosen) if chosen is not None else own and own / "stats"
+    folder = stats_place(chosen)
     if folder is None:
         say(f"nothing is cached: there is no home folder; {VARIABLE} can name another")
         return None
@@ -31,6 +30,12 @@ def stats_folder(chosen: Path | str | None, say: Callable[[str], None]) -> Path 
     except OSError as error:
         say(f"nothing is cached: cannot write to {folder}: {error.strerror}")
         return None
+
+
+def stats_place(chosen: Path | str | None) -> Path | None:
+    """Returns where stats are or would be; None where there is no place. Makes nothing."""
+    own = cache_folder()
+    return Path(chosen) if chosen is not None else own and own / "stats"
 
 
 def cache_folder() -> Path | None:

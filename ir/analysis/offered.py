@@ -84,6 +84,24 @@ def offered_options(
     return sorted(fitting | by_row, key=lambda option: (option.row_bytes(columns), option))
 
 
+def mixed_options(
+    options: Sequence[Option], columns: int, bits: float
+) -> list[tuple[Option, float]]:
+    """Returns two options, and the shares of the rows that have them, for an average size.
+
+    Args:
+        options: What a unit is offered, by growing size.
+        columns: Columns of the unit.
+        bits: Stored bits per weight; beyond the options, the smallest or the largest.
+    """
+    sizes = [one.row_bytes(columns) * 8 / columns for one in options]
+    below = max((at for at, size in enumerate(sizes) if size <= bits), default=0)
+    above = min((at for at, size in enumerate(sizes) if size >= bits), default=len(sizes) - 1)
+    span = sizes[above] - sizes[below]
+    share = min(max((bits - sizes[below]) / span, 0.0), 1.0) if span > 0 else 0.0
+    return [(options[below], 1 - share), (options[above], share)]
+
+
 def _with_integers(
     unit: Unit, table: Capabilities, offered: list[Option], *, whole_units: bool
 ) -> list[Option]:

@@ -13,7 +13,6 @@ from ...ir import (
     Annotation,
     BitAllocation,
     Budgeted,
-    Capabilities,
     InfeasibleBudget,
     Option,
     OutlierColumns,
@@ -42,11 +41,15 @@ from ..engine.emission.cost import (
 from ..engine.numerics.knapsack import Item
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options
-from ..engine.pipeline.forecast import Forecast, Judged
+from ..engine.pipeline.forecast import AskedBits, Forecast, Judged
+from ..engine.pipeline.outlook import Outlook
+from ..engine.pipeline.progress import Bar
+from ..engine.pipeline.work import Kind, Work
+from .ahead import Offered, least_bytes, look_ahead
 from .annotations import is_reordered, options_of, write_down
 from .budget import Settings
 from .clock import Clock
-from .clusters import least_bytes
+from .clusters import least_bytes as least_bytes_of_clusters
 from .decision import Candidate, total_bytes, total_loss
 from .ledger import Ledger
 from .method import Asked
@@ -54,6 +57,9 @@ from .methods import METHODS, SETTINGS
 from .outlier_columns import with_outlier_columns
 from .plan import Plan
 from .timing import Timing
+
+_PRICES = 150  # of a byte that are tried, with those for channels that are kept and for time
+_ROW_COPIES = 40  # bytes of a row's losses in all their forms, for each option
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,8 @@ class AllocateBits(Pass):
 
     def forecast(self, before: Forecast) -> Forecast:
         after = super().forecast(before)
+        if self.budget is not None:
+            after = after.telling(AskedBits(self.budget))
         return after if self.fold else after.changed(drops=[SharedRows])
 
     def preflight(self, model: ir.Model, context: PassContext, forecast: Forecast) -> None:
@@ -139,17 +147,13 @@ class AllocateBits(Pass):
             )
         if self.share is not None:
             return  # what this takes, no budget decides
-        table = context.capabilities
-        offered = {
-            unit: options
-            for unit in quantizable(model)
-            if (options := judged.offer.options(unit, table))
-        }
+        table, offered = context.capabilities, _offered(model, context, judged)
         if self.method == "clusters" and judged.by_block:
-            smallest = least_bytes(model, offered, self._settings().bits)
+            bits = self._settings().bits
+            smallest = least_bytes_of_clusters(model, offered, bits)
         else:
             smallest = sum(
-                _least_bytes(unit, options, table) for unit, options in offered.items()
+                least_bytes(unit, options, table) for unit, options in offered.items()
             )
         ledger = Ledger.of(model, offered, table, self.budget)
         if not offered and not ledger.settled_bytes:
@@ -159,6 +163,26 @@ class AllocateBits(Pass):
         if isinstance(settings, Settings):
             settings.timing.check_early(offered, context)
 
+    def outlook(
+        self, model: ir.Model, context: PassContext, forecast: Forecast
+    ) -> Outlook | None:
+        """The feasible range; and what is lost where, if an earlier run found that out."""
+        offered = _offered(model, context, forecast.get(Judged) or Judged())
+        ledger = Ledger.of(model, offered, context.capabilities, self.budget)
+        known = all(note_of(unit.notes, Sensitivity) is not None for unit in offered)
+        items = [self._candidate(unit, context).item for unit in offered] if known else []
+        return look_ahead(offered, items, ledger, context.capabilities)
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Every option of every row, once for each price of a byte that is tried."""
+        judged = forecast.get(Judged) or Judged()
+        looked_at = sum(
+            unit.shape[0] * len(judged.offer.options(unit, context.capabilities))
+            for unit in quantizable(model)
+        )
+        prices = _PRICES if self.method == "budget" else 1
+        return Work({Kind.CHOICE: float(looked_at * prices)}, held=_ROW_COPIES * looked_at)
+
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates every unit with its options and the order of its rows."""
         judged = [one for one in find_units(model) if note_of(one.notes, Sensitivity)]
@@ -166,7 +190,8 @@ class AllocateBits(Pass):
         if not judged and not (settled and settled.weights):
             raise nothing_to_store(model)
         ledger = Ledger.of(model, judged, context.capabilities, self.budget)
-        plan = self._plan(model, judged, ledger, context)
+        with context.progress.bar("allocating bits, prices of a byte", None) as bar:
+            plan = self._plan(model, judged, ledger, context, bar)
         candidates, decisions = plan.candidates, plan.decisions
         used = total_bytes(decisions) + _outlier_bytes(candidates)
         ledger.check(used + _tables(candidates), self.method, context.capabilities)
@@ -189,7 +214,12 @@ class AllocateBits(Pass):
         return True
 
     def _plan(
-        self, model: ir.Model, units: Sequence[Unit], ledger: Ledger, context: PassContext
+        self,
+        model: ir.Model,
+        units: Sequence[Unit],
+        ledger: Ledger,
+        context: PassContext,
+        bar: Bar,
     ) -> Plan:
         """Returns the allocation, within the bounds of time and loss that were asked for."""
         candidates = [self._candidate(unit, context) for unit in units]
@@ -204,9 +234,9 @@ class AllocateBits(Pass):
             if clock is not None:
                 priced = [clock.priced(one, prices) for one in candidates]
             if left is not None and self.method == "budget":
-                priced = with_outlier_columns(priced, left, context.arrays)
+                priced = with_outlier_columns(priced, left, context.arrays, bar.advance)
                 left -= _outlier_bytes(priced)
-            asked = Asked(model, priced, left, self._settings(), context, harmful)
+            asked = Asked(model, priced, left, self._settings(), context, bar.advance, harmful)
             decisions = METHODS[self.method].decide(asked)
             times = clock.taken(decisions, priced) if clock is not None else np.zeros(0)
             return Plan(decisions, priced, times)
@@ -237,14 +267,11 @@ def _is_whole(unit: Unit, options: Sequence[Option]) -> bool:
     return unit.uses[0].takes_floats and any(option.integer for option in options)
 
 
-def _least_bytes(unit: Unit, options: Sequence[Option], table: Capabilities) -> int:
-    """Returns the bytes of a unit that is stored as small as can be."""
-    rows, columns = unit.shape
-    extra = class_bytes(unit, options, table)
-    return min(
-        option.row_bytes(columns) * rows + more
-        for option, more in zip(options, extra, strict=True)
-    )
+def _offered(model: ir.Model, context: PassContext, judged: Judged) -> Offered:
+    """Returns the units that the target can store, with what they will be judged under."""
+    table = context.capabilities
+    offered = {unit: judged.offer.options(unit, table) for unit in quantizable(model)}
+    return {unit: options for unit, options in offered.items() if options}
 
 
 def nothing_to_store(model: ir.Model) -> InfeasibleBudget:

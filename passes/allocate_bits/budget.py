@@ -96,7 +96,7 @@ def _solve(asked: Asked[Settings], groups: Sequence[SharedOrder]) -> list[Decisi
     """Returns the best decisions that fit, or the smallest ones when none do."""
     assert asked.budget is not None
     questions = _questions(asked.candidates, groups)
-    choices = allocate([one.joint.item for one in questions], asked.budget)
+    choices = allocate([one.joint.item for one in questions], asked.budget, asked.tried)
     if choices is None:
         return [Decision.whole(one, 0) for one in asked.candidates]
     return [one.answer(choice) for one, choice in zip(questions, choices, strict=True)]

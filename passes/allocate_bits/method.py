@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
+from ..engine.numerics.knapsack import Tried
 from ..engine.pipeline.base import PassContext
 from .decision import Candidate
 
@@ -26,6 +27,7 @@ class Asked(Generic[T]):
         context: The context of the pass.
         harmful: Names of the groups of units that must not share an order of rows, as methods
             find out; several requests for one model may have them in common.
+        tried: Told of every price of a byte that is tried.
     """
 
     model: ir.Model
@@ -33,4 +35,5 @@ class Asked(Generic[T]):
     budget: int | None
     settings: T
     context: PassContext
+    tried: Tried
     harmful: set[str] = field(default_factory=set)

@@ -17,7 +17,7 @@ from ...ir import ArrayStore
 from ...ir.unit_arrays import UnitArrays
 from ..engine.emission.cost import outlier_bytes
 from ..engine.numerics import knapsack
-from ..engine.numerics.knapsack import Item
+from ..engine.numerics.knapsack import Item, Tried
 from .decision import Candidate
 
 _CLEAR = 0.99  # every unit that keeps channels is one more product at run time
@@ -27,7 +27,7 @@ _LEAST = 1e-6  # of what a byte costs on average, where all that is offered fits
 
 
 def with_outlier_columns(
-    candidates: Sequence[Candidate], budget: int, arrays: ArrayStore
+    candidates: Sequence[Candidate], budget: int, arrays: ArrayStore, tried: Tried
 ) -> list[Candidate]:
     """Returns the candidates, some of which now keep channels.
 
@@ -35,11 +35,12 @@ def with_outlier_columns(
         candidates: All units.
         budget: Bytes that they may take together.
         arrays: What ``annotate-sensitivity`` has found.
+        tried: Told of every price that is tried.
     """
     offered = {one.unit.name: _losses(one, arrays) for one in candidates}
     if not any(offered.values()):
         return list(candidates)
-    price = knapsack.price([one.item for one in candidates], budget)
+    price = knapsack.price([one.item for one in candidates], budget, tried)
     if price is None:
         return list(candidates)
     total = sum(float(one.item.loss[:, 0].sum(dtype=np.float64)) for one in candidates)
@@ -47,7 +48,7 @@ def with_outlier_columns(
     for _ in range(_MOST_STEPS):
         chosen = [_best(one, offered[one.unit.name], price) for one in candidates]
         left = budget - sum(outlier_bytes(one.unit, one.kept) for one in chosen)
-        found = knapsack.price([one.item for one in chosen], left)
+        found = knapsack.price([one.item for one in chosen], left, tried)
         if (found is not None and found <= price) or not any(one.kept for one in chosen):
             return chosen
         price *= _STEP if found is not None else 2 * _STEP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -38,12 +39,14 @@ from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.chosen_options import chosen_options, one_of
 from ..engine.pipeline.forecast import Forecast, Judged
+from ..engine.pipeline.work import Work
 from ..engine.statistics.moved import moves_key
 from .metric import Asked
 from .metrics import METRICS, SETTINGS
 from .quickest import quickest
 
 _FORMAT = "mpqc.sensitivity/8"
+_LAST = "mpqc.sensitivity-last/1"
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,34 @@ class AnnotateSensitivity(Pass):
         """Refuses options that the model has no use for, or the target no kernels."""
         self._check_target(quantizable(model), context.capabilities)
 
+    def recall(self, model: ir.Model, context: PassContext) -> None:
+        """Annotates the units with the losses that were found last, if there are any.
+
+        They are those of the same statistics; passes that have not run yet may have changed
+        weights since.
+        """
+        if note_of(model, Calibrated) is None:
+            return
+        units = [one for one in quantizable(model) if self._is_offered(one, context)]
+        last = self._last(model, units, context)
+        facts = last.peek()
+        losses = last.path.with_name(Path(str(facts["file"])).name) if facts else last.path
+        if facts is None or not losses.is_file():
+            return
+        context.arrays.mount(losses)
+        for unit in units:
+            if f"{unit.name}/loss" in context.arrays:
+                self._annotate(unit, context)
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Every option of every unit; nothing where an earlier run has left its losses."""
+        units = quantizable(model)
+        if any(note_of(unit.notes, Sensitivity) is not None for unit in units):
+            return Work()
+        offered = {unit: self.offer.options(unit, context.capabilities) for unit in units}
+        asked = Asked(model, units, {}, self.metric, self._settings(), context)
+        return METRICS[self.metric].work(offered, asked)
+
     def forecast(self, before: Forecast) -> Forecast:
         by_block = METRICS[self.metric].by_block
         judged = Judged(self.offer, by_block=by_block, keeps=bool(self.keep))
@@ -153,6 +184,7 @@ class AnnotateSensitivity(Pass):
         losses = self._losses(model, units, context)
         if losses.facts(context.progress.say) is None:
             losses.write(self._computed(model, units, context), {})
+        self._last(model, units, context).write({}, {"file": losses.path.name})
         for unit in units:
             for earlier in ("loss", "score", "keep/"):  # what moved since is in memory
                 context.arrays.discard(f"{unit.name}/{earlier}")
@@ -219,6 +251,14 @@ class AnnotateSensitivity(Pass):
         return context.cached_file(
             _FORMAT, stats, self, table.kernels, offered, moves, _state(model)
         )
+
+    def _last(
+        self, model: ir.Model, units: Sequence[Unit], context: PassContext
+    ) -> CachedFile:
+        """Returns the file that names the losses found last for these statistics."""
+        stats, table = need_note(model, Calibrated).stats, context.capabilities
+        names = sorted(unit.name for unit in units)
+        return context.cached_file(_LAST, stats, self, table.kernels, names)
 
     def _computed(
         self, model: ir.Model, units: Sequence[Unit], context: PassContext

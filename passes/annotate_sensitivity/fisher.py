@@ -16,6 +16,7 @@ from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working
 from ..engine.numerics.row_hessians import round_parts
 from ..engine.statistics.integer_rounding import integer_losses
 from ..engine.statistics.quadratic import Quadratic
+from .judging import rounding_one
 from .keeping import can_keep, ranked_columns
 from .metric import Asked, Judgement, Keeping
 
@@ -69,6 +70,7 @@ def _for_each(of: Callable[[Unit], T], asked: Asked[object]) -> list[T]:
         "trying every width",
         need=lambda unit: working_bytes(*unit.shape),
         device=asked.context.device,
+        cost=lambda unit: rounding_one(unit, asked.options[unit.name], asked).seconds(),
     )
 
 

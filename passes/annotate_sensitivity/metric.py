@@ -14,6 +14,7 @@ from ..engine.execution.parallel import for_each
 from ..engine.pipeline.base import PassContext
 
 T = TypeVar("T", covariant=True)
+Offered = Mapping[Unit, Sequence[Option]]
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.pipeline.chosen_options import NoOptions
+from ..engine.pipeline.work import Work
 from . import (
     activation_norm,
     cca,
     fisher,
+    judging,
     measured,
     pruning,
     taylor,
     trace,
     weight_error,
 )
-from .metric import Asked, Judgement
+from .metric import Asked, Judgement, Offered
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,25 @@ class Metric:
 
     Attributes:
         judge: Judges each unit; returns the judgements by the units' names.
+        work: What that takes, given the units with their options.
         settings: The dataclass of its own options.
         by_block: Whether it judges whole blocks.
     """
 
     judge: Callable[[Asked[Any]], dict[str, Judgement]]
+    work: Callable[[Offered, Asked[Any]], Work]
     settings: type[Any] = NoOptions
     by_block: bool = False
 
 
 METRICS: Mapping[str, Metric] = {
-    "fisher": Metric(fisher.judge, fisher.Settings),
-    "kl": Metric(measured.judge, measured.Settings),
-    "trace": Metric(trace.judge),
-    "activation-norm": Metric(activation_norm.judge),
-    "weight-error": Metric(weight_error.judge),
-    "cca": Metric(cca.judge, cca.Settings, by_block=True),
-    "pruning": Metric(pruning.judge, pruning.Settings, by_block=True),
-    "taylor": Metric(taylor.judge, taylor.Settings, by_block=True),
+    "fisher": Metric(fisher.judge, judging.rounding, fisher.Settings),
+    "kl": Metric(measured.judge, judging.measuring, measured.Settings),
+    "trace": Metric(trace.judge, judging.rounding_to_nearest),
+    "activation-norm": Metric(activation_norm.judge, judging.rounding_to_nearest),
+    "weight-error": Metric(weight_error.judge, judging.rounding_to_nearest),
+    "cca": Metric(cca.judge, judging.forward, cca.Settings, by_block=True),
+    "pruning": Metric(pruning.judge, judging.disturbing, pruning.Settings, by_block=True),
+    "taylor": Metric(taylor.judge, judging.disturbing, taylor.Settings, by_block=True),
 }
 SETTINGS = {name: metric.settings for name, metric in METRICS.items()}

@@ -21,17 +21,20 @@ from ...ir import (
     annotate,
     drop_note,
     find_units,
+    note_of,
 )
 from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Couplings, Forecast
+from ..engine.pipeline.work import Work
 from ..engine.statistics.moments import MomentSums, moment_names
 from ..engine.statistics.moved import forget_moves
 from ..engine.statistics.objective import Objective, choose_objective
 from ..engine.statistics.runtime_moments import in_groups, measure
 from .stats_files import Statistics
 from .sweep import Sweep
+from .sweep_work import runtime_work, sweep_work
 
 _FORMAT = (
     "mpqc.stats/11"  # part of the key: a change of what is gathered makes old files stale
@@ -69,6 +72,30 @@ class Calibrate(Pass):
     def forecast(self, before: Forecast) -> Forecast:
         return super().forecast(before).telling(Couplings(self.coupled))
 
+    def recall(self, model: ir.Model, context: PassContext) -> None:
+        """Annotates ``model`` as the file of an earlier run says, if there is one."""
+        if context.calibration is None:
+            return
+        units = find_units(model)
+        objective = choose_objective(model, context.calibration.tokens, self.objective)
+        good = [unit for unit in units if not unit.reason]
+        for stats in self._places(model, good, context, context.calibration):
+            facts = stats.peek()
+            if facts is not None:
+                key = stats.index.key
+                _annotate(model, units, facts, context.calibration, objective, key)
+                return
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Both sweeps; nothing where an earlier run has left its statistics."""
+        if context.calibration is None or note_of(model, Calibrated) is not None:
+            return Work()
+        units = [unit for unit in find_units(model) if not unit.reason]
+        if context.runner.unsupported(model.graph):
+            return runtime_work(model, units, context)
+        objective = choose_objective(model, context.calibration.tokens, self.objective)
+        return sweep_work(model, units, objective, context, coupled=self.coupled)
+
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Annotates ``model`` and mounts the stats file in the array store."""
         if context.calibration is None:
@@ -94,7 +121,15 @@ class Calibrate(Pass):
     def _stats(
         self, model: ir.Model, units: list[Unit], context: PassContext, samples: Calibration
     ) -> Statistics:
-        """Returns the files for the stats of this model and samples.
+        """Returns the files for the stats of this model and samples."""
+        found = self._places(model, units, context, samples)
+        complete = (one for one in found if one.facts(context.progress.say) is not None)
+        return next(complete, found[-1])
+
+    def _places(
+        self, model: ir.Model, units: list[Unit], context: PassContext, samples: Calibration
+    ) -> list[Statistics]:
+        """Returns the files that would serve, those of this pass last.
 
         Statistics with couplings between rows also serve those who need none. Another version
         may see other units in the same model, so the key holds what is measured of it.
@@ -105,7 +140,7 @@ class Calibrate(Pass):
             *(_FORMAT, model_key(model), *sorted(moment_names(units, coupled=False))),
             *(samples.key, len(samples.training), context.seed),
         )
-        found = [
+        return [
             Statistics.of(
                 context,
                 (*inputs, one),
@@ -114,8 +149,6 @@ class Calibrate(Pass):
             )
             for one in (replace(self, coupled=True), self)
         ]
-        complete = (one for one in found if one.facts(context.progress.say) is not None)
-        return next(complete, found[-1])
 
 
 def _gather(

@@ -74,6 +74,12 @@ class Statistics:
             return None
         return facts
 
+    def peek(self) -> dict[str, Any] | None:
+        """Returns the same for those who only look: nothing is read through or removed."""
+        facts = self.index.peek()
+        complete = facts is not None and all(one.path.is_file() for one in self.blocks)
+        return facts if complete else None
+
     def mount(self, arrays: ArrayStore) -> None:
         """Makes complete statistics readable."""
         for file in self.blocks:

@@ -11,7 +11,7 @@ that their bits do not depend on who runs which shard.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,14 +23,16 @@ from ...ir.analysis.blocks import Block
 from ..engine.execution.executor import BlockRunner
 from ..engine.execution.samples import Sample, Samples
 from ..engine.pipeline.base import PassContext
+from ..engine.pipeline.progress import Bar
 from ..engine.statistics.moments import MomentSums
 from ..engine.statistics.objective import Objective
 from .gathering import Gathering, Tap, taps_of
 from .journal import Journal
 from .stats_files import Statistics
 
-_SHARD = 8  # samples; part of what a result depends on
-_EXACT_BYTES = 256 << 20  # boundaries that together take more are kept in bfloat16
+SHARD = 8  # samples; part of what a result depends on
+_BACKWARD = 3.0  # times a run forward: that again, back, and the moments
+EXACT_BYTES = 256 << 20  # boundaries that together take more are kept in bfloat16
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ class Sweep:
             InputError: The samples overflow the model.
             MachineError: There is no room on disk.
         """
-        first = self._first()
-        total = len(self._samples) * (2 * first + 1) + 1
-        steps = iter(self.context.progress.track(range(total), total, "calibrating"))
-        self._forward(first, steps)
-        for place in range(first, -1, -1):
-            self._backward(place, steps)
-        next(steps, None)
+        first, count = self._first(), len(self._samples)
+        work = sum(self._costs[:first]) + _BACKWARD * sum(self._costs[: first + 1])
+        with self.context.progress.bar(
+            "calibrating", count * (2 * first + 1), count * work
+        ) as bar:
+            self._forward(first, bar)
+            for place in range(first, -1, -1):
+                self._backward(place, bar)
         self._journal.close()
 
     def _first(self) -> int:
@@ -79,24 +82,25 @@ class Sweep:
             return place
         return last
 
-    def _forward(self, stop: int, steps: Iterator[int]) -> None:
+    def _forward(self, stop: int, bar: Bar) -> None:
         """Writes down what every block before ``stop`` leaves at its boundary."""
         for shard in self._shards:
             if all(self._journal.has("forward", at, [shard]) for at in range(stop)):
-                for _ in range(len(self._of_shard(shard)) * stop):
-                    next(steps, None)
+                for _ in self._of_shard(shard):
+                    for cost in self._costs[:stop]:
+                        bar.advance(cost)
                 continue
-            written = self._forward_shard(stop, shard, steps)
+            written = self._forward_shard(stop, shard, bar)
             if not shard:
                 self._check_room(written * (len(self._shards) - 1))
 
-    def _forward_shard(self, stop: int, shard: int, steps: Iterator[int]) -> int:
+    def _forward_shard(self, stop: int, shard: int, bar: Bar) -> int:
         """Returns how many bytes it has written."""
         samples, written = self._of_shard(shard), 0
         for place, block in enumerate(self.blocks[:stop]):
             names = [str(value.name) for value in self._runner.handed_on(block)]
             for _ in self._runner.forward(samples, block):
-                next(steps, None)
+                bar.advance(self._costs[place])
             left = [{name: sample.values[name] for name in names} for sample in samples]
             narrow = self._is_much(left)
             written += self._journal.write("forward", place, shard, left, narrow=narrow)
@@ -106,7 +110,7 @@ class Sweep:
 
     def _is_much(self, left: Sequence[Mapping[str, torch.Tensor]]) -> bool:
         size = sum(one.nbytes for tensors in left for one in tensors.values())
-        return size * len(self._shards) * len(self.blocks) > _EXACT_BYTES
+        return size * len(self._shards) * len(self.blocks) > EXACT_BYTES
 
     def _check_room(self, need: int) -> None:
         self._journal.folder.mkdir(parents=True, exist_ok=True)
@@ -118,22 +122,22 @@ class Sweep:
                 hint="give fewer or shorter samples, or set MPQC_CACHE to another disk",
             )
 
-    def _backward(self, place: int, steps: Iterator[int]) -> None:
+    def _backward(self, place: int, bar: Bar) -> None:
         """Runs all shards back through one block and writes its moments."""
         total = self._gathering(place)
         for shard in self._shards:
-            total.merge(self._backward_shard(place, shard, steps))
+            total.merge(self._backward_shard(place, shard, bar))
         self.stats.write(place, total.sums, total.positions, total.untouched)
         self._journal.forget("forward", place, self._shards)
         self._journal.forget("backward", place + 1, self._shards)
 
-    def _backward_shard(self, place: int, shard: int, steps: Iterator[int]) -> Gathering:
+    def _backward_shard(self, place: int, shard: int, bar: Bar) -> Gathering:
         part, samples = self._gathering(place), self._of_shard(shard)
         self._recall(place, shard, samples)
         for sample in samples:
             part.add(sample)
             sample.values.clear()
-            next(steps, None)
+            bar.advance(_BACKWARD * self._costs[place])
         if place:
             gradients = [sample.gradients for sample in samples]
             self._journal.write("backward", place, shard, gradients)
@@ -182,12 +186,23 @@ class Sweep:
         return taps_of(self.blocks, self.units)
 
     @cached_property
+    def _costs(self) -> list[float]:
+        """What a sample takes to run through each block: the weights that it multiplies by."""
+        return [
+            1.0
+            + sum(
+                tap.moments.unit.size for tap in self._taps[block] if tap.use.kind != "lookup"
+            )
+            for block in self.blocks
+        ]
+
+    @cached_property
     def _samples(self) -> list[Sample]:
         return list(Samples.of(self.context, self.calibration.training))
 
     @property
     def _shards(self) -> range:
-        return range(-(-len(self._samples) // _SHARD))
+        return range(-(-len(self._samples) // SHARD))
 
     def _of_shard(self, shard: int) -> list[Sample]:
-        return self._samples[shard * _SHARD : (shard + 1) * _SHARD]
+        return self._samples[shard * SHARD : (shard + 1) * SHARD]

@@ -25,16 +25,22 @@ from ...ir import (
     quantizable,
 )
 from ...ir.text_form import did_you_mean
+from ..engine.execution.extent import FLOAT_BYTES
 from ..engine.execution.parallel import for_each
 from ..engine.numerics import channel_rounding as numerics
 from ..engine.numerics.channel_rounding import Class, Levels, Outliers, RoundedChannels
 from ..engine.pipeline.base import Pass, PassContext, Promise
+from ..engine.pipeline.forecast import Forecast
+from ..engine.pipeline.work import Kind, Work
 from ..engine.statistics.predicted import report_rounding_loss
 from ..engine.statistics.quadratic import Quadratic
+from ..engine.statistics.rounding_work import factor_work, loss_work, most_at_once
 
 ROUNDINGS = ("nearest", "gptq")
 IMPORTANCE = ("even", "fisher")
 _HALF_MOST = 65504.0
+_FITTING = 60  # walks over a weight: sorting, dynamic programming and Lloyd's iterations
+_COPIES = 12  # of a weight, meanwhile
 _GRID_BITS = {"grid4": 4, "grid8": 8}
 
 
@@ -71,6 +77,18 @@ class QuantizeChannels(Pass):
         if self.rows not in IMPORTANCE:
             hint = did_you_mean(self.rows, IMPORTANCE)
             raise UsageError(f"rows cannot count by {self.rows!r}", hint=hint)
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """A factor of every Hessian, and levels for every channel."""
+        total = Work()
+        for unit in quantizable(model):
+            rows, columns = unit.shape
+            levels = Work({Kind.WALK: float(_FITTING * rows * columns)})
+            total += factor_work(columns) + levels + loss_work(unit.shape)
+        units = quantizable(model)
+        weights = sum(unit.size for unit in units)
+        held = most_at_once(_COPIES * FLOAT_BYTES * unit.size for unit in units)
+        return Work(total.amounts, held=held, left=float((FLOAT_BYTES + 1) * weights))
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rounds every unit that has an allocation and sums up what that will cost."""

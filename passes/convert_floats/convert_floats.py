@@ -9,8 +9,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ...ir import Feeds, UsageError
+from ...ir import Feeds, UsageError, quantizable
+from ..engine.execution.extent import FLOAT_BYTES, Extent
 from ..engine.pipeline.base import Pass, PassContext, Promise
+from ..engine.pipeline.forecast import Forecast
+from ..engine.pipeline.work import Kind, Work
 from .interpreter import Interpreter
 from .keeping import Keeping
 from .measured import Seen, without_numbers
@@ -19,6 +22,8 @@ from .typing_rules import is_float32
 from .value_types import fill_in_types
 
 _NAMED = 100  # nodes in the report
+_TOGETHER = 2  # runs of all nodes together
+_CONVERSIONS = 6  # walks over the weights in a run, to float16 and back
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,17 @@ class ConvertFloats(Pass):
                 f" error={self.error}",
                 hint="samples and margin of 1 or more, and an error above 0",
             )
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Every node twice for a sample, in both types; then all of them together."""
+        extent, units = Extent.of(model, context.calibration), quantizable(model)
+        runs = 2 * self.samples + _TOGETHER
+        weights = float(sum(unit.size for unit in units))
+        amounts = {
+            Kind.SWEEP: runs * extent.multiply_adds(units),
+            Kind.WALK: runs * _CONVERSIONS * weights,
+        }
+        return Work(amounts, held=2 * FLOAT_BYTES * weights)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         if context.calibration is None:

@@ -37,6 +37,8 @@ from ..engine.emission.replacing import forget_weight, replace_node
 from ..engine.numerics.activation_grid import RANGES, TYPES
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Forecast, Headroom, RaisedOpset
+from ..engine.pipeline.work import Work as Amounts
+from .measured import measuring
 from .rounding import quantize_activations
 from .work import Work, no_headroom
 
@@ -137,6 +139,11 @@ class InsertQdq(Pass):
                 " no type",
                 hint="compile with --target qdq",
             )
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Amounts:
+        """The usual walk; with rounded activations, runs in which each is rounded alone."""
+        usual = super().work(model, context, forecast)
+        return usual if self.activations == "none" else usual + measuring(model, context)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         _check_opset(model.opset_imports.get("", 1))

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ...ir import FLOAT_TYPES, Calibrated, Feeds, note_of
+from ...ir import FLOAT_TYPES, Calibrated, Feeds, note_of, quantizable
 from ..engine.emission.emitter import Names, store
+from ..engine.execution.extent import FLOAT_BYTES, Extent
 from ..engine.execution.padding import Padding
 from ..engine.numerics.activation_grid import Grid
 from ..engine.numerics.divergence import kl_divergence, squared_divergence
 from ..engine.pipeline.base import PassContext
+from ..engine.pipeline.work import Kind, Work
 
 _SAMPLES = 2
 
@@ -60,6 +62,21 @@ def measured_losses(
                 lost = np.concatenate([divergence(*pair) for pair in pairs])
                 found[value] += float(lost.mean()) / len(feeds)
     return found
+
+
+def measuring(model: ir.Model, context: PassContext) -> Work:
+    """Returns the work of ``measured_losses``, if every product's activation is rounded."""
+    if context.calibration is None:
+        return Work()
+    extent, units = Extent.of(model, context.calibration), quantizable(model)
+    rounded = {use.activation for unit in units for use in unit.uses if use.kind == "product"}
+    runs = (1 + len(rounded)) * len(context.calibration.first(_SAMPLES))
+    weights = float(sum(unit.size for unit in units))
+    amounts = {
+        Kind.RUN: runs * extent.multiply_adds(units),
+        Kind.LOAD: FLOAT_BYTES * weights,
+    }
+    return Work(amounts, held=FLOAT_BYTES * weights)
 
 
 def _float_outputs(model: ir.Model) -> list[str]:

@@ -17,8 +17,8 @@ from ..engine.execution import exposing
 from ..engine.execution.samples import Samples
 from ..engine.pipeline.base import PassContext
 
-_TOKENS = 512  # that are kept of an activation, over all samples
-_BYTES = 1 << 28  # of tokens that are kept at a time
+MOST_TOKENS = 512  # that are kept of an activation, over all samples
+BYTES_AT_ONCE = 1 << 28  # of tokens that are kept at a time
 
 
 Widths = dict[ir.Value, int]  # activations, each with its number of columns
@@ -53,8 +53,8 @@ def _parts(wanted: Sequence[Widths]) -> Iterator[list[ir.Value]]:
     part: list[ir.Value] = []
     used = 0
     for widths in wanted:
-        size = sum(widths.values()) * _TOKENS * 4
-        if part and used + size > _BYTES:
+        size = sum(widths.values()) * MOST_TOKENS * 4
+        if part and used + size > BYTES_AT_ONCE:
             yield part
             part, used = [], 0
         part += widths
@@ -71,7 +71,7 @@ def _tokens_of(
     for value, tokens in exposing.observe(
         model, values, samples, context, "looking at activations"
     ):
-        seen[value].append(_some(tokens, _TOKENS // len(feeds)))
+        seen[value].append(_some(tokens, MOST_TOKENS // len(feeds)))
     return {value: torch.cat(parts) for value, parts in seen.items()}
 
 

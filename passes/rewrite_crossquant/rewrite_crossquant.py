@@ -25,7 +25,10 @@ from ...ir import (
 from ...ir.analysis.offered import DEFAULT_GROUPS
 from ...ir.text_form import did_you_mean
 from ..engine.pipeline.base import Pass, PassContext, Promise
+from ..engine.pipeline.forecast import Forecast
+from ..engine.pipeline.work import Work
 from .dynamic import lower_all
+from .fold_work import fold_work
 from .rewriting import FoldSettings, emulate_all, fold_all
 from .search import Deployed
 
@@ -156,6 +159,11 @@ class RewriteCrossquant(Pass):
             raise UsageError(
                 "mode=emulate takes a number for alpha", hint="the paper has 0.15"
             )
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Runs of a few samples, and every candidate on some rows of every product."""
+        searched = "search" in (self.alpha, self.beta)
+        return fold_work(model, context, self.samples, self.bits, searched=searched)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Rewrites ``model``; reports its changes and the quantization kernels."""

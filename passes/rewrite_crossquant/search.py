@@ -40,7 +40,7 @@ from .sites import Site
 
 ALPHAS = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 BETAS = (0.0, 0.25, 0.5, 0.75)
-_ROWS = 128  # of each unit, as a sample
+SAMPLED_ROWS = 128  # of each unit, as a sample
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _products(
     quadratic = Quadratic.of(unit, arrays, device)
     compensates = deployed.bits < LOSSLESS_BITS
     shared = quadratic.factor().price if compensates else None
-    step = max(1, unit.shape[0] // _ROWS)
+    step = max(1, unit.shape[0] // SAMPLED_ROWS)
     weight = torch.from_numpy(unit.matrix()[::step])
     found = []
     for use, rows, hessian in zip(unit.uses, quadratic.rows, quadratic.hessians, strict=True):

@@ -24,16 +24,24 @@ from ...ir import (
 )
 from ...ir.analysis.blocks import blocks_of
 from ..engine.execution.executor import BlockRunner, Weights
+from ..engine.execution.extent import FLOAT_BYTES, Extent
 from ..engine.execution.precision import coarse_products
 from ..engine.execution.samples import Sample, Samples
 from ..engine.numerics.divergence_gradient import divergence
 from ..engine.pipeline.base import Pass, PassContext, Promise, Session
+from ..engine.pipeline.forecast import Forecast
+from ..engine.pipeline.work import Kind, Work
 from ..engine.statistics.objective import choose_objective
 from .scales import TunedScales
 
 _WARMING = 0.1  # share of the steps in which the rate grows to its full value
 _BETAS = (0.9, 0.95)
 _CLEAR = 0.97  # on a few held-out samples, smaller gains are noise: MiniLM lost by them
+
+_PRODUCTS = 4  # of a step: forward twice, back to the inputs and to the weights
+_EXPANSIONS = 6  # walks over all weights in a step: from codes and back to scales
+# Of a weight: the original in the runtime, and codes, values and the optimizer's state.
+_HELD_BYTES = 6.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,26 @@ class TuneScales(Pass):
                 f"tune-scales cannot take samples={self.samples}, rate={self.rate}",
                 hint="samples of 0 or more, and a rate between 0 and 1",
             )
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """A step for each sample: forward, forward again and back, and the original."""
+        if context.calibration is None or not context.calibration.kept_back:
+            return Work()
+        if context.runner.unsupported(model.graph):
+            return Work()
+        extent, units = Extent.of(model, context.calibration), quantizable(model)
+        weights = float(sum(unit.size for unit in units))
+        once = extent.multiply_adds(units)
+        steps = len(context.calibration.first(self.samples))
+        judged = 2 * len(context.calibration.kept_back)
+        amounts = {
+            Kind.COARSE: _PRODUCTS * once * steps,
+            Kind.SWEEP: once * judged,
+            Kind.RUN: once * (steps + judged),
+            Kind.WALK: weights * (_EXPANSIONS * steps + judged),
+            Kind.LOAD: FLOAT_BYTES * weights,
+        }
+        return Work(amounts, held=_HELD_BYTES * weights)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Changes the scales of every unit that has been rounded."""

@@ -11,7 +11,7 @@ import torch
 
 from mpqc.ir import read_model
 from mpqc.ir.analysis.attention import Found, find_attention
-from mpqc.passes.engine.pipeline.base import SilentProgress
+from mpqc.passes.engine.pipeline.progress import SilentProgress
 from mpqc.tools.export import export_into
 
 from . import models

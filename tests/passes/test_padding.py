@@ -13,7 +13,8 @@ import pytest
 from mpqc.frontend.model_inputs import ModelInput
 from mpqc.ir import Calibration, Feeds, find_units, quantizable, write_model
 from mpqc.passes.engine.execution.padding import Padding
-from mpqc.passes.engine.pipeline.base import PassContext, SilentProgress
+from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.progress import SilentProgress
 from mpqc.passes.insert_qdq.activations import histograms
 from mpqc.passes.rewrite_crossquant.observation import observe
 from mpqc.tools.evaluate import HeldOut, evaluate_on

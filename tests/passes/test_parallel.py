@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mpqc.passes.engine.execution import memory, parallel
-from mpqc.passes.engine.pipeline.base import SilentProgress
+from mpqc.passes.engine.pipeline.progress import Bar, SilentProgress
 
 
 @pytest.mark.parametrize(("need", "most"), [(10, 4), (30, 2), (70, 1), (500, 1)])
@@ -75,3 +77,58 @@ def test_a_limit_of_the_process_bounds_it_too(
     assert memory.available_memory() == 7 * page
     monkeypatch.setattr(resource, "getrlimit", lambda _: (page, page))
     assert memory.available_memory() == 0
+
+
+class Heard(SilentProgress):
+    """Takes down what bars are told."""
+
+    def __init__(self) -> None:
+        self.announced: list[tuple[str, int | None, float | None]] = []
+        self.advanced: list[float] = []
+
+    @contextmanager
+    def bar(self, what: str, items: int | None, work: float | None = None) -> Iterator[Bar]:
+        self.announced.append((what, items, work))
+        yield self
+
+    def advance(self, work: float = 1.0) -> None:
+        self.advanced.append(work)
+
+
+def test_the_dearest_go_first_and_are_told_as_they_finish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    order: list[int] = []
+
+    def work(item: int) -> int:
+        order.append(item)
+        return -item
+
+    heard = Heard()
+    found = parallel.for_each(work, [2, 5, 3, 5], heard, "counting", cost=float)
+    assert found == [-2, -5, -3, -5]
+    assert order == [5, 5, 3, 2]
+    assert heard.announced == [("counting", 4, 15.0)]
+    assert heard.advanced == [5.0, 5.0, 3.0, 2.0]
+
+
+def test_a_small_item_is_told_before_a_large_one_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    small_told = threading.Event()
+
+    class Telling(Heard):
+        def advance(self, work: float = 1.0) -> None:
+            super().advance(work)
+            small_told.set()
+
+    def work(item: int) -> int:
+        if item == 9:
+            assert small_told.wait(10)
+        return item
+
+    heard = Telling()
+    assert parallel.for_each(work, [9, 1], heard, "", cost=float) == [9, 1]
+    assert heard.advanced == [1.0, 9.0]

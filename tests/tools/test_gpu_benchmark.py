@@ -13,7 +13,7 @@ import pytest
 from mpqc.backend.onnxruntime.probing import probe
 from mpqc.backend.packages import Package
 from mpqc.ir import InputError, MachineError
-from mpqc.passes.engine.pipeline.base import SilentProgress
+from mpqc.passes.engine.pipeline.progress import SilentProgress
 from mpqc.tools.benchmarks.__main__ import main
 from mpqc.tools.benchmarks.gpu import steps as gpu_steps
 from mpqc.tools.benchmarks.gpu.compiling import measure_compile, measure_shape

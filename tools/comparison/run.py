@@ -10,7 +10,7 @@ from typing import Any
 from ...frontend.model_source import Source, locate
 from ...frontend.samples import feeds_key
 from ...ir import UsageError, refuse_overlap
-from ...passes.engine.pipeline.base import SilentProgress
+from ...passes.engine.pipeline.progress import SilentProgress
 from ..api import named_after
 from ..budget import Budget
 from ..compilation import Compilation, prepare

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from threading import Condition
 from typing import TypeVar
 
 import torch
 
-from ..pipeline.base import Progress
+from ..pipeline.progress import Progress
 from .devices import CPU
 from .memory import available_memory
 
@@ -28,10 +28,12 @@ def for_each(
     *,
     need: Callable[[A], int] | None = None,
     device: str = CPU,
+    cost: Callable[[A], float] | None = None,
 ) -> list[B]:
     """Returns ``[function(item) for item in items]``.
 
     Every call computes on one torch thread, so the order of sums is the same on any machine.
+    The dearest items go first: one that came last would keep one core busy alone.
 
     Args:
         function: What to do with one item.
@@ -42,20 +44,30 @@ def for_each(
             no room for all cores; what is larger than all of it runs alone.
         device: What calls compute on. One unit fills an accelerator, so that there they come
             one after the other.
+        cost: Estimates what a call takes, in any unit; by default as ``need``.
     """
     if device != CPU:
         return list(progress.track(map(function, items), len(items), what))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     room = _Room(available_memory())
+    weigh = cost or need or (lambda _: 1)
 
     def work(item: A) -> B:
         with room.of(need(item) if need is not None else 0):
             return function(item)
 
+    costs = [max(float(weigh(item)), 1.0) for item in items]
+    queue = sorted(range(len(items)), key=lambda at: -costs[at])
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
-        return list(progress.track(pool.map(work, items), len(items), what))
+        with progress.bar(what, len(items), sum(costs)) as bar:
+            running = {pool.submit(work, items[at]): at for at in queue}
+            results = {}
+            for done in as_completed(running):
+                results[running[done]] = done.result()
+                bar.advance(costs[running[done]])
+        return [results[at] for at in range(len(items))]
     finally:
         # On Ctrl-C the items that wait must not run to their end first.
         pool.shutdown(wait=True, cancel_futures=True)

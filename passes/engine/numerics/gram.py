@@ -23,3 +23,8 @@ def add_gram(
     for start in range(0, size, width):
         panel = slice(start, min(start + width, size))
         total[panel, start:].addmm_(scaled[:, panel].T, rows[:, start:])
+
+
+def share_of_square() -> float:
+    """Returns which share of the products of a whole square is computed."""
+    return (1 + 1 / _PANELS) / 2

@@ -13,6 +13,7 @@ such as time: then the least sum of losses and tolls is sought.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +21,12 @@ import numpy as np
 _STRIDE = 16.0  # how far the search for a price steps before it halves
 _PRECISION = 1e-7  # of the price; what is left over goes to single tiles
 _COARSE = 1e-2  # ... where the result only sorts rows
+
+Tried = Callable[[], None]  # is told that every unit has chosen at one more price
+
+
+def _unheard() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ def smallest_bytes(items: list[Item]) -> int:
     )
 
 
-def _bisect(units: list[_Tiles], budget: int, precision: float) -> float:
+def _bisect(units: list[_Tiles], budget: int, precision: float, tried: Tried) -> float:
     """Leaves every unit with its choice at the lowest price that fits the budget.
 
     Returns the price.
@@ -209,22 +216,28 @@ def _bisect(units: list[_Tiles], budget: int, precision: float) -> float:
         units: The units; they are given their choice.
         budget: Bytes for all of them.
         precision: Relative precision of the price.
+        tried: Told of every price.
     """
-    if _fits(units, 0.0, budget):
+
+    def fits(price: float) -> bool:
+        tried()
+        return _fits(units, price, budget)
+
+    if fits(0.0):
         return 0.0
     high = _typical_price(units)
-    while not _fits(units, high, budget):
+    while not fits(high):
         high *= _STRIDE
     low = high / _STRIDE
-    while low > 0 and _fits(units, low, budget):
+    while low > 0 and fits(low):
         low, high = low / _STRIDE, low
     while high > low * (1 + precision) and high > sys.float_info.min:
         middle = (low * high) ** 0.5
-        if _fits(units, middle, budget):
+        if fits(middle):
             high = middle
         else:
             low = middle
-    _fits(units, high, budget)
+    fits(high)
     return high
 
 
@@ -273,10 +286,10 @@ def _fill(units: list[_Tiles], budget: int) -> None:
             unit.option[tile] = old
 
 
-def _wanted(items: list[Item], budget: int) -> list[np.ndarray]:
+def _wanted(items: list[Item], budget: int, tried: Tried) -> list[np.ndarray]:
     """Returns the options that rows would get if each were decided alone."""
     single = _single(items)
-    _bisect(single, budget, _COARSE)
+    _bisect(single, budget, _COARSE, tried)
     return [unit.row_options() for unit in single]
 
 
@@ -285,30 +298,38 @@ def _single(items: list[Item]) -> list[_Tiles]:
     return [_Tiles(item, np.zeros(len(item.loss)), min(item.tile, 1)) for item in items]
 
 
-def price(items: list[Item], budget: int) -> float | None:
+def price(items: list[Item], budget: int, tried: Tried = _unheard) -> float | None:
     """Returns what a byte is worth where the budget is met, in loss.
+
+    Args:
+        items: The units.
+        budget: Bytes that all of them may take together.
+        tried: Told of every price that is tried.
 
     Returns:
         The price, or None when even the smallest options do not fit.
     """
-    return None if smallest_bytes(items) > budget else _bisect(_single(items), budget, _COARSE)
+    if smallest_bytes(items) > budget:
+        return None
+    return _bisect(_single(items), budget, _COARSE, tried)
 
 
-def allocate(items: list[Item], budget: int) -> list[Choice] | None:
+def allocate(items: list[Item], budget: int, tried: Tried = _unheard) -> list[Choice] | None:
     """Chooses an option for every row.
 
     Args:
         items: The units.
         budget: Bytes that all of them may take together.
+        tried: Told of every price that is tried.
 
     Returns:
         One choice per item, or None when even the smallest options do not fit.
     """
     if smallest_bytes(items) > budget:
         return None
-    wanted = _wanted(items, budget)
+    wanted = _wanted(items, budget, tried)
     units = [_Tiles(item, own, item.tile) for item, own in zip(items, wanted, strict=True)]
-    _bisect(units, budget, _PRECISION)
+    _bisect(units, budget, _PRECISION, tried)
     _fill(units, budget)
     return [
         Choice(unit.row_options(), unit.total_bytes(), unit.total_loss()) for unit in units

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,10 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from ....ir import Annotation, ArrayStore, CachedFile, Calibration, Capabilities, Feeds
+from ....ir import (
+    Annotation,
+    ArrayStore,
+    CachedFile,
+    Calibration,
+    Capabilities,
+    Feeds,
+    quantizable,
+)
 from ....ir.costs import CostTable
 from ....ir.text_form import print_record
 from .forecast import Forecast
+from .outlook import Outlook
+from .progress import Progress, SilentProgress
+from .work import Kind, Work
 
 if TYPE_CHECKING:
     import torch
@@ -51,28 +62,7 @@ class Session(Protocol):
         ...
 
 
-class Progress(Protocol):
-    """Where passes tell how far they are."""
-
-    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        """Yields ``items`` and shows a bar called ``what``."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Shows one line."""
-        ...
-
-
-class SilentProgress:
-    """A Progress that shows nothing."""
-
-    def track(self, items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        """Yields ``items``."""
-        del total, what
-        yield from items
-
-    def say(self, text: str) -> None:
-        """Shows nothing."""
+_WALKS = 4  # over all weights, by a pass that only moves them
 
 
 @dataclass
@@ -181,6 +171,38 @@ class Pass(ABC):
             forecast: The expected effects of the expensive pass and of those in between.
         """
         del model, context, forecast
+
+    def recall(self, model: ir.Model, context: PassContext) -> None:
+        """Notes on the graph what an earlier run left of this pass in the cache, if any.
+
+        Called on the graph that the first expensive pass will see, by those who want to look
+        ahead. Nothing on disk changes.
+        """
+        del model, context
+
+    def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
+        """Returns what the pass will have to do, from shapes alone.
+
+        Called right before an expensive pass, on the graph that it will see, like
+        ``preflight``. By default a pass walks over all weights a few times.
+
+        Args:
+            model: The graph; to be left as it is.
+            context: The context that the pass will get.
+            forecast: The expected effects of the passes in between.
+        """
+        del context, forecast
+        return Work({Kind.WALK: _WALKS * float(sum(unit.size for unit in quantizable(model)))})
+
+    def outlook(
+        self, model: ir.Model, context: PassContext, forecast: Forecast
+    ) -> Outlook | None:
+        """Returns what can be told of the result; None of a pass that meets no budget.
+
+        Called like ``work``.
+        """
+        del model, context, forecast
+        return None
 
     def forecast(self, before: Forecast) -> Forecast:
         """Returns what the graph will carry after this pass, as far as its options tell."""

@@ -52,6 +52,13 @@ class OutlierShares(Announcement):
 
 
 @dataclass(frozen=True)
+class AskedBits(Announcement):
+    """How many stored bits per weight the allocation may take."""
+
+    bits: float
+
+
+@dataclass(frozen=True)
 class Judged(Announcement):
     """How the losses of units are judged.
 

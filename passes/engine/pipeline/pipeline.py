@@ -14,8 +14,11 @@ from .base import Pass, PassContext
 from .forecast import Forecast
 from .freed_memory import return_freed_memory
 from .instruments import Instrument
+from .outlook import Outlook
+from .progress import Stage
 from .registry import all_passes
 from .spec import parse_passes, print_passes
+from .work import Work
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -83,7 +86,13 @@ class Pipeline:
         self.check(model, first)
         for instrument in instruments:
             instrument.check(self.passes[first:])
+        expected: tuple[float, ...] = ()
         for index in range(first, len(self.passes)):
+            one = self.passes[index]
+            if one.expensive:
+                expected = self._expected(index, model, context)
+            stage = Stage(index, one.name, expected, len(self.passes))
+            context.progress.begin(stage)
             if not self._step(index, model, context, instruments):
                 return index + 1
         return len(self.passes)
@@ -108,7 +117,7 @@ class Pipeline:
         one = self.passes[index]
         try:
             if one.expensive:
-                self._preflight(index, model, context)
+                self.preflight(index, model, context)
             changed = one.run(model, context)
         except MpqcError:
             raise
@@ -121,8 +130,51 @@ class Pipeline:
             raise InternalError(f"{where}: {error.message}", hint=error.hint) from error
         return changed
 
-    def _preflight(self, index: int, model: ir.Model, context: PassContext) -> None:
+    def works(self, first: int, model: ir.Model, context: PassContext) -> list[Work]:
+        """Returns what each pass from ``first`` on will have to do.
+
+        Args:
+            first: Place of the pass that will see the graph next.
+            model: The graph; it stays as it is.
+            context: What the passes will be given.
+        """
+        forecast, works = Forecast(), []
+        for one in self.passes[first:]:
+            works.append(one.work(model, context, forecast))
+            forecast = one.forecast(forecast)
+        return works
+
+    def look_ahead(
+        self, first: int, model: ir.Model, context: PassContext
+    ) -> tuple[list[Work], Outlook | None]:
+        """Returns what the passes from ``first`` on will have to do, and what may come of it.
+
+        Results in the cache count as done. The graph gets the notes that go with them.
+
+        Args:
+            first: Place of the pass that will see the graph next.
+            model: The graph.
+            context: What the passes will be given.
+        """
+        self.preflight(first, model, context)
+        forecast, outlook = Forecast(), None
+        for one in self.passes[first:]:
+            one.recall(model, context)
+            outlook = one.outlook(model, context, forecast) or outlook
+            forecast = one.forecast(forecast)
+        return self.works(first, model, context), outlook
+
+    def _expected(
+        self, first: int, model: ir.Model, context: PassContext
+    ) -> tuple[float, ...]:
+        """Returns the seconds of every pass on a plain machine; 0 of those that are over."""
+        works = self.works(first, model, context)
+        return (*(0.0 for _ in range(first)), *(one.seconds() for one in works))
+
+    def preflight(self, index: int, model: ir.Model, context: PassContext) -> None:
         """Lets the passes after ``index`` refuse before the long work begins."""
+        if index == len(self.passes):
+            return
         forecast = self.passes[index].forecast(Forecast())
         for later in self.passes[index + 1 :]:
             later.preflight(model, context, forecast)

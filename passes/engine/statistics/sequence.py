@@ -21,7 +21,8 @@ from ..execution.parallel import for_each
 from ..execution.samples import Samples, Values
 from ..numerics.gptq import working_bytes
 from ..numerics.row_hessians import Key, RowHessians
-from ..pipeline.base import PassContext, SilentProgress
+from ..pipeline.base import PassContext
+from ..pipeline.progress import SilentProgress
 
 T = TypeVar("T")
 Hessians = Mapping[Key, RowHessians]

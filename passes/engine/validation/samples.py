@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ....ir import Calibration, Feeds
 from .lockstep import CannotRun
 
-_TOKENS = 24  # of a sample: a wrong weight shows at the first, positions need a few
+MOST_TOKENS = 24  # of a sample: a wrong weight shows at the first, positions need a few
 _SAMPLES = 1
 _LARGEST = 1 << 26  # entries of an input that is made up
 _SYNTHETIC = 8  # size of a dimension that the graph leaves open
@@ -25,7 +25,7 @@ def chosen_feeds(model: ir.Model, calibration: Calibration | None, seed: int) ->
 
 
 def _shortened(model: ir.Model, feeds: Feeds) -> Feeds:
-    """Cuts the axis that counts tokens, wherever an input has it, to ``_TOKENS``.
+    """Cuts the axis that counts tokens, wherever an input has it, to ``MOST_TOKENS``.
 
     It is the open second axis of integer matrices (ids, masks, positions). Other axes of its
     length that the graph leaves open are cut alike; without such inputs nothing is.
@@ -40,12 +40,12 @@ def _shortened(model: ir.Model, feeds: Feeds) -> Feeds:
         for name, axes in opened.items()
         if feeds[name].ndim == 2 and feeds[name].dtype.kind == "i" and 1 in axes
     }
-    if len(lengths) != 1 or (length := lengths.pop()) <= _TOKENS:
+    if len(lengths) != 1 or (length := lengths.pop()) <= MOST_TOKENS:
         return feeds
     return {
         name: array[
             tuple(
-                slice(_TOKENS)
+                slice(MOST_TOKENS)
                 if size == length and at in opened.get(name, ())
                 else slice(None)
                 for at, size in enumerate(array.shape)

@@ -19,7 +19,7 @@ from ....ir import (
     quantizable,
 )
 from ..execution.parallel import for_each
-from ..pipeline.base import Progress
+from ..pipeline.progress import Progress
 from .stored import Inconsistent, is_rounded, stored_matrix
 from .structure import Structure
 

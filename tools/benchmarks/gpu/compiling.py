@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ....ir import temporary_folder
-from ....passes.engine.pipeline.base import Progress
+from ....passes.engine.pipeline.progress import Progress
 from ...api import compile as compile_model
 from ...export import export_folder
 from ..shapes import SHAPES, write_shape

@@ -19,8 +19,8 @@ from ....frontend.workload_feeds import workload_feed
 from ....ir import Feeds, read_model, staged_folder, temporary_folder, write_model
 from ....ir.analysis.storage import stored
 from ....ir.workloads import PROMPT, Workload, workloads
-from ....passes.engine.pipeline.base import Progress
 from ....passes.engine.pipeline.pipeline import Pipeline
+from ....passes.engine.pipeline.progress import Progress
 from ... import pipelines, smollm2
 from ...api import compile as compile_model
 from ...budget import Budget

@@ -13,7 +13,7 @@ from ....backend.onnxruntime.capabilities import load
 from ....backend.onnxruntime.probing import in_plain_words, probe
 from ....backend.packages import PACKAGES, Package
 from ....ir import MachineError, MpqcError
-from ....passes.engine.pipeline.base import Progress
+from ....passes.engine.pipeline.progress import Progress
 from ...comparison.kept import Kept
 from ...manifest import versions
 from .compiling import measure_compile, measure_shape

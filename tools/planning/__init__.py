@@ -1,0 +1,1 @@
+"""What a compilation would take and give, before it is run."""
