@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import mkstemp
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, MachineError, MissingFact
+from .machine_errors import machine_errors
 from .sealed_file import read_seal, write_sealed
 
+_LARGE = 1 << 20  # bytes from which a map of a file is worth having
 # A file may be broken in ways that its reader did not foresee.
 UNREADABLE = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -21,13 +25,35 @@ class ArrayStore:
     An array in memory hides one of the same name in a file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path | None = None) -> None:
+        """Begins without arrays.
+
+        Args:
+            scratch: Folder for arrays that are large. They are mapped from files there, and
+                take memory only while they are looked at. None keeps all in memory.
+        """
         self._memory: dict[str, np.ndarray] = {}
         self._files: dict[str, Path] = {}
+        self._scratch = scratch
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """Keeps ``array`` in memory under ``name``."""
-        self._memory[name] = np.ascontiguousarray(array)
+        """Keeps ``array`` under ``name``, until it is put again."""
+        kept = np.ascontiguousarray(array)
+        if self._scratch is not None and kept.nbytes >= _LARGE:
+            kept = self._mapped(self._scratch, kept)
+        self._memory[name] = kept
+
+    def _mapped(self, folder: Path, array: np.ndarray) -> np.ndarray:
+        """Returns a read-only map of a new file, which is gone with the last look at it."""
+        with machine_errors(folder, "set TMPDIR to another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            number, path = mkstemp(suffix=".npy", dir=folder)
+            with os.fdopen(number, "wb") as file:
+                np.save(file, array, allow_pickle=False)
+            mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if os.name == "posix":  # what is mapped stays readable
+            os.unlink(path)
+        return mapped
 
     def get(self, name: str) -> np.ndarray:
         """Returns the array called ``name``.

@@ -15,6 +15,7 @@ from ..backend.runner import Runner
 from ..frontend.model_source import Source
 from ..frontend.samples import SampleMaker
 from ..ir import (
+    ArrayStore,
     Calibration,
     Capabilities,
     InfeasibleBudget,
@@ -98,6 +99,7 @@ class Compilation:
             runner=Runner.of(table),
             capabilities=table,
             scratch=self.scratch,
+            arrays=ArrayStore(self.scratch / "arrays"),
             calibration=self.calibration,
             cache=self.cache,
             seed=self.settings.options.seed,

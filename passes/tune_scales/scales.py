@@ -12,6 +12,7 @@ from onnx_ir.tensor_adapters import to_torch_dtype
 from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.execution.devices import CPU
+from ..engine.numerics.borrowing import borrowed
 from ..engine.numerics.gptq import storable
 from ..engine.statistics.quadratic import outlier_columns
 from ..engine.statistics.simulated import simulate
@@ -82,11 +83,13 @@ class TunedScales:
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, one: RowClass) -> _TunedClass:
-        codes = torch.from_numpy(np.array(self._arrays.get("codes", one.index)))
+        codes = borrowed(self._arrays.get("codes", one.index))
         scales = torch.from_numpy(np.array(self._arrays.get("scales", one.index)))
         rows, groups = scales.shape
         missing = groups * one.option.group - codes.shape[1]
-        codes = torch.nn.functional.pad(codes, (0, missing)).reshape(rows, groups, -1)
+        if missing:
+            codes = torch.nn.functional.pad(codes, (0, missing))
+        codes = codes.reshape(rows, groups, -1)
         change = torch.zeros(rows, groups, requires_grad=True, device=self._device)
         codes, scales = codes.to(self._device), scales.float().to(self._device)
         return _TunedClass(codes, scales, change, reach=2.0 ** (2 - one.option.bits))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ....ir import ArrayStore
+from ..numerics.borrowing import borrowed
 
 DEVIATIONS = "/deviations"  # what the name of the array with them ends in
 
@@ -51,8 +52,8 @@ def read_square(arrays: ArrayStore, name: str) -> np.ndarray:
     Raises:
         MissingFact: There is none.
     """
-    deviations = torch.from_numpy(np.array(arrays.get(name + DEVIATIONS)))
-    triangle = torch.from_numpy(np.array(arrays.get(name))).float()
+    deviations = borrowed(arrays.get(name + DEVIATIONS))
+    triangle = borrowed(arrays.get(name)).float()
     size = len(deviations)
     matrix = torch.zeros(size, size)
     at = 0
