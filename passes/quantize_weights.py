@@ -58,7 +58,7 @@ from .engine.statistics.simulated import simulate
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
-_LEFT_BYTES = 7.0  # of a weight: its value in float32, its code, and room between them
+_LEFT_BYTES = 8.0  # of a weight: its value in float32, its code, and room between them
 _USUAL_BITS = 4.0
 _HALF = "allocate-bits chose to store it as float16"
 

@@ -83,7 +83,7 @@ class VerifyNumerics(Pass):
         amounts = {
             Kind.RUN: (1 + _RESULT) * count * extent.multiply_adds(units),
             Kind.WALK: count * _WALKS * outputs,
-            Kind.LOAD: FLOAT_BYTES * weights * (count / self.samples),
+            Kind.LOAD: 2 * FLOAT_BYTES * weights * (count / self.samples),
             Kind.WRITE: float(FLOAT_BYTES * outputs * count),
         }
         held = FLOAT_BYTES * (weights + _WALKS * outputs)

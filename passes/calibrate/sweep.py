@@ -188,13 +188,7 @@ class Sweep:
     @cached_property
     def _costs(self) -> list[float]:
         """What a sample takes to run through each block: the weights that it multiplies by."""
-        return [
-            1.0
-            + sum(
-                tap.moments.unit.size for tap in self._taps[block] if tap.use.kind != "lookup"
-            )
-            for block in self.blocks
-        ]
+        return [1.0 + _multiplied(self._taps[block]) for block in self.blocks]
 
     @cached_property
     def _samples(self) -> list[Sample]:
@@ -206,3 +200,7 @@ class Sweep:
 
     def _of_shard(self, shard: int) -> list[Sample]:
         return self._samples[shard * SHARD : (shard + 1) * SHARD]
+
+
+def _multiplied(taps: Sequence[Tap]) -> int:
+    return sum(tap.moments.unit.size for tap in taps if tap.use.kind != "lookup")

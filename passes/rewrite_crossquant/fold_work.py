@@ -52,5 +52,5 @@ def fold_work(
             Kind.PRODUCT: float(tokens * columns * rows),
         }
         total += factor_work(columns) + Work(once).times(count)
-    held = BYTES_AT_ONCE + most_at_once(24 * unit.shape[1] ** 2 for unit in units)
+    held = min(seen, BYTES_AT_ONCE) + most_at_once(24 * unit.shape[1] ** 2 for unit in units)
     return Work(total.amounts, held=held)

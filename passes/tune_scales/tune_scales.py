@@ -39,9 +39,9 @@ _BETAS = (0.9, 0.95)
 _CLEAR = 0.97  # on a few held-out samples, smaller gains are noise: MiniLM lost by them
 
 _PRODUCTS = 4  # of a step: forward twice, back to the inputs and to the weights
-_EXPANSIONS = 6  # walks over all weights in a step: from codes and back to scales
+_EXPANSIONS = 20  # walks over all weights in a step: from codes and back to scales
 # Of a weight: the original in the runtime, and codes, values and the optimizer's state.
-_HELD_BYTES = 6.0
+_HELD_BYTES = 12.0
 
 
 @dataclass(frozen=True)

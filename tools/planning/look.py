@@ -23,6 +23,8 @@ from .rates import measure
 from .room import Places, Room
 from .variants import Variant, fewer_samples, quicker_presets, shorter_sequences
 
+_LIBRARIES = 100e6  # bytes that torch and the runtime come to hold in the first long passes
+
 
 def look(job: Compilation, cache: Path) -> Plan:
     """Returns the plan of a compilation.
@@ -42,7 +44,7 @@ def look(job: Compilation, cache: Path) -> Plan:
     bare = model.clone()
     works, outlook = pipeline.look_ahead(first, model, context)
     rates = measure(bare, context)
-    base = float(held_memory() or peak_memory())  # with all libraries that passes load
+    base = float(held_memory() or peak_memory()) + _LIBRARIES
     sizes = _sizes(outlook, bits, weights, rest)
     past = [Step(one.name, one.seconds, base, measured=True) for one in timer.timings]
     steps = [

@@ -11,6 +11,7 @@ from ..pipeline.work import Kind, Work
 from .samples import MOST_TOKENS
 
 _WALKS = {Promise.SIMULATION: 8, Promise.SAME_CODES: 8, Promise.SAME_SIMULATION: 24}
+_SECONDS = 0.2  # to look at two graphs
 _RUN = (Promise.SAME_FUNCTION, Promise.NARROWED, Promise.SAME_SIMULATION)
 
 
@@ -24,7 +25,7 @@ def validation_work(promise: Promise, model: ir.Model, context: PassContext) -> 
     """
     units = quantizable(model)
     weights = float(sum(unit.size for unit in units))
-    amounts = {Kind.WALK: weights * _WALKS.get(promise, 0)}
+    amounts = {Kind.WALK: weights * _WALKS.get(promise, 0), Kind.SECOND: _SECONDS}
     if promise in _RUN:
         extent = Extent.of(model, context.calibration)
         share = min(1.0, MOST_TOKENS / extent.positions)
