@@ -1,7 +1,7 @@
 """How quick this machine is at each kind of work: a few seconds of measuring.
 
-What runs blocks is measured on a block of the model itself; the rest on matrices of the sizes
-that the model has. Everything runs on all cores, as the passes do it.
+What runs blocks is measured on a block of the model itself, on the device that passes use; the
+rest on matrices of the sizes that the model has, on all cores of the processor.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ def _sweeps(model: ir.Model, context: PassContext) -> dict[Kind, float]:
     def both() -> None:
         runner.run(sample, first=block.index, stop=block.index + 1)
         runner.backward(sample, block, ends=ends)
+        torch.ones(1, device=context.device).cpu()  # waits for a device that runs ahead
         sample.gradients.clear()
 
     both()  # lowers the block
