@@ -28,7 +28,7 @@ from ...passes.engine.pipeline.base import PassContext
 from ...passes.engine.pipeline.progress import SilentProgress
 from ...passes.engine.pipeline.work import PLAIN_RATES, Kind, Rates
 
-_LEAST_SECONDS = 0.15  # of a measurement; what is quicker is repeated
+_LEAST_SECONDS = 0.3  # of a measurement; what is quicker is repeated
 _MOST_COLUMNS, _MOST_TOKENS = 1024, 1024
 _FEW_ROWS, _MANY_ROWS, _COLUMNS, _GROUP, _BITS = 32, 1024, 512, 64, 4
 _CANDIDATES = {2: 24, 4: 8}  # scales that are tried, by bits

@@ -53,17 +53,17 @@ Rates = Mapping[Kind, float]  # amounts a second
 PLAIN_RATES: Rates = MappingProxyType(
     {
         Kind.SWEEP: 40e9,
-        Kind.COARSE: 80e9,
+        Kind.COARSE: 45e9,
         Kind.PRODUCT: 60e9,
-        Kind.FACTOR: 10e9,
-        Kind.STEP: 20e3,
-        Kind.COLUMN: 60e6,
-        Kind.TRIAL: 300e6,
-        Kind.WALK: 500e6,
-        Kind.RUN: 40e9,
-        Kind.LOAD: 500e6,
-        Kind.WRITE: 500e6,
-        Kind.CHOICE: 50e6,
+        Kind.FACTOR: 6e9,
+        Kind.STEP: 50e3,
+        Kind.COLUMN: 18e6,
+        Kind.TRIAL: 600e6,
+        Kind.WALK: 1.9e9,
+        Kind.RUN: 30e9,
+        Kind.LOAD: 1e9,
+        Kind.WRITE: 300e6,
+        Kind.CHOICE: 40e6,
         Kind.SECOND: 1.0,
     }
 )
