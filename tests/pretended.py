@@ -4,8 +4,9 @@ Under ``PretendedDevice`` every operation is checked by the rule of real acceler
 of a device meet only tensors of the same device, or CPU tensors of no axes. An engine that
 makes a tensor without saying where, or mixes devices, fails as it would on a GPU; one that
 does not runs to its end, and its numbers can be compared with the CPU's. torch's own fake
-tensors have no numbers for decisions to read, and without a build for CUDA they abort the
-process when a gradient starts. So the device goes by the name of torch's empty one, ``meta``.
+tensors have no numbers for decisions to read, and where torch is built without CUDA, fake
+tensors of ``cuda`` cannot be indexed and abort the process when a gradient starts. So the
+device goes by the name of torch's empty one, ``meta``.
 """
 
 from __future__ import annotations

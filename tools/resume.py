@@ -149,7 +149,7 @@ class _Job:
     def run(self, scratch: Path, stage: Path | None = None) -> Mapping[str, Any]:
         """Runs them; fills ``stage`` if there is one. Returns the report of the whole run."""
         context, timer = self._context(scratch), TimePasses()
-        settings = dict(self.dump.settings)
+        settings = {**self.dump.settings, "computed_on": self.device}
         self._prepare_dumps(context)
         instruments = self.watch.instruments(timer, context, self.pipeline, settings)
         try:

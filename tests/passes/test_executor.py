@@ -11,6 +11,7 @@ import torch
 
 from mpqc.ir import InternalError, find_units
 from mpqc.ir.analysis.blocks import blocks_of
+from mpqc.passes.engine.execution import executor
 from mpqc.passes.engine.execution.executor import BlockRunner, weight_of
 from mpqc.passes.engine.execution.samples import Samples, Values
 from mpqc.passes.engine.pipeline.base import PassContext
@@ -94,3 +95,21 @@ def test_a_block_before_its_inputs_is_our_bug(work: PassContext) -> None:
     runner = BlockRunner(work.runner, blocks_of(in_blocks(work)))
     with pytest.raises(InternalError, match="before any has made it"):
         list(runner.forward(Samples(feeds(work)), runner.blocks[1]))
+
+
+def test_blocks_leave_a_device_that_runs_short_of_memory(
+    work: PassContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earliest first, and never the one that has just run."""
+    model = in_blocks(work)
+    runner = BlockRunner(work.runner, blocks_of(model))
+    (sample, _) = Samples(feeds(work))
+    runner.run(sample)
+    lowered = list(runner._lowered)
+    assert len(lowered) > 1
+    monkeypatch.setattr(executor, "free_bytes", lambda device: (1, 10))
+    runner.run(sample)
+    assert list(runner._lowered) == lowered[-1:]
+    monkeypatch.setattr(executor, "free_bytes", lambda device: (9, 10))
+    runner.run(sample)
+    assert len(runner._lowered) == len(lowered)

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mpqc.passes.engine.numerics import gptq as forms
-from mpqc.passes.engine.numerics import lazy_columns
+from mpqc.passes.engine.numerics import lazy_columns, recorded
 from mpqc.passes.engine.numerics.gptq import (
     Factor,
     Rounded,
@@ -135,6 +135,43 @@ def test_chunks_shrink_with_their_working_set() -> None:
     assert lazy_columns.rows_at_once(512, 32) == 16384
     assert 256 < lazy_columns.rows_at_once(5632, 32) < 4096
     assert lazy_columns.rows_at_once(28672, 32) == 256
+
+
+def test_recordings_are_used_again_for_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA devices, where the work of a block is recorded on tensors of its own."""
+    problems = [problem(40, 150, seed) for seed in (1, 2)]
+    begun = [on_accelerator(weight, 3, 32, one, refinements=2) for weight, one in problems]
+    monkeypatch.setattr(recorded, "_RECORDING", ("cpu",))
+    recorded._recording.cache_clear()
+    replayed = [on_accelerator(weight, 3, 32, one, refinements=2) for weight, one in problems]
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(begun, replayed, strict=True))
+    known = recorded._recording.cache_info()
+    assert known.misses == known.currsize == 4  # two works, on whole blocks and on the last
+    assert known.hits > 8
+
+
+def test_what_cannot_be_recorded_is_begun_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(begin: object, device: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    weight, factor = problem(40, 150, seed=1)
+    expected = on_accelerator(weight, 3, 32, factor)
+    monkeypatch.setattr(recorded, "_RECORDING", ("cpu",))
+    monkeypatch.setattr(recorded, "_graph", refuse)
+    recorded._recording.cache_clear()
+    assert torch.equal(on_accelerator(weight, 3, 32, factor).codes, expected.codes)
+    recorded._recording.cache_clear()
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_records() -> None:
+    recorded._recording.cache_clear()
+    weight, factor = problem(40, 64, seed=1)
+    device = torch.device("cuda:0")
+    gptq(weight.to(device), 3, 32, factor.to(device))
+    shapes = ((64, 40), (64, 40), (64, 64), (64, 40), (64, 40))
+    replay = recorded._recording(lazy_columns._compensate, shapes, device, (-4, 3))[1]
+    assert getattr(replay, "__name__", "") == "replay"
 
 
 @pytest.mark.gpu

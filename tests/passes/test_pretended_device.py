@@ -19,14 +19,17 @@ import torch
 from mpqc.ir import Calibration, InternalError, quantizable, write_model
 from mpqc.passes.calibrate import gathering
 from mpqc.passes.engine.numerics import doubles
+from mpqc.passes.engine.numerics.gptq import factorize, gptq, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.moments import normalized
 from mpqc.passes.engine.validation.lockstep import Lockstep
 
-from ..pretended import DEVICE, PretendedDevice, pretending
+from ..pretended import DEVICE, PretendedDevice, pretending, put
 from . import attending, swept
 from .outliers import outlier_model
 from .swept import CALIBRATE, context, run, sentences, vector, vectors
+from .test_outlier_columns import ANNOTATE, calibrated
+from .test_padding import masked, padded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +86,8 @@ LANGUAGE = {
     "taylor on text": (
         f"{CALIBRATE},annotate-sensitivity{{metric=taylor, samples=1, labels=text}}"
     ),
+    "pruning": f"{CALIBRATE},annotate-sensitivity{{metric=pruning, samples=1}}",
+    "cca": f"{CALIBRATE},annotate-sensitivity{{metric=cca, variant=pwcca, window=1}}",
     "rounding": f"{ALLOCATED},quantize-weights",
     "coupled rows": (
         f"normalize,partition-blocks,{COUPLED},{JUDGED},"
@@ -109,6 +114,41 @@ def test_a_language_model(name: str, tmp_path: Path) -> None:
     assert device is not None
     assert device.calls["aten::mm"]
     assert not device.left, f"computed on the CPU: {dict(device.left)}"
+
+
+def test_padding(tmp_path: Path) -> None:
+    """Tokens are picked from values, gradients and divergences on the device."""
+    passes = f"{ALLOCATED},quantize-weights{{rounding=nearest}},tune-scales{{samples=2}}"
+    there, _ = arrays_after(passes, masked, padded(7), tmp_path / "cpu", "cpu")
+    here, device = arrays_after(passes, masked, padded(7), tmp_path / "here", DEVICE)
+    assert_same(there, here)
+    assert device is not None
+    assert not device.left
+
+
+def test_floats_of_8_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 80, generator=generator)
+    inputs = torch.randn(200, 80, generator=generator)
+    there = round_rows(weight, 8, 80, factorize(inputs.T @ inputs, 0.1), float8=True)
+    with pretending() as device:
+        factor = factorize(put(inputs).T @ put(inputs), 0.1)
+        here = round_rows(put(weight), 8, 80, factor, float8=True)
+        assert torch.equal(here.codes.cpu(), there.codes)
+        assert torch.equal(here.scales.cpu(), there.scales)
+    assert not device.left
+
+
+def test_rounding_reads_few_numbers_back() -> None:
+    """Each number that is read waits for all that was begun."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 300, generator=generator)
+    inputs = torch.randn(400, 300, generator=generator)
+    with pretending() as device:
+        factor = factorize(put(inputs).T @ put(inputs), 0.1)
+        device.reads = 0
+        gptq(put(weight), 3, 32, factor, refinements=3)
+    assert device.reads <= 3  # of solves, which look whether they worked
 
 
 def test_a_regression(tmp_path: Path) -> None:
@@ -186,3 +226,17 @@ def test_a_tensor_made_on_the_cpu_in_an_engine_is_noticed(tmp_path: Path) -> Non
         patch.setattr(gathering, "normalized", forgetful)
         with pytest.raises(InternalError, match="mixes devices"):
             run(CALIBRATE, swept.language(), work)
+
+
+def test_kept_channels_make_up_for_the_others(tmp_path: Path) -> None:
+    found: list[Arrays] = []
+    for device in ("cpu", DEVICE):
+        model, work = calibrated(tmp_path / device)
+        work.device = device
+        with pretending() as pretended:
+            run(f"{ANNOTATE},allocate-bits{{budget=4.5}},quantize-weights", model, work)
+        assert bool(pretended.calls) == (device == DEVICE)
+        assert not (pretended.left and device == DEVICE)
+        found.append({name: np.array(work.arrays.get(name)) for name in work.arrays.names()})
+    assert "first/outliers/kept" in found[0]
+    assert_same(*found)

@@ -46,18 +46,18 @@ def for_each(
             one after the other.
         cost: Estimates what a call takes, in any unit; by default as ``need``.
     """
+    weigh = cost or need or (lambda _: 1)
+    costs = [max(float(weigh(item)), 1.0) for item in items]
     if device != CPU:
-        return list(progress.track(map(function, items), len(items), what))
+        return _in_turn(function, items, costs, progress, what)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     room = _Room(available_memory())
-    weigh = cost or need or (lambda _: 1)
 
     def work(item: A) -> B:
         with room.of(need(item) if need is not None else 0):
             return function(item)
 
-    costs = [max(float(weigh(item)), 1.0) for item in items]
     queue = sorted(range(len(items)), key=lambda at: -costs[at])
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
@@ -72,6 +72,21 @@ def for_each(
         # On Ctrl-C the items that wait must not run to their end first.
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _in_turn(
+    function: Callable[[A], B],
+    items: Sequence[A],
+    costs: Sequence[float],
+    progress: Progress,
+    what: str,
+) -> list[B]:
+    results = []
+    with progress.bar(what, len(items), sum(costs)) as bar:
+        for item, cost in zip(items, costs, strict=True):
+            results.append(function(item))
+            bar.advance(cost)
+    return results
 
 
 class _Room:

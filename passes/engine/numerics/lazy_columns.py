@@ -2,8 +2,9 @@
 
 ``gptq`` holds the same for processors, where a chunk of rows stays in the cache and numpy
 begins operations sooner than torch. Here what counts is how many operations are begun, so a
-column takes as few as possible, matrices are columns x rows so that each reads memory in one
-run, and no number ever comes back to the host. What a column does to columns of its own block
+column takes as few as possible, those of a block are begun by one call where the device can
+record them, matrices are columns x rows so that each reads memory in one run, and no number
+ever comes back to the host. What a column does to columns of its own block
 is added at once, and to all later ones by one product a block.
 
 Codes are those of ``gptq`` except where a value is nearly halfway between two of them: sums
@@ -15,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+
+from . import recorded
 
 _BLOCK = 64
 _MOST_BYTES = 2 << 30  # of the working set of the rows that are rounded at once
@@ -58,7 +61,8 @@ def compensated(
     made = torch.empty_like(left)
     for span, later in _blocks(len(left)):
         errors = torch.empty_like(left[span])
-        _compensate(left[span], scales[span], ratio[span, span], low, high, made[span], errors)
+        given = left[span], scales[span], ratio[span, span]
+        recorded.run(_compensate, given, (made[span], errors), low, high)
         left[later].addmm_(ratio[span, later].T, errors, alpha=-1)
     codes = torch.empty_like(made)
     codes[order] = made
@@ -69,10 +73,10 @@ def _compensate(
     left: torch.Tensor,
     scales: torch.Tensor,
     ratio: torch.Tensor,
-    low: int,
-    high: int,
     made: torch.Tensor,
     errors: torch.Tensor,
+    low: int,
+    high: int,
 ) -> None:
     """Fills ``made`` and ``errors`` for the columns of one block; all are columns x rows."""
     for k in range(len(left)):
@@ -109,17 +113,8 @@ def descend(
     made = torch.empty_like(values)
     for span, later in _blocks(len(values)):
         steps = torch.empty_like(values[span])
-        _descend(
-            values[span],
-            scales[span],
-            slope[span],
-            hessian[span, span],
-            pull[span],
-            low,
-            high,
-            made[span],
-            steps,
-        )
+        given = values[span], scales[span], slope[span], hessian[span, span], pull[span]
+        recorded.run(_descend, given, (made[span], steps), low, high)
         slope[later].addmm_(hessian[span, later].T, steps)
     return made.T.contiguous()
 
@@ -130,10 +125,10 @@ def _descend(
     slope: torch.Tensor,
     hessian: torch.Tensor,
     pull: torch.Tensor,
-    low: int,
-    high: int,
     made: torch.Tensor,
     steps: torch.Tensor,
+    low: int,
+    high: int,
 ) -> None:
     """Fills ``made`` and ``steps`` for the columns of one block; all are columns x rows."""
     for k in range(len(values)):

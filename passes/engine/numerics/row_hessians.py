@@ -29,6 +29,10 @@ class RowHessians:
         """Returns one Hessian for all rows."""
         return cls(matrix[None], torch.zeros(rows, dtype=torch.int64, device=matrix.device))
 
+    def to(self, device: torch.device) -> RowHessians:
+        """Returns the same on a device."""
+        return RowHessians(self.matrices.to(device), self.owners.to(device))
+
     def traces(self) -> torch.Tensor:
         """Returns for every row the mean of its Hessian's diagonal."""
         return self.matrices.diagonal(dim1=1, dim2=2).mean(1)[self.owners]

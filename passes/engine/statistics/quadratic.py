@@ -87,7 +87,10 @@ class Quadratic:
         """Returns the same losses, rounded against other Hessians where there are any."""
         tokens = need_note(unit.notes, TensorStats).tokens
         others = (found.get((unit.name, at)) for at in range(len(self.rows)))
-        local = tuple(_shrunk(one, tokens) if one is not None else None for one in others)
+        device = self.rows[0].device
+        local = tuple(
+            _shrunk(one.to(device), tokens) if one is not None else None for one in others
+        )
         return replace(self, local=local) if any(local) else self
 
     def keeping(self, columns: np.ndarray) -> Quadratic:
