@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .doubles import with_doubles
-from .gptq import Rounded
+from .gptq import Rounded, factor_type
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
 # Rows rounded at a time, which do not make up for each other: this many, or this share of all.
@@ -76,9 +76,10 @@ def _feedback(coupling: torch.Tensor) -> torch.Tensor:
     """Returns M, unit lower triangular, of ``coupling = M^T diag(d) M``, damped."""
     device, coupling = coupling.device, with_doubles(coupling)
     damping = _DAMPING * float(coupling.diagonal().mean())
-    eye = torch.eye(len(coupling), dtype=torch.float64, device=coupling.device)
+    kind = factor_type(len(coupling), _DAMPING)
+    eye = torch.eye(len(coupling), dtype=kind, device=coupling.device)
     while True:
-        damped = coupling.double() + eye * damping
+        damped = coupling.to(kind) + eye * damping
         lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if int(info) == 0:
             break
