@@ -21,8 +21,10 @@ from mpqc.passes.calibrate import gathering
 from mpqc.passes.engine.numerics import doubles
 from mpqc.passes.engine.numerics.gptq import factorize, gptq, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
+from mpqc.passes.engine.pipeline.work import Kind
 from mpqc.passes.engine.statistics.moments import normalized
 from mpqc.passes.engine.validation.lockstep import Lockstep
+from mpqc.tools.planning import rates
 
 from ..pretended import DEVICE, PretendedDevice, pretending, put
 from . import attending, swept
@@ -240,3 +242,20 @@ def test_kept_channels_make_up_for_the_others(tmp_path: Path) -> None:
         found.append({name: np.array(work.arrays.get(name)) for name in work.arrays.names()})
     assert "first/outliers/kept" in found[0]
     assert_same(*found)
+
+
+def test_planning_measures_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(rates, "_COLUMNS", 64)
+    monkeypatch.setattr(rates, "_MANY_ROWS", 64)
+    waited: list[str] = []
+    monkeypatch.setattr(rates, "settle", waited.append)
+    work = prepared(tmp_path / "work", swept.language(), sentences(4, 12), DEVICE)
+    work.scratch.mkdir(exist_ok=True)
+    model = run("normalize,partition-blocks", swept.language(), work)
+    with pretending() as device:
+        found = rates.measure(model, work)
+    assert found[Kind.SWEEP] > 0
+    assert waited.count(DEVICE) >= 8
+    assert device.calls["aten::mm"]
+    assert not device.left

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ...passes.engine.execution.devices import CPU
 from ...passes.engine.execution.memory import held_memory
 from ...passes.engine.pipeline.base import PassContext
 from ...passes.engine.pipeline.instruments import TimePasses, peak_memory
@@ -150,12 +149,7 @@ class _Ahead:
         return self.places.needed(steps, self.base)
 
     def warnings(self, needed: Room, kinds: Sequence[Iterator[Variant]]) -> Iterator[str]:
-        """Yields what is not known well, and what does not fit with settings that would."""
-        if self.context.device != CPU:
-            yield (
-                f"rounding and factorizations were measured on the processor; on"
-                f" {self.context.device} they take another time"
-            )
+        """Yields what does not fit, and of each kind the first setting with which it would."""
         free = self.places.free()
         lacking = free.lacks(needed)
         yield from lacking

@@ -1,7 +1,7 @@
 """How quick this machine is at each kind of work: a few seconds of measuring.
 
-What runs blocks is measured on a block of the model itself, on the device that passes use; the
-rest on matrices of the sizes that the model has, on all cores of the processor.
+What runs blocks is measured on a block of the model itself; the rest on matrices of the sizes
+that the model has. Everything runs on all cores, or on the device, as the passes do it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -18,9 +17,11 @@ import torch
 
 from ...ir import Unit, quantizable
 from ...ir.analysis.blocks import Block, blocks_of
+from ...passes.engine.execution.devices import CPU, settle
 from ...passes.engine.execution.executor import BlockRunner
 from ...passes.engine.execution.extent import FLOAT_BYTES, Extent
 from ...passes.engine.execution.parallel import for_each
+from ...passes.engine.execution.precision import coarse_products
 from ...passes.engine.execution.samples import Samples, Values
 from ...passes.engine.numerics.gptq import Factor, factorize, gptq, search_scales
 from ...passes.engine.numerics.knapsack import Item, price
@@ -47,13 +48,14 @@ def measure(model: ir.Model, context: PassContext) -> Rates:
     units = quantizable(model)
     columns = [min(unit.shape[1], _MOST_COLUMNS) for unit in units] or [_COLUMNS]
     width = int(np.median(columns))
-    product = _products(width)
+    device = context.device
+    product = _products(width, device)
     return {
         **PLAIN_RATES,
         Kind.PRODUCT: product,
-        Kind.FACTOR: _factors(width),
-        Kind.TRIAL: _trials(),
-        **_rounding(product),
+        Kind.FACTOR: _factors(width, device),
+        Kind.TRIAL: _trials(device),
+        **_rounding(product, device),
         Kind.WALK: _walks(),
         Kind.WRITE: _writing(context),
         Kind.CHOICE: _choices(),
@@ -62,62 +64,64 @@ def measure(model: ir.Model, context: PassContext) -> Rates:
     }
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def _seconds(function: Callable[[], object], device: str = CPU) -> float:
     """Returns the seconds of a call: the least of several, if it is quick."""
     begun, best = time.perf_counter(), np.inf
     while True:
         start = time.perf_counter()
         function()
+        settle(device)
         best = min(best, time.perf_counter() - start)
         if time.perf_counter() - begun > _LEAST_SECONDS:
             return float(best)
 
 
-def _on_all_cores(function: Callable[[], object]) -> float:
-    """Returns the seconds for a call, when as many run at a time as there are cores."""
-    cores = os.cpu_count() or 1
+def _together(function: Callable[[], object], device: str) -> float:
+    """Returns the seconds for a call, when as many run at a time as units would."""
+    count = (os.cpu_count() or 1) if device == CPU else 1
 
     def together() -> None:
-        for_each(lambda _: function(), range(cores), SilentProgress(), "")
+        for_each(lambda _: function(), range(count), SilentProgress(), "", device=device)
 
-    return _seconds(together) / cores
-
-
-def _matrix(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    return _seconds(together, device) / count
 
 
-def _factor(columns: int) -> Factor:
-    samples = _matrix(2 * columns, columns)
+def _matrix(rows: int, columns: int, device: str = CPU) -> torch.Tensor:
+    made = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    return made.to(device)
+
+
+def _factor(columns: int, device: str) -> Factor:
+    samples = _matrix(2 * columns, columns, device)
     return factorize(samples.T @ samples / len(samples), 0.1)
 
 
-def _products(columns: int) -> float:
-    inputs = _matrix(_MOST_TOKENS, columns)
-    return inputs.numel() * columns / _seconds(lambda: inputs.T @ inputs)
+def _products(columns: int, device: str) -> float:
+    inputs = _matrix(_MOST_TOKENS, columns, device)
+    return inputs.numel() * columns / _seconds(lambda: inputs.T @ inputs, device)
 
 
-def _factors(columns: int) -> float:
-    samples = _matrix(2 * columns, columns)
+def _factors(columns: int, device: str) -> float:
+    samples = _matrix(2 * columns, columns, device)
     hessian = samples.T @ samples / len(samples)
-    return columns**3 / _on_all_cores(lambda: factorize(hessian, 0.1))
+    return columns**3 / _together(lambda: factorize(hessian, 0.1), device)
 
 
-def _trials() -> float:
-    weight, bits = _matrix(_MANY_ROWS, _COLUMNS), 2
-    even = torch.ones(_COLUMNS)
-    seconds = _on_all_cores(lambda: search_scales(weight, bits, _GROUP, even))
+def _trials(device: str) -> float:
+    weight, bits = _matrix(_MANY_ROWS, _COLUMNS, device), 2
+    even = weight.new_ones(_COLUMNS)
+    seconds = _together(lambda: search_scales(weight, bits, _GROUP, even), device)
     return weight.numel() * _CANDIDATES[bits] / seconds
 
 
-def _rounding(product: float) -> dict[Kind, float]:
+def _rounding(product: float, device: str) -> dict[Kind, float]:
     """Tells apart what a column takes whatever its rows, and what a row of it takes."""
-    factor = _factor(_COLUMNS)
+    factor = _factor(_COLUMNS, device)
 
     def beside_products(rows: int) -> float:
-        weight = _matrix(rows, _COLUMNS)
-        whole = _on_all_cores(lambda: gptq(weight, _BITS, _GROUP, factor))
-        scales = _on_all_cores(lambda: search_scales(weight, _BITS, _GROUP, factor.price))
+        weight = _matrix(rows, _COLUMNS, device)
+        whole = _together(lambda: gptq(weight, _BITS, _GROUP, factor), device)
+        scales = _together(lambda: search_scales(weight, _BITS, _GROUP, factor.price), device)
         return max(whole - scales - weight.numel() * _COLUMNS / 2 / product, whole / 20)
 
     few, many = beside_products(_FEW_ROWS), beside_products(_MANY_ROWS)
@@ -177,13 +181,12 @@ def _sweeps(model: ir.Model, context: PassContext) -> dict[Kind, float]:
     def both() -> None:
         runner.run(sample, first=block.index, stop=block.index + 1)
         runner.backward(sample, block, ends=ends)
-        torch.ones(1, device=context.device).cpu()  # waits for a device that runs ahead
         sample.gradients.clear()
 
     both()  # lowers the block
-    exact = _seconds(both)
-    with _coarse_products():
-        coarse = _seconds(both)
+    exact = _seconds(both, context.device)
+    with coarse_products():
+        coarse = _seconds(both, context.device)
     sample.clear()
     return {Kind.SWEEP: 3 * amount / exact, Kind.COARSE: 3 * amount / coarse}
 
@@ -207,16 +210,6 @@ def _usual_block(
     usual = float(np.median([one for one in amounts if one] or [0.0]))
     at = next(at for at, one in enumerate(amounts) if one >= usual / 2)
     return blocks[at], amounts[at]
-
-
-@contextmanager
-def _coarse_products() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _runtime(model: ir.Model, units: list[Unit], context: PassContext) -> dict[Kind, float]:

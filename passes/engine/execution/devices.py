@@ -104,6 +104,12 @@ def _instead() -> str:
     return f"use --device {' or '.join(others)}, or auto"
 
 
+def settle(device: str) -> None:
+    """Waits until a device has done all that was begun, as who takes its time has to."""
+    if device != CPU:
+        torch.accelerator.synchronize(device)
+
+
 def free_bytes(device: str) -> tuple[int, int] | None:
     """Returns the free and all bytes of a device with memory of its own, if it tells."""
     if not device.startswith("cuda"):
