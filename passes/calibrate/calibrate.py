@@ -37,7 +37,7 @@ from .sweep import Sweep
 from .sweep_work import runtime_work, sweep_work
 
 _FORMAT = (
-    "mpqc.stats/11"  # part of the key: a change of what is gathered makes old files stale
+    "mpqc.stats/12"  # part of the key: a change of what is gathered makes old files stale
 )
 _MANY_ROWS = 8192  # beyond this, sampled row moments are too noisy to choose bits by row
 

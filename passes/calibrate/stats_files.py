@@ -7,7 +7,7 @@ depend on it. The index is written last: statistics without one are not complete
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from ..engine.statistics.moments import (
 )
 from ..engine.statistics.squares import DEVIATIONS, packed_square
 from .gathering import SAID, SEEN
+
+_GATHERED = "/gathered"
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,14 @@ class Statistics:
             InputError: The samples overflow the model.
         """
         _refuse_overflow(sums)
+        counts = sums.counts()
         facts = {
-            "counts": sums.counts(),
+            "counts": counts,
             "positions": positions,
             "untouched": list(untouched),
         }
-        self.blocks[place].write(dict(sums.arrays()), facts)
+        arrays = {_kept_as(name, counts): array for name, array in sums.arrays()}
+        self.blocks[place].write(arrays, facts)
 
     def finish(self, units: Sequence[Unit], **facts: Any) -> dict[str, Any]:
         """Writes the index; returns what it says.
@@ -163,10 +167,13 @@ class _Gathered:
         places = max(self.positions, 1.0)
         for name, count in self.counts.items():
             if name.endswith(SQUARES) and not count:
-                deviations = self.store.get(name + DEVIATIONS)
+                deviations = self.store.get(name + DEVIATIONS + _GATHERED)
                 yield name + DEVIATIONS, deviations / np.float32(places) ** 0.5
             elif name.endswith("/rows"):
-                yield name, self.store.get(name) / np.float32(1 if count else places)
+                yield (
+                    name,
+                    self.store.get(name + _GATHERED) / np.float32(1 if count else places),
+                )
 
     def frequencies(self) -> dict[str, np.ndarray]:
         """Returns how often each row of a table is looked up, what the model says included."""
@@ -219,6 +226,16 @@ class _Gathered:
                 unit = name.rsplit("/", 2)[0]
                 seen[unit] = min(seen.get(unit, count), count)
         return seen
+
+
+def _kept_as(name: str, counts: Mapping[str, int]) -> str:
+    """Returns the name of an array in a block's file: of what the index restates, another.
+
+    No name may be in two files, whose order a dump does not keep.
+    """
+    square = name.removesuffix(DEVIATIONS)
+    summed = square != name and not counts[square]
+    return name + _GATHERED if summed or name.endswith("/rows") else name
 
 
 def _without_zeros(name: str, array: np.ndarray, gathered: _Gathered) -> np.ndarray:

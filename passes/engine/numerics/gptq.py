@@ -136,7 +136,7 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
 def factor_type(size: int, damping: float) -> torch.dtype:
     """Returns the type in which to factorize a damped Gram matrix.
 
-    Its largest eigenvalue is at most ``size`` times the mean diagonal, its smallest is at least
+    Its largest eigenvalue is at most ``size`` times the mean diagonal, its smallest at least
     ``damping`` times that. Up to a quotient of 1e5, float32 is exact enough: on SmolLM2's
     Hessians its factors differ by 4e-5 at most, and the loss of what they round by nothing.
     """
