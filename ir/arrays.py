@@ -108,9 +108,27 @@ class ArrayStore:
             for name in names:
                 self.put(name, file.get_tensor(name))
 
+    @classmethod
+    def over(cls, files: Mapping[str, Path]) -> ArrayStore:
+        """Returns a store of arrays in sealed files, each by its name.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        store, known = cls(), {path: set(_names_in(path)) for path in set(files.values())}
+        for name, path in files.items():
+            if name not in known[path]:
+                raise InputError(f"{path} has no array {name!r}")
+            store._files[name] = path
+        return store
+
+    def where(self) -> Mapping[str, Path]:
+        """Returns for every array that is not in memory the mounted file that supplies it."""
+        return {name: path for name, path in self._files.items() if name not in self._memory}
+
     def files(self) -> set[Path]:
         """Returns the mounted files that still supply an array."""
-        return {path for name, path in self._files.items() if name not in self._memory}
+        return set(self.where().values())
 
     def in_memory(self) -> Mapping[str, np.ndarray]:
         """Returns the arrays that no file holds."""

@@ -17,7 +17,7 @@ from .file_kinds import kind_of
 from .node_checks import check_nodes
 from .operands import all_graphs, operands
 from .proto_checks import check_model, nested
-from .tensor_files import Extent, TensorFiles, byte_size, tensor_of
+from .tensor_files import Extent, TensorFiles, byte_size, mark_origin, tensor_of
 from .units import VIEWS, stored_tensor
 from .verifier import problems
 
@@ -111,7 +111,9 @@ def _tensor(tensor: ir.ExternalTensor, files: TensorFiles) -> ir.TensorProtocol:
     length = byte_size(tensor.dtype, tensor.size)
     extent = Extent(str(tensor.location), tensor.offset or 0, length)
     raw = files.bytes_of(tensor.name, extent)
-    return tensor_of(raw, tensor.dtype, tensor.shape, tensor.name)
+    mapped = tensor_of(raw, tensor.dtype, tensor.shape, tensor.name)
+    mark_origin(mapped, files.origin(extent))
+    return mapped
 
 
 def _all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -187,17 +189,22 @@ def _check_transposes(model: ir.Model) -> None:
             )
 
 
-def read_model(path: Path) -> ir.Model:
+def read_model(path: Path, *, weights_of: Path | None = None) -> ir.Model:
     """Reads an ONNX file; external weights are mapped, not loaded.
 
     Files outside the model's folder are never opened, whatever the model says.
+
+    Args:
+        path: The file.
+        weights_of: Another model, in whose folder weights are looked for that are not in the
+            folder of ``path``: what ``write_model`` was given.
 
     Raises:
         InputError: The file is missing, of another kind, broken or unsafe.
     """
     path = Path(os.path.abspath(path))
     proto = _parse(path)
-    files = TensorFiles(path)
+    files = TensorFiles(path, weights_of)
     try:
         check_model(proto, files)
         check_nodes(proto)

@@ -124,18 +124,58 @@ def _in_same_hub_repository(model: Path, found: Path) -> bool:
     return blobs.name == "blobs" and found.parent == blobs
 
 
-class TensorFiles:
-    """The data files beside one model, each opened and mapped once, read-only."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor was read.
 
-    def __init__(self, model: Path) -> None:
-        self._model = model
+    Attributes:
+        model: The file of the model beside which its bytes lie.
+        extent: Which bytes they are.
+    """
+
+    model: Path
+    extent: Extent
+
+
+_ORIGIN = "mpqc.origin"
+
+
+def mark_origin(tensor: ir.TensorProtocol, origin: Origin) -> None:
+    """Notes where a tensor was read."""
+    tensor.meta[_ORIGIN] = origin
+
+
+def origin_of(tensor: ir.TensorProtocol) -> Origin | None:
+    """Returns where a tensor was read; None if it was computed or stood in the protobuf."""
+    found = tensor.meta.get(_ORIGIN)
+    return found if isinstance(found, Origin) else None
+
+
+class TensorFiles:
+    """The data files beside one model, each opened and mapped once, read-only.
+
+    Those of a model that shares weights with ``weights_of`` may lie beside that one, too.
+    """
+
+    def __init__(self, model: Path, weights_of: Path | None = None) -> None:
+        self._models = [model, *([] if weights_of is None else [weights_of])]
         self._maps: dict[str, np.ndarray] = {}
         self._paths: dict[str, Path | None] = {}
+        self._homes: dict[str, Path] = {}
 
-    def _folders(self) -> list[Path]:
-        """The folder that the user named, then, if the model is a link, that of its target."""
-        named, real = self._model.parent, Path(os.path.realpath(self._model)).parent
-        return [named] if real == Path(os.path.realpath(named)) else [named, real]
+    def origin(self, extent: Extent) -> Origin:
+        """Returns where bytes are that ``bytes_of`` has mapped."""
+        return Origin(self._homes[extent.location], extent)
+
+    def _folders(self) -> list[tuple[Path, Path]]:
+        """The folder that the user named, then, if a model is a link, that of its target."""
+        folders = []
+        for model in self._models:
+            named, real = model.parent, Path(os.path.realpath(model)).parent
+            folders.append((model, named))
+            if real != Path(os.path.realpath(named)):
+                folders.append((model, real))
+        return folders
 
     def path_of(self, location: str) -> Path | None:
         """Returns the existing file at ``location``, links resolved, or None.
@@ -148,7 +188,7 @@ class TensorFiles:
         return self._paths[location]
 
     def _resolve(self, location: str) -> Path | None:
-        for folder in self._folders():
+        for model, folder in self._folders():
             found = Path(os.path.realpath(folder / location))
             try:
                 if not found.exists():
@@ -158,11 +198,12 @@ class TensorFiles:
                     f"external data {location[:60]!r} cannot be looked up: {error.strerror}"
                 ) from error
             inside = found.is_relative_to(os.path.realpath(folder))
-            if not inside and not _in_same_hub_repository(self._model, found):
+            if not inside and not _in_same_hub_repository(model, found):
                 raise InputError(
                     f"external data {location!r} leads out of the model's folder, to {found}",
                     hint=_UNSAFE_HINT,
                 )
+            self._homes[location] = model
             return found
         return None
 

@@ -20,7 +20,7 @@ from .atomic_file import replacing
 from .exporter_traces import forget_traces
 from .machine_errors import machine_errors
 from .operands import all_graphs
-from .tensor_files import byte_size, stored_bytes
+from .tensor_files import byte_size, origin_of, stored_bytes
 
 SMALLEST_EXTERNAL = 1024
 _ALIGNMENT = 64
@@ -90,6 +90,20 @@ class SharedTensors:
         return _entry(tensor, f"{self._prefix}/{name}", 0, len(view))
 
 
+class _LeftInPlace:
+    """Refers to the bytes beside a model where they were read there, and stores others."""
+
+    def __init__(self, model: Path, others: Place) -> None:
+        self._model, self._others = model, others
+
+    def __call__(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        origin = origin_of(tensor)
+        if origin is None or origin.model != self._model:
+            return self._others(tensor)
+        extent = origin.extent
+        return _entry(tensor, extent.location, extent.offset, extent.length)
+
+
 Restore = Callable[[], None]
 
 
@@ -148,7 +162,13 @@ def _serialize(model: ir.Model) -> bytes:
     return content
 
 
-def write_model(model: ir.Model, path: Path, *, shared: Path | None = None) -> None:
+def write_model(
+    model: ir.Model,
+    path: Path,
+    *,
+    shared: Path | None = None,
+    weights_of: Path | None = None,
+) -> None:
     """Writes ``model`` to ``path`` and its weights to ``path`` + ``.data``.
 
     The model is unchanged afterwards. If all tensors are small, no data file is written and an
@@ -159,6 +179,8 @@ def write_model(model: ir.Model, path: Path, *, shared: Path | None = None) -> N
         path: The ``.onnx`` file, replaced if it exists.
         shared: A folder beside or below that of ``path`` for content-addressed tensor files,
             instead of one data file.
+        weights_of: With ``shared``: the file of a model whose tensors stay where they are, for
+            ``read_model`` with the same ``weights_of``.
 
     Raises:
         MachineError: The disk is full or the place cannot be written.
@@ -166,7 +188,9 @@ def write_model(model: ir.Model, path: Path, *, shared: Path | None = None) -> N
     path = Path(os.path.abspath(path))
     with machine_errors(path):
         if shared is not None:
-            place = SharedTensors(Path(os.path.abspath(shared)), path.parent)
+            place: Place = SharedTensors(Path(os.path.abspath(shared)), path.parent)
+            if weights_of is not None:
+                place = _LeftInPlace(Path(os.path.abspath(weights_of)), place)
             with _placed(model, place), replacing(path) as file:
                 file.write(_serialize(model))
             return

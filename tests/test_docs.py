@@ -36,6 +36,7 @@ _OF_PIP = {
 }
 _TOOLS = {"--update-golden", "--strict"} | _OF_PIP  # of pytest, mypy and pip
 _TOOLS |= {"--include", "--model", "--tasks"}  # of lm_eval, up to an underscore
+_TOOLS |= {"--address", "--head", "--port"}  # of ray start
 
 
 def described(cls: type[Pass]) -> tuple[str, dict[str, str]]:

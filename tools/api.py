@@ -20,6 +20,7 @@ from .planning.plan import Plan
 from .settings import make_settings
 from .stats_cache import stats_folder, stats_place
 from .watch import Watch
+from .workers import workers_for
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ def compile(model: Any, given: CompileOptions) -> CompileResult:
     shown = options.progress or SilentProgress()
     for line in (*settings.lines(), f"output: {output}"):
         shown.say(line)
-    with staged_folder(output, overwrite=options.overwrite) as stage:
+    with (
+        workers_for(options.workers, settings.device) as workers,
+        staged_folder(output, overwrite=options.overwrite) as stage,
+    ):
         scratch = stage.parent / "scratch"
         scratch.mkdir()
         if source is None:
             source = from_module(model, options, scratch)
         stats = stats_folder(options.cache, shown.say)
-        job = prepare(source, settings, scratch, stats, shown, options)
+        job = prepare(source, settings, scratch, stats, shown, options, workers)
         outcome = job.run(stage)
     return _result(output, outcome)
 

@@ -146,6 +146,7 @@ def _opt(chosen: argparse.Namespace) -> int:
         device=options.device,
         watch=options,
         progress=choose_progress(),
+        workers=options.workers,
     )
     shown = result.listing() if options.print or options.output is None else None
     if chosen.json:

@@ -27,7 +27,7 @@ from ..ir import (
     refuse_quantized,
 )
 from ..passes.engine.execution.precision import exact_products
-from ..passes.engine.pipeline.base import PassContext
+from ..passes.engine.pipeline.base import PassContext, Workers
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
 from ..passes.engine.pipeline.progress import Progress
@@ -68,6 +68,7 @@ class Compilation:
         cache: Folder for stats.
         progress: Where to show progress.
         watch: What the user wants to see.
+        workers: Other processes that take part; None for none.
     """
 
     settings: CompileSettings
@@ -78,6 +79,7 @@ class Compilation:
     cache: Path
     progress: Progress
     watch: Watch
+    workers: Workers | None = None
 
     @property
     def original(self) -> Path:
@@ -107,6 +109,7 @@ class Compilation:
             original=self.original,
             costs=costs_for(options.machine, table),
             device=self.settings.device,
+            workers=self.workers,
         )
 
     def run(self, stage: Path) -> Outcome:
@@ -215,6 +218,7 @@ def prepare(
     cache: Path | None,
     progress: Progress,
     watch: Watch,
+    workers: Workers | None = None,
 ) -> Compilation:
     """Exports the model if it must be, checks it, and makes samples for it.
 
@@ -253,6 +257,7 @@ def prepare(
         cache=cache if cache is not None else scratch / "stats",
         progress=progress,
         watch=watch,
+        workers=workers,
     )
 
 

@@ -17,6 +17,7 @@ from .. import __version__
 from ..frontend.model_source import Source
 from ..ir import Budgeted, inline_functions, model_key, note_of
 from ..ir.analysis.storage import Storage, stored
+from ..passes.engine.execution.worker_facts import WORKERS
 from ..passes.engine.pipeline.base import PassContext
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
@@ -95,7 +96,7 @@ def manifest(
     after, budget = stored(model), note_of(model, Budgeted)
     given = dict(kept)
     entry = given.pop("input", {})
-    passes = {key: _lasting(value) for key, value in context.report.items() if key != UNITS}
+    said = {key: one for key, one in context.report.items() if key not in (UNITS, WORKERS)}
     return {
         "schema": SCHEMA,
         "model": file.relative_to(stage).as_posix(),
@@ -110,7 +111,7 @@ def manifest(
         "pipeline": str(pipeline),
         "command": _command(entry, kept, str(pipeline)),
         "units": _units(after, context.report.get(UNITS, [])),
-        "passes": passes,
+        "passes": {key: _lasting(value) for key, value in said.items()},
         "versions": versions(),
         "files": {
             one.relative_to(stage).as_posix(): {
@@ -138,8 +139,9 @@ def _lasting(facts: Any) -> Any:
 
 
 def _passing(report: dict[str, Any]) -> dict[str, Any]:
-    """Returns what ``_lasting`` leaves out."""
-    return {
+    """Returns what ``_lasting`` leaves out, and what workers did."""
+    workers = {WORKERS: report[WORKERS]} if WORKERS in report else {}
+    return workers | {
         f"{name} {key}": facts[key]
         for name, facts in report.items()
         if isinstance(facts, dict)

@@ -152,6 +152,17 @@ class CalibrationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkersOptions:
+    """Who does the work; the result is the same."""
+
+    workers: int | str | None = option(
+        "processes that share the long work, through Ray: how many to start here, or the"
+        " address of a cluster (HOST:PORT, or auto); default: the threads of this process",
+        metavar="N|ADDRESS",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """What Python can say of a model, and of the places of a run."""
 
@@ -170,7 +181,9 @@ class SourceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompileOptions(SourceOptions, Watch, CalibrationOptions, OutputOptions, MethodOptions):
+class CompileOptions(
+    SourceOptions, WorkersOptions, Watch, CalibrationOptions, OutputOptions, MethodOptions
+):
     """Everything that ``mpqc compile`` can be told besides the model."""
 
 
@@ -214,7 +227,7 @@ class LintOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptOptions(Watch):
+class OptOptions(WorkersOptions, Watch):
     """What ``mpqc opt`` can be told besides the dump."""
 
     passes: str | None = option(

@@ -28,7 +28,7 @@ from ..ir import (
 from ..ir.costs import CostTable
 from ..passes.engine.execution.devices import find_device
 from ..passes.engine.execution.precision import exact_products
-from ..passes.engine.pipeline.base import PassContext
+from ..passes.engine.pipeline.base import PassContext, Workers
 from ..passes.engine.pipeline.dump import RUN, Dump, read_dump
 from ..passes.engine.pipeline.instruments import TimePasses
 from ..passes.engine.pipeline.pipeline import Pipeline
@@ -42,6 +42,7 @@ from .option_fields import specs
 from .options import CompileOptions
 from .stats_cache import stats_folder
 from .watch import Watch
+from .workers import workers_for
 
 _OPTIONS = specs(CompileOptions)
 
@@ -76,6 +77,7 @@ def opt(
     device: str | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
+    workers: int | str | None = None,
 ) -> OptResult:
     """Runs passes on a dump or on any ONNX file.
 
@@ -88,6 +90,7 @@ def opt(
         device: What to compute on; by default, what the dump's run was told.
         watch: What to look at meanwhile.
         progress: Where to show progress.
+        workers: Processes that take part, as ``mpqc compile --workers`` takes them.
 
     Raises:
         InputError: The file is broken.
@@ -107,16 +110,12 @@ def opt(
     if output is not None:
         refuse_overlap(Path(output), [path, folder])
     asked = device or dump.settings.get("device")
-    job = _Job(
-        dump,
-        pipeline,
-        first,
-        folder,
-        find_device(asked if isinstance(asked, str) else _OPTIONS["device"].default),
-        watch or Watch(),
-        progress or SilentProgress(),
-    )
-    with temporary_folder() as scratch:
+    computed_on = find_device(asked if isinstance(asked, str) else _OPTIONS["device"].default)
+    shown = progress or SilentProgress()
+    with workers_for(workers, computed_on) as crew, temporary_folder() as scratch:
+        job = _Job(
+            dump, pipeline, first, folder, computed_on, watch or Watch(), shown, workers=crew
+        )
         if output is None:
             said = job.run(scratch)
         else:
@@ -145,6 +144,7 @@ class _Job:
     device: str
     watch: Watch
     progress: Progress
+    workers: Workers | None
 
     def run(self, scratch: Path, stage: Path | None = None) -> Mapping[str, Any]:
         """Runs them; fills ``stage`` if there is one. Returns the report of the whole run."""
@@ -230,4 +230,5 @@ class _Job:
             report=dict(self.dump.report),
             costs=self._costs(table),
             device=self.device,
+            workers=self.workers,
         )

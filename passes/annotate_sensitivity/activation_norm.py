@@ -8,9 +8,12 @@ looked up. The inputs of convolutions are not gathered; they count as 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ...ir import Unit
+from ...ir import Option, Unit
+from ..engine.pipeline.base import PassContext
 from ..engine.statistics.quadratic import Quadratic
 from .metric import Asked, Judgement, judge_each
 from .weight_error import nearest_errors
@@ -18,16 +21,14 @@ from .weight_error import nearest_errors
 
 def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the root mean square of its inputs."""
+    return judge_each(asked, _of, "rounding to nearest")
 
-    def of(unit: Unit) -> Judgement:
-        squares = mean_squares(
-            unit, Quadratic.of(unit, asked.context.arrays, asked.context.device)
-        )
-        errors = nearest_errors(unit, asked)
-        loss = (squares[:, None] * errors).astype(np.float32)
-        return Judgement(loss, float(np.sqrt(squares.mean())))
 
-    return judge_each(asked, of, "rounding to nearest")
+def _of(unit: Unit, options: Sequence[Option], context: PassContext) -> Judgement:
+    squares = mean_squares(unit, Quadratic.of(unit, context.arrays, context.device))
+    errors = nearest_errors(unit, options, context)
+    loss = (squares[:, None] * errors).astype(np.float32)
+    return Judgement(loss, float(np.sqrt(squares.mean())))
 
 
 def mean_squares(unit: Unit, quadratic: Quadratic) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -11,14 +12,14 @@ import torch
 
 from ...ir import Option, Unit, UsageError
 from ...ir.analysis.offered import expands_to_floats
-from ..engine.execution.parallel import for_each
 from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
 from ..engine.numerics.row_hessians import round_parts
+from ..engine.pipeline.base import PassContext
 from ..engine.statistics.integer_rounding import integer_losses
 from ..engine.statistics.quadratic import Quadratic
 from .judging import rounding_one
 from .keeping import can_keep, ranked_columns
-from .metric import Asked, Judgement, Keeping
+from .metric import Asked, Judgement, Keeping, OfUnit, judge_each
 
 T = TypeVar("T")
 
@@ -41,56 +42,61 @@ class Settings:
 
 def judge(asked: Asked[Settings]) -> dict[str, Judgement]:
     """Predicts the divergence of every row."""
-
-    def of(unit: Unit) -> Judgement:
-        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
-        loss = _loss(unit, quadratic, asked)
-        return Judgement.of_losses(loss, unit.shape[1], _keeping(unit, quadratic, asked))
-
-    found = _for_each(of, asked)
-    return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
+    return _each(asked, partial(_judged, counts=asked.settings.keep))
 
 
 def losses(asked: Asked[object]) -> dict[str, np.ndarray]:
     """Returns what weights lose, ``1/2 g_n d^T H d`` in nats: rows x options for each unit."""
-
-    def of(unit: Unit) -> np.ndarray:
-        quadratic = Quadratic.of(unit, asked.context.arrays, asked.context.device)
-        return _loss(unit, quadratic, asked)
-
-    found = _for_each(of, asked)
-    return {unit.name: loss for unit, loss in zip(asked.units, found, strict=True)}
+    return _each(asked, _losses)
 
 
-def _for_each(of: Callable[[Unit], T], asked: Asked[object]) -> list[T]:
-    return for_each(
+def _each(asked: Asked[object], of: OfUnit[T]) -> dict[str, T]:
+    return judge_each(
+        asked,
         of,
-        asked.units,
-        asked.context.progress,
         "trying every width",
         need=lambda unit: working_bytes(*unit.shape),
-        device=asked.context.device,
         cost=lambda unit: rounding_one(unit, asked.options[unit.name], asked).seconds(),
     )
 
 
-def _keeping(unit: Unit, quadratic: Quadratic, asked: Asked[Settings]) -> Keeping | None:
+def _judged(
+    unit: Unit, options: Sequence[Option], context: PassContext, counts: Sequence[int]
+) -> Judgement:
+    quadratic = Quadratic.of(unit, context.arrays, context.device)
+    loss = _loss(unit, quadratic, options, context)
+    keeping = _keeping(unit, quadratic, options, context, counts)
+    return Judgement.of_losses(loss, unit.shape[1], keeping)
+
+
+def _losses(unit: Unit, options: Sequence[Option], context: PassContext) -> np.ndarray:
+    return _loss(unit, Quadratic.of(unit, context.arrays, context.device), options, context)
+
+
+def _keeping(
+    unit: Unit,
+    quadratic: Quadratic,
+    options: Sequence[Option],
+    context: PassContext,
+    counts: Sequence[int],
+) -> Keeping | None:
     """Returns what keeping channels would change, where that can be done and was asked for."""
-    counts = asked.settings.keep
-    if not counts or not can_keep(unit, asked.context.capabilities):
+    if not counts or not can_keep(unit, context.capabilities):
         return None
     ranked = ranked_columns(unit, quadratic)[: counts[-1]]
-    found = {n: _loss(unit, quadratic.keeping(ranked[:n]), asked) for n in counts}
+    found = {n: _loss(unit, quadratic.keeping(ranked[:n]), options, context) for n in counts}
     return Keeping(ranked, found)
 
 
-def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
-    weight = torch.from_numpy(unit.matrix()).to(asked.context.device)
+def _loss(
+    unit: Unit, quadratic: Quadratic, options: Sequence[Option], context: PassContext
+) -> np.ndarray:
+    weight = torch.from_numpy(unit.matrix()).to(context.device)
     parts, left = quadratic.parts(), quadratic.hidden(weight)
     rows, columns = torch.arange(len(weight), device=weight.device), []
-    table = asked.context.capabilities
+    table = context.capabilities
     in_floats, signed = expands_to_floats(unit, table), table.signed_scales
-    for option in asked.options[unit.name]:
+    for option in options:
         if option.is_half:
             columns.append(quadratic.loss(weight, as_half(weight)))
             continue
@@ -109,13 +115,11 @@ def _loss(unit: Unit, quadratic: Quadratic, asked: Asked[object]) -> np.ndarray:
         rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
         columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
     loss: np.ndarray = torch.stack(columns, dim=1).cpu().numpy()
-    options = asked.options[unit.name]
     if quadratic.scarce:
         loss = monotone(loss, options)
-    arrays = asked.context.arrays
     for at, option in enumerate(options):
         if option.integer:
-            more = integer_losses(unit, weight, option, quadratic, arrays, table)
+            more = integer_losses(unit, weight, option, quadratic, context.arrays, table)
             loss[:, at] += more.cpu().numpy()
     return loss
 

@@ -10,10 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Option, Unit
-from ..engine.execution.parallel import for_each
+from ..engine.execution.by_unit import each_unit
 from ..engine.pipeline.base import PassContext
 
 T = TypeVar("T", covariant=True)
+R = TypeVar("R")
+# Judges a unit under the options that it is offered. A function of a module, or made of one:
+# other processes may call it.
+OfUnit = Callable[[Unit, Sequence[Option], PassContext], R]
 Offered = Mapping[Unit, Sequence[Option]]
 
 
@@ -85,16 +89,35 @@ class Judgement:
         return cls(loss, mean, keeping=keeping)
 
 
+@dataclass(frozen=True)
+class _UnderOptions(Generic[R]):
+    """Judges units under what each is offered."""
+
+    of: OfUnit[R]
+    options: Mapping[str, Sequence[Option]]
+
+    def __call__(self, unit: Unit, context: PassContext) -> R:
+        return self.of(unit, self.options[unit.name], context)
+
+
 def judge_each(
-    asked: Asked[object], of: Callable[[Unit], Judgement], what: str
-) -> dict[str, Judgement]:
-    """Judges units that do not depend on one another, on all cores.
+    asked: Asked[object],
+    of: OfUnit[R],
+    what: str,
+    *,
+    need: Callable[[Unit], int] | None = None,
+    cost: Callable[[Unit], float] | None = None,
+) -> dict[str, R]:
+    """Judges units that do not depend on one another, wherever there are cores for it.
 
     Args:
         asked: The request to the metric.
         of: Judges one unit.
         what: The text that the user sees meanwhile.
+        need: Estimates the bytes that judging a unit takes.
+        cost: Estimates what judging a unit takes, in any unit.
     """
-    context = asked.context
-    found = for_each(of, asked.units, context.progress, what, device=context.device)
-    return {unit.name: one for unit, one in zip(asked.units, found, strict=True)}
+    work = _UnderOptions(of, {unit.name: asked.options[unit.name] for unit in asked.units})
+    units, model, context = asked.units, asked.model, asked.context
+    found = each_unit(work, units, model, context, what, need=need, cost=cost)
+    return {unit.name: one for unit, one in zip(units, found, strict=True)}

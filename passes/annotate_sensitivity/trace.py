@@ -12,9 +12,12 @@ how often a row is read, on average over rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ...ir import Unit
+from ...ir import Option, Unit
+from ..engine.pipeline.base import PassContext
 from ..engine.statistics.quadratic import Quadratic
 from .metric import Asked, Judgement, judge_each
 from .weight_error import nearest_errors
@@ -22,16 +25,14 @@ from .weight_error import nearest_errors
 
 def judge(asked: Asked[object]) -> dict[str, Judgement]:
     """Scores every unit by the average trace of its Hessian."""
+    return judge_each(asked, _of, "rounding to nearest")
 
-    def of(unit: Unit) -> Judgement:
-        traces = mean_traces(
-            unit, Quadratic.of(unit, asked.context.arrays, asked.context.device)
-        )
-        errors = nearest_errors(unit, asked)
-        loss = (0.5 * traces[:, None] * errors).astype(np.float32)
-        return Judgement(loss, float(traces.mean()))
 
-    return judge_each(asked, of, "rounding to nearest")
+def _of(unit: Unit, options: Sequence[Option], context: PassContext) -> Judgement:
+    traces = mean_traces(unit, Quadratic.of(unit, context.arrays, context.device))
+    errors = nearest_errors(unit, options, context)
+    loss = (0.5 * traces[:, None] * errors).astype(np.float32)
+    return Judgement(loss, float(traces.mean()))
 
 
 def mean_traces(unit: Unit, quadratic: Quadratic) -> np.ndarray:

@@ -32,6 +32,7 @@ from ..engine.statistics.moments import MomentSums, moment_names
 from ..engine.statistics.moved import forget_moves
 from ..engine.statistics.objective import Objective, choose_objective
 from ..engine.statistics.runtime_moments import in_groups, measure
+from .shards import Shards
 from .stats_files import Statistics
 from .sweep import Sweep
 from .sweep_work import runtime_work, sweep_work
@@ -175,7 +176,8 @@ def _gather(
             stats.write(place, sums, 0.0 if place else 1.0)
     else:
         blocks = blocks_of(model)
-        Sweep(blocks, units, objective, samples, stats, context).run()
+        shards = Shards(blocks, units, objective, samples, stats, context)
+        Sweep(model, shards, context).run()
     return stats.finish(
         units,
         samples=len(samples.training),

@@ -21,7 +21,7 @@ from ...ir import CachedFile, MachineError
 from ...ir.arrays import UNREADABLE
 from ...ir.sealed_file import read_seal
 
-Direction = Literal["forward", "backward"]
+Kept = Literal["forward", "backward", "moments"]
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -37,14 +37,14 @@ class Journal:
     folder: Path
     key: str
 
-    def has(self, way: Direction, block: int, shards: Iterable[int]) -> bool:
+    def has(self, way: Kept, block: int, shards: Iterable[int]) -> bool:
         """Tells whether what some shards left at a block can be read."""
         files = (self._file(way, block, shard) for shard in shards)
         return all(file.facts(_in_silence) is not None for file in files)
 
     def write(
         self,
-        way: Direction,
+        way: Kept,
         block: int,
         shard: int,
         samples: Sequence[Tensors],
@@ -54,7 +54,7 @@ class Journal:
         """Keeps what the samples of a shard have left; returns the bytes of the file.
 
         Args:
-            way: Values of a forward run, or gradients of a backward one.
+            way: Values of a forward run, gradients of a backward one, or moments.
             block: Place of the block that left them.
             shard: Which shard.
             samples: Tensors by name, of each sample.
@@ -77,12 +77,12 @@ class Journal:
         return file.path.stat().st_size
 
     def read(
-        self, way: Direction, block: int, shard: int, names: Collection[str] | None = None
+        self, way: Kept, block: int, shard: int, names: Collection[str] | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """Returns what the samples of a shard have left at a block, by name.
 
         Args:
-            way: Values or gradients.
+            way: Values, gradients or moments.
             block: Place of the block.
             shard: Which shard.
             names: Which tensors to read; None for all.
@@ -105,7 +105,7 @@ class Journal:
             ) from error
         return found
 
-    def forget(self, way: Direction, block: int, shards: Iterable[int]) -> None:
+    def forget(self, way: Kept, block: int, shards: Iterable[int]) -> None:
         """Removes what some shards left at a block."""
         for shard in shards:
             self._file(way, block, shard).path.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ class Journal:
         """Removes everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _file(self, way: Direction, block: int, shard: int) -> CachedFile:
+    def _file(self, way: Kept, block: int, shard: int) -> CachedFile:
         return CachedFile.of(self.folder, self.key, way, block, shard)
 
 

@@ -11,12 +11,14 @@ For S samples, each of which takes m multiply-adds of weights:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 from ...ir import Unit, find_units
 from ...ir.analysis.blocks import Block, blocks_of
+from ..engine.execution.devices import CPU
 from ..engine.execution.executor import BlockRunner
 from ..engine.execution.extent import FLOAT_BYTES, Extent
 from ..engine.numerics.gram import share_of_square
@@ -24,7 +26,7 @@ from ..engine.pipeline.base import PassContext
 from ..engine.pipeline.work import Kind, Work
 from ..engine.statistics.moments import UnitMoments
 from ..engine.statistics.objective import Objective
-from .sweep import EXACT_BYTES, SHARD
+from .shards import EXACT_BYTES, SHARD
 
 _SWEEPS = 3
 _INPUT_WALKS, _OUTPUT_WALKS = 12, 6  # over what a product reads, and its gradient
@@ -58,9 +60,12 @@ def sweep_work(
         + _PACKING * kept,
         Kind.WRITE: kept + total * (1.5 if narrow else 2),  # values, and gradients in float32
     }
-    sums = 2 if count > SHARD else 1
+    shards = -(-count // SHARD)
+    at_once = min(os.cpu_count() or 1, shards) if context.device == CPU else 1
+    sums = at_once + (1 if shards > 1 else 0)
     held = [
-        _held(block, units, extent, objective, sums, coupled) + 2 * SHARD * at_boundary
+        _held(block, units, extent, objective, (sums, at_once), coupled)
+        + 2 * SHARD * at_once * at_boundary
         for block, at_boundary in zip(blocks, [*waiting, 0.0], strict=True)
     ]
     scratch = total * (0.5 if narrow else 1) + count * max(waiting, default=0.0)
@@ -134,7 +139,7 @@ def _held(
     units: Sequence[Unit],
     extent: Extent,
     objective: Objective,
-    sums: int,
+    copies: tuple[int, int],
     coupled: bool,
 ) -> float:
     """Returns the bytes that one block takes while it runs back.
@@ -144,19 +149,20 @@ def _held(
         units: All units.
         extent: The size of a sample.
         objective: Knows the logits.
-        sums: How many copies of the sums there are.
+        copies: How many copies of the sums there are, and how many samples run at once.
         coupled: Whether they include couplings.
     """
-    inside, total = set(block.nodes), 0.0
+    inside, total, (sums, at_once) = set(block.nodes), 0.0, copies
     for unit in units:
         rows, columns = unit.shape
         uses = [use for use in unit.uses if use.node in inside]
         if not uses:
             continue
         squares = sum(size**2 for _, size in _squares(unit, coupled))
-        total += FLOAT_BYTES * (sums * squares + _WEIGHTS * unit.size)
+        total += FLOAT_BYTES * (sums * squares + _WEIGHTS * at_once * unit.size)
         for use in uses:
-            copies = _LOGITS if use.node.outputs[0] in objective.outputs else _ACTIVATIONS
+            outputs = _LOGITS if use.node.outputs[0] in objective.outputs else _ACTIVATIONS
             seen = 0 if use.kind == "lookup" else columns
-            total += FLOAT_BYTES * extent.places(use) * (_ACTIVATIONS * seen + copies * rows)
+            entries = _ACTIVATIONS * seen + outputs * rows
+            total += FLOAT_BYTES * at_once * extent.places(use) * entries
     return total

@@ -90,7 +90,7 @@ def test_second_run_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def never(*given: Any, **more: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(fisher, "for_each", never)
+    monkeypatch.setattr(fisher, "judge_each", never)
     assert annotated(tmp_path) == first
     with pytest.raises(Exception, match="computed again"):
         annotated(tmp_path, "{groups=[32]}")

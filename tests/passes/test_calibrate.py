@@ -173,7 +173,7 @@ def test_regression_predicts_half_the_relative_squared_error(tmp_path: Path) -> 
 def test_shards_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = sentences(count=9)
     whole = moments(calibrated(tmp_path / "whole", language(), samples, coupled="true"))
-    monkeypatch.setattr("mpqc.passes.calibrate.sweep.SHARD", 2)
+    monkeypatch.setattr("mpqc.passes.calibrate.shards.SHARD", 2)
     work = calibrated(tmp_path / "shards", language(), samples, coupled="true")
     shards = moments(work)
     assert whole.keys() == shards.keys()
@@ -188,7 +188,7 @@ def test_boundaries_in_bfloat16_change_little(
 ) -> None:
     samples = sentences(count=9)
     exact = moments(calibrated(tmp_path / "exact", language(), samples))
-    monkeypatch.setattr("mpqc.passes.calibrate.sweep.EXACT_BYTES", 0)
+    monkeypatch.setattr("mpqc.passes.calibrate.shards.EXACT_BYTES", 0)
     narrow = moments(calibrated(tmp_path / "narrow", language(), samples))
     differing = [name for name, array in exact.items() if not torch.equal(narrow[name], array)]
     assert "up2/0/hessian" in differing
@@ -202,7 +202,7 @@ def test_a_killed_sweep_goes_on_after_the_last_block_that_it_finished(
     done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``done`` files of moments or gradients were written before the end came."""
-    monkeypatch.setattr("mpqc.passes.calibrate.sweep.SHARD", 2)
+    monkeypatch.setattr("mpqc.passes.calibrate.shards.SHARD", 2)
     samples = sentences(count=9)
     whole = moments(calibrated(tmp_path / "whole", language(), samples, coupled="true"))
     writes: list[str] = []

@@ -24,7 +24,7 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.ir.unit_arrays import RowClass, UnitArrays
-from mpqc.passes import fold_permutations, quantize_weights, raise_opset
+from mpqc.passes import fold_permutations, raise_opset
 from mpqc.passes.calibrate import calibrate
 from mpqc.passes.cmpq import channel_codes, split_product
 from mpqc.passes.engine.emission import lookup, product, stored
@@ -37,6 +37,7 @@ from mpqc.passes.engine.validation.difference import find_difference, is_rearran
 from mpqc.passes.engine.validation.instrument import REPORT, Validation
 from mpqc.passes.engine.validation.samples import chosen_feeds
 from mpqc.passes.normalize import normalize
+from mpqc.passes.quantize_weights import quantize_weights
 from mpqc.passes.rewrite_crossquant import folding
 from mpqc.passes.tune_scales import scales
 

@@ -73,3 +73,12 @@ def test_speed_table_compares_medians() -> None:
 def test_speed_needs_a_genai_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="genai_config"):
         generation_speed(tmp_path, prompt_tokens=1, new_tokens=1)
+
+
+@pytest.mark.slow
+def test_workers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mpqc[ray]'")
+    assert main(["workers", *words, "--budget", "4.5", "--counts", "none", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "threads | 2 workers" in shown
+    assert "| same bytes as the first | yes | yes |" in shown

@@ -157,7 +157,7 @@ def test_the_command_has_the_options_of_compile_that_decide_a_run() -> None:
     left_out = specs(CompileOptions).keys() - specs(PlanOptions).keys()
     assert left_out == {
         *("output", "overwrite", "as_small_as_possible", "dump_after_each", "stop_after"),
-        *("print_after", "time_passes", "no_validate", "accept_loss"),
+        *("print_after", "time_passes", "no_validate", "accept_loss", "workers"),
     }
 
 

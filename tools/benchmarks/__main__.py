@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...ir import MpqcError
 from ..failures import tell
-from . import codebooks, compile_cost, latency, methods, plan_check, prediction, speed
+from . import codebooks, compile_cost, latency, methods, plan_check, prediction, speed, workers
 from .field import contest
 from .gpu import command as gpu
 from .zoo import contest as zoo
@@ -17,6 +17,7 @@ _ALL = {
     "speed": (speed, "tokens a second of original and result, in turns"),
     "latency": (latency, "what bounds on time cost in quality"),
     "compile-cost": (compile_cost, "seconds and memory of a compilation"),
+    "workers": (workers, "a compilation with one and with several workers"),
     "plan-check": (plan_check, "what mpqc plan predicts, and what the compilation then takes"),
     "methods": (methods, "all presets on several models, for docs/methods.md"),
     "field": (contest, "other people's tools on the same model, calibration and texts"),

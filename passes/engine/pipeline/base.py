@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -20,6 +21,7 @@ from ....ir import (
     Calibration,
     Capabilities,
     Feeds,
+    Unit,
     quantizable,
 )
 from ....ir.costs import CostTable
@@ -65,6 +67,56 @@ class Session(Protocol):
 _WALKS = 4  # over all weights, by a pass that only moves them
 
 
+@dataclass(frozen=True)
+class Item:
+    """One piece of work that does not depend on the others.
+
+    Attributes:
+        name: What the user knows it by.
+        argument: What the work is told, apart from the state; small.
+        need: Bytes that the work takes while it runs, estimated.
+        cost: What the work takes, in any unit; the dearest goes first.
+    """
+
+    name: str
+    argument: Any
+    need: int = 0
+    cost: float = 1.0
+
+
+class Crew(Protocol):
+    """Other processes that have taken up a state."""
+
+    def each(
+        self, work: Callable[[State, Any], Any], items: Sequence[Item]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields the places of items and ``work(state, item.argument)``, as they end.
+
+        Args:
+            work: A function of a module, or an instance of a class of one. It changes nothing
+                but files that are the same whoever writes them, for a process may end and
+                another one begin again; it returns plain data and numpy arrays.
+            items: What to work on.
+
+        Raises:
+            MachineError: Processes end again and again, or cannot read the state.
+        """
+        ...
+
+
+class Workers(Protocol):
+    """Other processes, on this machine or on many, that share its storage."""
+
+    def share(self, state: State, what: str) -> AbstractContextManager[Crew]:
+        """Hands a state over for as long as the block runs.
+
+        Args:
+            state: What work reads; each process has a copy of its own.
+            what: What the user is told meanwhile.
+        """
+        ...
+
+
 @dataclass
 class PassContext:
     """Everything that a pass may use beside the graph.
@@ -83,6 +135,7 @@ class PassContext:
         costs: What operations take on the machine that the result is for; None for no thought
             of time.
         device: What passes compute on, as torch names it: ``cpu``, ``cuda:0``.
+        workers: Other processes that take part in long work; None for the threads of this one.
     """
 
     runner: Runner
@@ -97,10 +150,34 @@ class PassContext:
     report: dict[str, Any] = field(default_factory=dict)
     costs: CostTable | None = None
     device: str = "cpu"
+    workers: Workers | None = None
 
     def cached_file(self, *inputs: object) -> CachedFile:
         """Returns the file for a result that depends on ``inputs``, by their text."""
         return CachedFile.of(self.cache or self.scratch, *inputs)
+
+
+@dataclass(frozen=True)
+class State:
+    """What work reads: a graph between two passes, and everything that notes speak of.
+
+    Attributes:
+        model: The graph.
+        context: The context of the pass.
+    """
+
+    model: ir.Model
+    context: PassContext
+
+    @cached_property
+    def units(self) -> Mapping[str, Unit]:
+        """The units that can be quantized, by name."""
+        return {unit.name: unit for unit in quantizable(self.model)}
+
+    @cached_property
+    def prepared(self) -> dict[object, Any]:
+        """What work has made of the state for the next piece, by the work."""
+        return {}
 
 
 class Promise(Enum):

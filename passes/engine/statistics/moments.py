@@ -28,7 +28,7 @@ errors add up along an image or a sequence, which second moments of single place
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ from ..numerics.gram import add_gram
 from .squares import packed_square
 
 SQUARES = ("/hessian", "/coupling")
+TOKENS = "/tokens"
 _EXTREMES = ("/low", "/high")
 
 WEIGHT_RANGE = (0.05, 4.0)
@@ -159,6 +160,27 @@ class MomentSums:
             self._counts[name] += count
         for name, parts in later._tokens.items():
             self._tokens[name] += parts
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Returns all sums by name, for ``of``."""
+        return self._sums | {name: torch.cat(parts) for name, parts in self._tokens.items()}
+
+    @classmethod
+    def of(
+        cls,
+        wanted: frozenset[str],
+        tensors: Mapping[str, torch.Tensor],
+        counts: Mapping[str, int],
+    ) -> MomentSums:
+        """Returns the sums that had these ``tensors`` and ``counts``, to the bit."""
+        sums = cls(wanted)
+        sums._counts.update(counts)
+        for name, tensor in tensors.items():
+            if name.endswith(TOKENS):
+                sums._tokens[name].append(tensor)
+            else:
+                sums._sums[name] = tensor
+        return sums
 
     def mean_diagonal(self, name: str) -> float:
         """Returns the mean of a Hessian's diagonal, as an expectation."""

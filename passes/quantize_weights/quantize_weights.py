@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..ir import (
+from ...ir import (
     HALF,
     Annotation,
     BitAllocation,
@@ -27,34 +28,35 @@ from ..ir import (
     note_of,
     quantizable,
 )
-from ..ir.analysis.attention import find_attention
-from ..ir.analysis.offered import expands_to_floats, mixed_options
-from ..ir.text_form import did_you_mean
-from ..ir.unit_arrays import RowClass, UnitArrays
-from .engine.emission.emitter import Names
-from .engine.emission.half import store_as_half
-from .engine.execution.extent import Extent
-from .engine.execution.parallel import for_each
-from .engine.numerics.coupled_rows import round_coupled
-from .engine.numerics.doubles import total
-from .engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
-from .engine.numerics.row_hessians import Part, round_parts
-from .engine.pipeline.base import Pass, PassContext, Promise
-from .engine.pipeline.forecast import AskedBits, Couplings, Forecast, Judged
-from .engine.pipeline.work import Kind, Work
-from .engine.statistics.coupling import between_rows, read_coupling
-from .engine.statistics.integer_rounding import integer_losses
-from .engine.statistics.local_hessians import LocalHessians
-from .engine.statistics.predicted import report_rounding_loss
-from .engine.statistics.quadratic import Quadratic, outlier_columns
-from .engine.statistics.reweighted import WeightedHessians
-from .engine.statistics.rounding_work import (
+from ...ir.analysis.attention import find_attention
+from ...ir.analysis.offered import expands_to_floats, mixed_options
+from ...ir.text_form import did_you_mean
+from ...ir.unit_arrays import RowClass, UnitArrays
+from ..engine.emission.emitter import Names
+from ..engine.emission.half import store_as_half
+from ..engine.execution.by_unit import each_unit
+from ..engine.execution.extent import Extent
+from ..engine.numerics.coupled_rows import round_coupled
+from ..engine.numerics.doubles import total
+from ..engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
+from ..engine.numerics.row_hessians import Part, round_parts
+from ..engine.pipeline.base import Pass, PassContext, Promise
+from ..engine.pipeline.forecast import AskedBits, Couplings, Forecast, Judged
+from ..engine.pipeline.work import Kind, Work
+from ..engine.statistics.coupling import between_rows, read_coupling
+from ..engine.statistics.integer_rounding import integer_losses
+from ..engine.statistics.local_hessians import LocalHessians
+from ..engine.statistics.predicted import report_rounding_loss
+from ..engine.statistics.quadratic import Quadratic, outlier_columns
+from ..engine.statistics.reweighted import WeightedHessians
+from ..engine.statistics.rounding_work import (
     held_together,
     may_couple,
     unit_work,
 )
-from .engine.statistics.sequence import Hessians, check_can_run, in_sequence
-from .engine.statistics.simulated import simulate
+from ..engine.statistics.sequence import Hessians, check_can_run, in_sequence
+from ..engine.statistics.simulated import simulate
+from .rounded_unit import RoundedUnit
 
 ROUNDINGS = ("gptq", "nearest")
 SEQUENCES = ("no", "block", "layer")
@@ -171,27 +173,22 @@ class QuantizeWeights(Pass):
         if self.coupled:
             _check_coupling(units, context)
 
-        def work(unit: Unit, found: Hessians) -> tuple[float, float]:
-            return self._quantize(unit, found, context)
-
         if self.sequential == "no":
-            losses = for_each(
-                lambda one: work(one, {}),
+            rounded = each_unit(
+                self._rounded,
                 units,
-                context.progress,
+                model,
+                context,
                 "rounding",
                 need=lambda one: working_bytes(
                     *one.shape, coupled=self.coupled and may_couple(one)
                 ),
                 cost=lambda one: self._cost(one, context),
-                device=context.device,
             )
+            pairs = zip(units, rounded, strict=True)
+            losses = [self._keep(unit, one, context) for unit, one in pairs]
         else:
-            check_can_run(model, context, str(self))
-            gather, by_layer = _gatherer(model, context), self.sequential == "layer"
-            losses = in_sequence(
-                model, units, gather, work, context, by_layer=by_layer, samples=self.samples
-            )
+            losses = self._in_sequence(units, model, context)
         names = Names(model)
         for unit in filter(_is_half, units):
             store_as_half(unit, names.free(f"{unit.name}/wide"))
@@ -199,25 +196,38 @@ class QuantizeWeights(Pass):
         report_rounding_loss(model, self.name, losses, context)
         return bool(units)
 
-    def _quantize(
-        self, unit: Unit, found: Hessians, context: PassContext
-    ) -> tuple[float, float]:
-        """Rounds one unit; returns the predicted loss of its weights and of its kernels.
+    def _in_sequence(
+        self, units: Sequence[Unit], model: ir.Model, context: PassContext
+    ) -> list[tuple[float, float]]:
+        """Rounds every unit against Hessians of what the units before it have become."""
+        check_can_run(model, context, str(self))
+        gather, by_layer = _gatherer(model, context), self.sequential == "layer"
+
+        def work(unit: Unit, found: Hessians) -> tuple[float, float]:
+            return self._keep(unit, self._rounded(unit, context, found), context)
+
+        return in_sequence(
+            model, units, gather, work, context, by_layer=by_layer, samples=self.samples
+        )
+
+    def _rounded(
+        self, unit: Unit, context: PassContext, found: Hessians | None = None
+    ) -> RoundedUnit:
+        """Rounds one unit, perhaps in another process; changes nothing.
 
         Args:
             unit: The unit.
-            found: Hessians to round against instead of those of calibration.
-            context: Supplies the others, and takes codes and scales.
+            context: Supplies Hessians.
+            found: Hessians to round against instead of some of those.
         """
         note = need_note(unit.notes, BitAllocation)
         columns = outlier_columns(unit, context.arrays)
         quadratic = Quadratic.of(unit, context.arrays, context.device)
-        quadratic = quadratic.against(found, unit).keeping(columns)
+        quadratic = quadratic.against(found or {}, unit).keeping(columns)
         weight = torch.from_numpy(unit.matrix()).to(context.device)
         parts = quadratic.parts()
         left = quadratic.hidden(weight)
-        own = UnitArrays(unit.name, context.arrays)
-        classes = own.row_classes(note.options, note.counts)
+        classes = UnitArrays(unit.name, context.arrays).row_classes(note.options, note.counts)
         coupling = read_coupling(unit, context.arrays) if self.coupled else None
         coupling = None if coupling is None else coupling.to(context.device)
         stored, signed = torch.empty_like(weight), context.capabilities.signed_scales
@@ -230,26 +240,33 @@ class QuantizeWeights(Pass):
             rows = _places(one, weight)
             if rounded is None:
                 stored[rows] = as_half(weight[rows])
-                continue
-            stored[rows] = rounded.dequantize(one.option.group)
-            own.put(rounded.codes.cpu().numpy(), "codes", one.index)
-            own.put(rounded.scales.cpu().numpy(), "scales", one.index)
+            else:
+                stored[rows] = rounded.dequantize(one.option.group)
+        kept = None
         if len(columns):
             stored = quadratic.completed(weight, stored)
             kept = stored.index_select(1, quadratic.kept_columns()).half()
-            own.put(kept.T.contiguous().cpu().numpy(), "outliers", "kept")
         loss = total(quadratic.loss(weight, stored))
         if coupling is not None:
             loss += between_rows(coupling, stored - weight, quadratic.hessians[0])
-        annotate(unit.notes, replace(note, loss=loss))
         kernel_loss = _kernel_loss(unit, classes, quadratic, weight, context)
-        if _is_half(unit):
-            unit.replace(stored.cpu().numpy())
+        half = stored if _is_half(unit) else None
+        return RoundedUnit.of(made, kept, half, loss, kernel_loss)
+
+    def _keep(
+        self, unit: Unit, rounded: RoundedUnit, context: PassContext
+    ) -> tuple[float, float]:
+        """Stores what rounding made; returns the loss of the weights and of the kernels."""
+        note = need_note(unit.notes, BitAllocation)
+        rounded.put(UnitArrays(unit.name, context.arrays))
+        annotate(unit.notes, replace(note, loss=rounded.loss))
+        if rounded.half is not None:
+            unit.replace(rounded.half.astype(np.float32))
         else:
             spec = QuantSpec(unit.name, note.options, note.counts, self.rounding)
             annotate(unit.notes, spec)
             simulate(unit, context.arrays)
-        return loss, kernel_loss
+        return rounded.loss, rounded.kernel_loss
 
     def _round_rows(
         self,
