@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .deployment import KINDS
+from .efforts import DEFAULT_EFFORT, EFFORTS
 from .kernels import KERNELS
 from .option_fields import option, setting
 from .watch import Watch
@@ -80,6 +81,12 @@ class MethodOptions:
     )
     recipe: Path | str | None = option(
         "a TOML file with a pipeline and defaults for these options", Path, metavar="FILE"
+    )
+    effort: str = setting(
+        "how much the compilation may take: fast (preset fast, 24 samples), default, or high"
+        " (512 samples); preset and samples can still be given",
+        default=DEFAULT_EFFORT,
+        known=EFFORTS,
     )
     preset: str | None = setting(
         "a pipeline by its name, as mpqc presets lists them; without passes, default"

@@ -11,6 +11,7 @@ from ..ir import UsageError
 from ..passes.engine.execution.devices import CPU, find_device
 from ..passes.engine.pipeline.base import Pass
 from .budget import Budget
+from .efforts import DEFAULT_EFFORT, effort_defaults
 from .option_fields import key_of, resolved, specs, utf8_path
 from .options import OBJECTIVES, CompileOptions
 from .pass_options import passes_with, read_passes, with_option
@@ -147,8 +148,10 @@ def make_settings(
     """
     budget = Budget.of(given.budget, given.file_budget)
     recipe = {} if given.recipe is None else read_recipe(utf8_path(given.recipe))
-    _refuse_two_pipelines(given, recipe)
-    options = resolved(given, recipe)
+    said = _refuse_two_pipelines(given, recipe)
+    effort = given.effort or recipe.get("effort", DEFAULT_EFFORT)
+    open_ = passes is None and not said
+    options = resolved(given, effort_defaults(effort, with_preset=open_) | recipe)
     if passes is None and options.passes is not None:
         _refuse_pass_options(options)
         passes = read_passes(options.passes, budget=budget.bits or _ANY_BITS)
@@ -165,7 +168,8 @@ def make_settings(
     return settings
 
 
-def _refuse_two_pipelines(given: CompileOptions, recipe: dict[str, Any]) -> None:
+def _refuse_two_pipelines(given: CompileOptions, recipe: dict[str, Any]) -> bool:
+    """Returns whether there is a pipeline; refuses two."""
     said = {
         "a preset": given.preset,
         "passes": given.passes,
@@ -177,6 +181,7 @@ def _refuse_two_pipelines(given: CompileOptions, recipe: dict[str, Any]) -> None
         raise UsageError(
             f"{both[0]} and {both[1]} both say what to run", hint="leave out one of the two"
         )
+    return bool(both)
 
 
 def _refuse_pass_options(options: CompileOptions) -> None:

@@ -106,3 +106,30 @@ def test_the_result_says_which_preset_made_it(
     words = shlex.split(again.report["command"])
     assert words[words.index("--passes") + 1] == text
     assert (again.output / "model.onnx").read_bytes() == result.model.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "preset", "samples"),
+    [
+        ({}, "default", 64),
+        ({"effort": "fast"}, "fast", 24),
+        ({"effort": "high"}, "default", 512),
+        ({"effort": "high", "samples": 16}, "default", 16),
+        ({"effort": "fast", "preset": "uniform"}, "uniform", 24),
+        ({"effort": "fast", "passes": "normalize,allocate-bits"}, None, 24),
+    ],
+)
+def test_an_effort_decides_what_nobody_else_says(
+    given: dict[str, Any], preset: str | None, samples: int
+) -> None:
+    options = make_settings(CompileOptions(budget=4, **given)).options
+    assert (options.preset, options.samples) == (preset, samples)
+
+
+def test_a_recipe_may_name_an_effort_and_overrides_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('effort = "fast"\nsamples = 30\n')
+    options = make_settings(CompileOptions(budget=4, recipe=recipe)).options
+    assert (options.effort, options.preset, options.samples) == ("fast", "fast", 30)
+    with pytest.raises(UsageError, match="effort"):
+        make_settings(CompileOptions(budget=4, effort="enormous"))
