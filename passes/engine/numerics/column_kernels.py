@@ -7,13 +7,29 @@ is free meanwhile, so that threads that round other units run at the same time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
 _TILE = 128  # rows
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compiles a function when it is first called, and keeps the result where that is possible.
+
+    The result is kept beside this file or in the user's cache. Where neither can be written,
+    each process compiles anew, which takes some seconds.
+    """
+    try:
+        made = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        made = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: Callable[..., None] = made
+    return compiled
+
+
+@_compiled
 def compensate(
     left: np.ndarray,
     scales: np.ndarray,
@@ -52,7 +68,7 @@ def compensate(
                     rest[row] -= weight * error[row]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@_compiled
 def descend(
     values: np.ndarray,
     scales: np.ndarray,
