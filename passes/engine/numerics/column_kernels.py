@@ -16,7 +16,7 @@ _TILE = 128  # rows
 
 
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiles a function when it is first called, and keeps the result where that is possible.
+    """Compiles a function when it is first called, and keeps the result where it can.
 
     The result is kept beside this file or in the user's cache. Where neither can be written,
     each process compiles anew, which takes some seconds.
