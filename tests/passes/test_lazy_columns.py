@@ -98,8 +98,9 @@ def test_coordinate_descent_loses_the_same(
     wide = scales.repeat_interleave(32, dim=1)[:, :columns]
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     codes = (weight / wide).round().clamp(low, high)
-    expected = forms._descend(weight, codes, scales, bits, 32, factor.damped)
-    found = lazy_columns.descend(weight, codes, wide, low, high, factor.damped)
+    priced = weight @ factor.damped
+    expected = forms._descend(priced, codes, scales, bits, 32, factor.damped)
+    found = lazy_columns.descend(priced, codes, wide, low, high, factor.damped)
     assert (found == expected).float().mean() > 0.99
     before = row_errors(weight, codes * wide, factor.damped)
     losses = [row_errors(weight, one * wide, factor.damped) for one in (found, expected)]

@@ -95,8 +95,9 @@ def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
         coupled: Whether rows make up for each other's errors.
     """
     groups = columns // _SMALLEST_GROUP + 1
-    factors = 40 * (columns**2 + (rows**2 if coupled else 0))
-    refit = 16 * min(rows, _ROWS_AT_ONCE) * groups**2
+    entry = 28 if factor_type(columns, 0.1) == torch.float32 else 56
+    factors = entry * (columns**2 + (rows**2 if coupled else 0))
+    refit = 16 * min(rows, _ROWS_REFIT) * groups**2
     return factors + refit + 24 * rows * columns
 
 
@@ -319,29 +320,35 @@ def compensated(
 
 
 def _refit_scales(
-    weight: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
+    priced: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
 ) -> torch.Tensor:
     """Returns the scales of least ``d^T H d`` for given codes: a least-squares solve a row.
 
     With ``c_g`` the codes of group g (zero elsewhere): ``A[g, g'] = c_g^T H c_g'`` and
     ``b[g] = c_g^T H w``.
+
+    Args:
+        priced: The exact weight times the Hessian, rows x columns.
+        codes: Float32, rows x columns.
+        group: Columns that share a scale.
+        hessian: Columns x columns.
     """
     parts = [
         _refit_chunk(one, code, group, hessian)
         for one, code in zip(
-            torch.split(weight, _ROWS_REFIT), torch.split(codes, _ROWS_REFIT), strict=True
+            torch.split(priced, _ROWS_REFIT), torch.split(codes, _ROWS_REFIT), strict=True
         )
     ]
     return torch.cat(parts)
 
 
 def _refit_chunk(
-    weight: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
+    priced: torch.Tensor, codes: torch.Tensor, group: int, hessian: torch.Tensor
 ) -> torch.Tensor:
-    rows, columns = weight.shape
+    rows, columns = priced.shape
     groups = -(-columns // group)
-    target = _grouped((weight @ hessian) * codes, group).sum(2)
-    matrix = weight.new_zeros(rows, groups, groups)
+    target = _grouped(priced * codes, group).sum(2)
+    matrix = priced.new_zeros(rows, groups, groups)
     for g in range(groups):  # A is symmetric: its lower triangle will do
         start, stop = g * group, min((g + 1) * group, columns)
         seen = (codes[:, start:stop] @ hessian[start:stop, start:]).mul_(codes[:, start:])
@@ -356,21 +363,30 @@ def _refit_chunk(
 
 
 def _descend(
-    weight: torch.Tensor,
+    priced: torch.Tensor,
     codes: torch.Tensor,
     scales: torch.Tensor,
     bits: int,
     group: int,
     hessian: torch.Tensor,
 ) -> torch.Tensor:
-    """Sets each code in turn to its best value given all the others (coordinate descent)."""
+    """Sets each code in turn to its best value given all the others (coordinate descent).
+
+    Args:
+        priced: The exact weight times the Hessian, rows x columns.
+        codes: Float32, rows x columns.
+        scales: Float32, rows x groups.
+        bits: Width of a code.
+        group: Columns that share a scale.
+        hessian: Columns x columns.
+    """
     low, high = _range(bits)
-    columns = weight.shape[1]
+    columns = priced.shape[1]
     wide = _widened(scales, group, columns)
-    if weight.device.type != _CPU:
-        return lazy_columns.descend(weight, codes, wide, low, high, hessian)
+    if priced.device.type != _CPU:
+        return lazy_columns.descend(priced, codes, wide, low, high, hessian)
     values = codes * wide
-    slope = (values - weight) @ hessian
+    slope = torch.addmm(priced, values, hessian, beta=-1)
     result = torch.empty_like(codes)
     inverse = hessian.diagonal().reciprocal().numpy()
     for start, stop in _blocks(columns, _BLOCK):
@@ -418,10 +434,11 @@ def _round_chunk(
     weight = weight.clamp(-most, most)
     scales = search_scales(weight, bits, group, factor.price, signed=signed)
     codes = compensated(weight, scales, bits, group, factor)
+    priced = weight @ factor.damped if refinements else weight
     for _ in range(refinements):
-        fitted = _refit_scales(weight, codes, group, factor.damped)
+        fitted = _refit_scales(priced, codes, group, factor.damped)
         scales = fitted if signed else torch.where(fitted > 0, fitted, scales)
-        codes = _descend(weight, codes, scales, bits, group, factor.damped)
+        codes = _descend(priced, codes, scales, bits, group, factor.damped)
     return Rounded(codes.to(_code_type(bits)), scales.half())
 
 

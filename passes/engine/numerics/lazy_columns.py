@@ -86,7 +86,7 @@ def _compensate(
 
 
 def descend(
-    weight: torch.Tensor,
+    priced: torch.Tensor,
     codes: torch.Tensor,
     wide: torch.Tensor,
     low: int,
@@ -96,7 +96,7 @@ def descend(
     """Sets each code in turn to its best value given all the others (coordinate descent).
 
     Args:
-        weight: Float32, rows x columns.
+        priced: The exact weight times the Hessian, rows x columns.
         codes: Float32, rows x columns.
         wide: Float32, rows x columns: the scale of each weight.
         low: The lowest code.
@@ -108,7 +108,7 @@ def descend(
     """
     scales = wide.T.contiguous()
     values = codes.T * scales
-    slope = hessian.T @ (values - weight.T)
+    slope = torch.addmm(priced.T, hessian.T, values, beta=-1)
     pull = -hessian.diagonal().reciprocal()
     made = torch.empty_like(values)
     for span, later in _blocks(len(values)):
