@@ -13,17 +13,24 @@ from .owned_folder import temporary_folder
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[BinaryIO]:
     """Opens a file that takes the place of ``path`` only if the block ends well.
 
     Until then it lies in a temporary folder beside ``path``, which is the file's parent.
+
+    Args:
+        path: The file.
+        lasting: Whether it has to survive a power cut; if not, nobody waits for the disk.
     """
     with temporary_folder(path.parent) as folder:
         staged = folder / path.name
         with staged.open("w+b") as file:
             yield file
             file.flush()
-        put_in_place(staged, path)
+        if lasting:
+            put_in_place(staged, path)
+        else:
+            os.replace(staged, path)
 
 
 def put_in_place(staged: Path, path: Path) -> None:

@@ -80,11 +80,22 @@ class CachedFile:
             return None
         return facts if key == self.key else None
 
-    def write(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        *,
+        lasting: bool = True,
+    ) -> None:
         """Writes arrays and facts, complete or not at all.
+
+        Args:
+            arrays: Arrays by name.
+            facts: What the file says of itself.
+            lasting: Whether the file has to survive a power cut; its checksum tells if not.
 
         Raises:
             MachineError: The disk is full or the folder cannot be written.
         """
         with machine_errors(self.path, _INSTEAD):
-            write_sealed(self.path, self.key, arrays, facts)
+            write_sealed(self.path, self.key, arrays, facts, lasting=lasting)

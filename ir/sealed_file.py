@@ -134,7 +134,12 @@ def _aligned(size: int) -> int:
 
 @contextmanager
 def sealing(
-    path: Path, key: str, layout: Layout, room: int = _METADATA_ROOM
+    path: Path,
+    key: str,
+    layout: Layout,
+    room: int = _METADATA_ROOM,
+    *,
+    lasting: bool = True,
 ) -> Iterator[ArrayFile]:
     """Gives a file to fill, which takes the place of ``path`` only if the block ends well.
 
@@ -143,8 +148,9 @@ def sealing(
         key: Names everything that the content depends on.
         layout: Shape and type of every array, by its name.
         room: Bytes to keep for the text of its facts.
+        lasting: Whether it has to survive a power cut.
     """
-    with replacing(path) as file:
+    with replacing(path, lasting=lasting) as file:
         arrays = ArrayFile(file, layout, room)
         yield arrays
         checksum = arrays.seal(key)
@@ -152,12 +158,17 @@ def sealing(
 
 
 def write_sealed(
-    path: Path, key: str, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    path: Path,
+    key: str,
+    arrays: Mapping[str, np.ndarray],
+    facts: Mapping[str, Any],
+    *,
+    lasting: bool = True,
 ) -> None:
     """Writes ``arrays`` and ``facts`` to ``path``, whole or not at all."""
     layout = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     room = 2 * len(json.dumps(facts)) + len(key) + _SMALL_ROOM
-    with sealing(path, key, layout, room) as file:
+    with sealing(path, key, layout, room, lasting=lasting) as file:
         for name, array in arrays.items():
             file.array(name)[...] = array
         file.facts.update(facts)

@@ -137,6 +137,10 @@ class Unit:
         array = self.stored_layout(matrix.astype(self.tensor.dtype.numpy()))
         _store(self.weight, ir.Tensor(array, name=self.weight.name))
 
+    def put_back(self, tensor: ir.TensorProtocol) -> None:
+        """Stores what ``tensor`` was before it was replaced."""
+        _store(self.weight, tensor)
+
     def replace_lazily(self, matrix: Callable[[], np.ndarray]) -> None:
         """Stores what ``matrix`` returns (rows x columns), which is asked whenever it is read.
 

@@ -44,6 +44,7 @@ _DECIDED = (
     "score",
 )
 _PACKAGES = (
+    "numba",
     "numpy",
     "onnx",
     "onnx-ir",

@@ -151,7 +151,10 @@ def make_settings(
     said = _refuse_two_pipelines(given, recipe)
     effort = given.effort or recipe.get("effort", DEFAULT_EFFORT)
     open_ = passes is None and not said
-    options = resolved(given, effort_defaults(effort, with_preset=open_) | recipe)
+    defaults = effort_defaults(effort, with_preset=open_)
+    # What is asked for now stands over a recipe, as for every other option.
+    said_now = given.effort is not None
+    options = resolved(given, recipe | defaults if said_now else defaults | recipe)
     if passes is None and options.passes is not None:
         _refuse_pass_options(options)
         passes = read_passes(options.passes, budget=budget.bits or _ANY_BITS)

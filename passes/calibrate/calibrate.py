@@ -25,6 +25,7 @@ from ...ir import (
 )
 from ...ir.analysis.blocks import blocks_of
 from ...ir.content_key import model_key
+from ..engine.execution.devices import CPU
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import Couplings, Forecast
 from ..engine.pipeline.work import Work
@@ -140,6 +141,7 @@ class Calibrate(Pass):
         inputs = (
             *(_FORMAT, model_key(model), *sorted(moment_names(units, coupled=False))),
             *(samples.key, len(samples.training), context.seed),
+            *([] if context.device == CPU else [context.device.partition(":")[0]]),
         )
         return [
             Statistics.of(
@@ -171,6 +173,8 @@ def _gather(
         why = next(iter(refused.values()))
         context.progress.say(f"no gradients: {why}; measuring in the runtime instead")
         for place, group in enumerate(in_groups(units)):
+            if stats.blocks[place].facts(context.progress.say) is not None:
+                continue
             sums = MomentSums(stats.wanted)
             measure(model, group, objective, samples.training, sums, context)
             stats.write(place, sums, 0.0 if place else 1.0)

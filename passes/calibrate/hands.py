@@ -49,6 +49,7 @@ class Threads:
             lambda shard, step: self.shards.forward(stop, shard, step),
             shards,
             self.step,
+            need=max(map(self.shards.need_forward, range(stop)), default=0),
             device=self.shards.context.device,
         )
 

@@ -7,7 +7,6 @@ system's cache of files; the rest is read once more from disk.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from ...ir import CachedFile, MachineError
+from ...ir import CachedFile, InputError, MachineError
 from ...ir.arrays import UNREADABLE
 from ...ir.sealed_file import read_seal
 
@@ -49,7 +48,7 @@ class Journal:
         shard: int,
         samples: Sequence[Tensors],
         *,
-        narrow: bool = False,
+        narrow: Collection[str] = (),
     ) -> int:
         """Keeps what the samples of a shard have left; returns the bytes of the file.
 
@@ -58,22 +57,23 @@ class Journal:
             block: Place of the block that left them.
             shard: Which shard.
             samples: Tensors by name, of each sample.
-            narrow: Whether to keep float32 as bfloat16.
+            narrow: Names of float32 tensors to keep as bfloat16, if they stay finite.
         """
         arrays: dict[str, np.ndarray] = {}
         types: dict[str, list[str]] = {}
         for at, tensors in enumerate(samples):
             for name, tensor in tensors.items():
                 stored = tensor.detach().cpu().contiguous()
-                if narrow and stored.dtype == torch.float32:
-                    stored = stored.bfloat16()
+                if name in narrow and stored.dtype == torch.float32:
+                    stored = _narrowed(stored)
                 key = f"{at}/{name}"
                 types[key] = [_name(stored.dtype), _name(tensor.dtype)]
                 if stored.dtype == torch.bfloat16:  # which numpy does not have
                     stored = stored.view(torch.uint16)
                 arrays[key] = stored.numpy()
         file = self._file(way, block, shard)
-        file.write(arrays, {"types": types, "samples": len(samples)})
+        facts = {"types": types, "samples": len(samples)}
+        file.write(arrays, facts, lasting=False)
         return file.path.stat().st_size
 
     def read(
@@ -88,10 +88,10 @@ class Journal:
             names: Which tensors to read; None for all.
         """
         path = self._file(way, block, shard).path
-        facts = read_seal(path).facts
-        types: dict[str, list[str]] = facts["types"]
-        found: list[dict[str, torch.Tensor]] = [{} for _ in range(facts["samples"])]
         try:
+            facts = read_seal(path).facts
+            types: dict[str, list[str]] = facts["types"]
+            found: list[dict[str, torch.Tensor]] = [{} for _ in range(facts["samples"])]
             with safe_open(path, framework="numpy") as file:
                 for key, (stored, wanted) in types.items():
                     at, _, name = key.partition("/")
@@ -99,7 +99,7 @@ class Journal:
                         tensor = torch.from_numpy(file.get_tensor(key))
                         tensor = tensor.view(getattr(torch, stored))
                         found[int(at)][name] = tensor.to(getattr(torch, wanted))
-        except UNREADABLE as error:
+        except (InputError, *UNREADABLE) as error:
             raise MachineError(
                 f"{path} can no longer be read: {error}", hint="run the command again"
             ) from error
@@ -110,12 +110,14 @@ class Journal:
         for shard in shards:
             self._file(way, block, shard).path.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Removes everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _file(self, way: Kept, block: int, shard: int) -> CachedFile:
         return CachedFile.of(self.folder, self.key, way, block, shard)
+
+
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns bfloat16, unless a number would become infinite that was not."""
+    narrow = tensor.bfloat16()
+    return narrow if torch.equal(narrow.isfinite(), tensor.isfinite()) else tensor
 
 
 def _name(dtype: torch.dtype) -> str:

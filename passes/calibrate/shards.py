@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -29,6 +30,7 @@ from .stats_files import Statistics
 SHARD = 8  # samples; part of what a result depends on
 EXACT_BYTES = 256 << 20  # boundaries that together take more are kept in bfloat16
 
+_ACTIVATIONS, _LOGITS = 3, 6  # copies that a block holds of what products read and make
 _BACKWARD = 3.0  # times a run forward: that again, back, and the moments
 
 
@@ -67,13 +69,28 @@ class Shards:
         return Journal(self.stats.unfinished, self.stats.index.key)
 
     def need(self, place: int) -> int:
-        """Estimates the bytes that the sums of a block take."""
+        """Estimates the bytes that a shard takes on its way back through a block."""
         sums = 0
         for tap in self._taps[self.blocks[place]]:
             rows, columns = tap.moments.unit.shape
             across = rows if tap.name("coupling") in self.stats.wanted else 0
             sums += 4 * (columns**2 + across**2)
-        return sums
+        return sums + self.need_forward(place)
+
+    def need_forward(self, place: int) -> int:
+        """Estimates the bytes of what a block's products read and make, and of its weights."""
+        tokens = max(
+            (int(np.prod(a.shape[:2])) for a in self._samples[0].arrays.values()), default=1
+        )
+        total = 0
+        for tap in self._taps[self.blocks[place]]:
+            rows, columns = tap.moments.unit.shape
+            copies = _LOGITS if tap.output in self.objective.outputs else _ACTIVATIONS
+            if tap.use.kind == "product":
+                total += 4 * tokens * (_ACTIVATIONS * columns + copies * rows)
+            elif tap.use.takes_floats:
+                total += 4 * rows * columns
+        return total
 
     def cost_forward(self, place: int) -> float:
         """Returns what a sample takes through a block: the weights that it multiplies by."""
@@ -92,7 +109,7 @@ class Shards:
             for _ in runner.forward(samples, block):
                 step(self.cost_forward(place))
             left = [{name: sample.values[name] for name in names} for sample in samples]
-            narrow = self._is_much(left)
+            narrow = self._computed_from_weights if self._is_much(left) else frozenset()
             written += self.journal.write("forward", place, shard, left, narrow=narrow)
         for sample in samples:
             sample.clear()
@@ -122,6 +139,19 @@ class Shards:
     def _is_much(self, left: Sequence[Mapping[str, torch.Tensor]]) -> bool:
         size = sum(one.nbytes for tensors in left for one in tensors.values())
         return size * len(self.all) * len(self.blocks) > EXACT_BYTES
+
+    @cached_property
+    def _computed_from_weights(self) -> frozenset[str]:
+        """Names of values that units have a part in, which are noisier than bfloat16.
+
+        Others, such as masks, positions and angles, have to stay as they are.
+        """
+        uses = {use.node for unit in self.units for use in unit.uses}
+        found: set[ir.Value] = set()
+        for node in (node for block in self.blocks for node in block.nodes):
+            if node in uses or any(value in found for value in node.inputs):
+                found.update(node.outputs)
+        return frozenset(str(value.name) for value in found)
 
     def _recall(self, place: int, shard: int, samples: Sequence[Sample]) -> None:
         """Reads what the block's inputs are, and the gradients that later blocks left."""

@@ -10,20 +10,25 @@ that their bits do not depend on who runs which shard.
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ...ir import MachineError
+from ...ir import InputError, MachineError
+from ...ir.machine_errors import machine_errors
+from ...ir.owned_folder import claim, release
 from ..engine.pipeline.base import PassContext, State
 from ..engine.pipeline.progress import Bar
 from .hands import Elsewhere, Hands, Threads
 from .shards import Shards
 
 _WHAT = "calibrating"
+_LOOK, _LONGEST = 1.0, 600.0  # seconds between looks at another command, and of its silence
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,13 @@ class Sweep:
             InputError: The samples overflow the model.
             MachineError: There is no room on disk.
         """
-        shards, first = self.shards, self._first()
+        with self._alone():
+            first = self._first()
+            if first >= 0:
+                self._sweep(first)
+
+    def _sweep(self, first: int) -> None:
+        shards = self.shards
         count = sum(len(shards.of(shard)) for shard in shards.all)
         work = sum(map(shards.cost_forward, range(first)))
         work += sum(map(shards.cost_backward, range(first + 1)))
@@ -59,7 +70,38 @@ class Sweep:
             self._forward(first, hands, bar)
             for place in range(first, -1, -1):
                 self._backward(place, hands)
-        shards.journal.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other commands from the journal, or waits for one that has it.
+
+        The journal stays when the command is ended before the sweep is complete, unless the
+        samples do not suit the model.
+        """
+        folder, waited = self.shards.journal.folder, 0.0
+        with machine_errors(folder, "set MPQC_CACHE to another folder"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            while (lock := claim(folder)) is None:
+                if not waited:
+                    self.context.progress.say(
+                        "another command sweeps the same: waiting for it"
+                    )
+                waited += _LOOK
+                if waited > _LONGEST and time.time() - folder.stat().st_mtime > _LONGEST:
+                    raise MachineError(
+                        f"{folder} belongs to another command, which does nothing",
+                        hint="end that command, or remove the folder",
+                    )
+                time.sleep(_LOOK)
+        try:
+            yield
+        except InputError:
+            release(folder, lock)
+            raise
+        except BaseException:
+            os.close(lock)
+            raise
+        release(folder, lock)
 
     @contextmanager
     def _hands(self, bar: Bar) -> Iterator[Hands]:

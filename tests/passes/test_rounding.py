@@ -200,3 +200,8 @@ def test_row_errors_are_the_quadratic_form() -> None:
     )
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=0)
     assert not row_errors(weight, weight, hessian).any()
+
+
+def test_a_hessian_of_huge_entries_is_factorized() -> None:
+    factor = factorize(torch.eye(16) * 3e37, 0.1)
+    assert bool(torch.isfinite(factor.upper).all())

@@ -131,5 +131,7 @@ def test_a_recipe_may_name_an_effort_and_overrides_it(tmp_path: Path) -> None:
     recipe.write_text('effort = "fast"\nsamples = 30\n')
     options = make_settings(CompileOptions(budget=4, recipe=recipe)).options
     assert (options.effort, options.preset, options.samples) == ("fast", "fast", 30)
+    options = make_settings(CompileOptions(budget=4, recipe=recipe, effort="high")).options
+    assert (options.preset, options.samples) == ("default", 512), "what is asked for now"
     with pytest.raises(UsageError, match="effort"):
         make_settings(CompileOptions(budget=4, effort="enormous"))

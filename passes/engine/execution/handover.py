@@ -143,6 +143,7 @@ def arithmetic() -> dict[str, str]:
         "mpqc": _sources(),
         "torch": metadata.version("torch"),
         "numpy": np.__version__,
+        "numba": metadata.version("numba"),
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
     }
 

@@ -75,7 +75,7 @@ def round_coupled(
 def _feedback(coupling: torch.Tensor) -> torch.Tensor:
     """Returns M, unit lower triangular, of ``coupling = M^T diag(d) M``, damped."""
     device, coupling = coupling.device, with_doubles(coupling)
-    damping = _DAMPING * float(coupling.diagonal().mean())
+    damping = _DAMPING * float(coupling.diagonal().mean(dtype=torch.float64))
     kind = factor_type(len(coupling), _DAMPING)
     eye = torch.eye(len(coupling), dtype=kind, device=coupling.device)
     while True:

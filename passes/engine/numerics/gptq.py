@@ -115,7 +115,7 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
         raise ValueError("a Hessian holds NaN or infinity")
     if hessian.ndim == 1:
         return _diagonal_factor(hessian, damping).to(device)
-    mean = float(hessian.diagonal().mean())
+    mean = float(hessian.diagonal().mean(dtype=torch.float64))
     if not mean > 0:
         hessian, mean = torch.eye(len(hessian), device=hessian.device), 1.0
     kind = factor_type(len(hessian), damping)

@@ -99,12 +99,12 @@ def _importance(
     weight = torch.from_numpy(unit.matrix())
     even = torch.ones(weight.shape[1])
     rounded = nearest(weight, _PROBE_BITS, _PROBE_GROUP, even).dequantize(_PROBE_GROUP)
-    kept = unit.weight.const_value
+    kept = unit.tensor
     try:
         unit.replace(rounded.numpy())
         other = _outputs(model, objective, samples, context)
     finally:
-        unit.weight.const_value = kept
+        unit.put_back(kept)
     pairs = [
         divergence(objective, p, q, sample.padding)
         for p, q, sample in zip(exact, other, samples, strict=True)
