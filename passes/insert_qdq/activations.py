@@ -19,7 +19,7 @@ from ..engine.pipeline.base import PassContext
 def histograms(
     model: ir.Model, values: Sequence[ir.Value], feeds: Sequence[Feeds], context: PassContext
 ) -> dict[ir.Value, Histogram]:
-    """Runs samples in the target runtime and returns which numbers each of ``values`` held."""
+    """Runs samples and returns which numbers each of ``values`` held."""
     seen = {value: Histogram() for value in values}
     samples = Samples.of(context, feeds)
     for value, tokens in observe(model, values, samples, context, "observing activations"):

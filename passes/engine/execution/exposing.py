@@ -15,6 +15,7 @@ from .executor import BlockRunner
 from .samples import Samples
 
 _BYTES_AT_ONCE = 1 << 28
+_AT_ONCE = 8  # samples that wait at the boundaries of blocks together
 
 
 def exposing(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
@@ -84,20 +85,23 @@ def _observe_blocks(
     place = {
         value: block for block in blocks for node in block.nodes for value in node.outputs
     }
-    left = list(dict.fromkeys(values))
-    for block in context.progress.track(blocks, len(blocks), what):
-        inputs = {value for node in block.nodes for value in node.inputs}
-        wanted = [
-            v for v in left if place.get(v, block) is block and (v in place or v in inputs)
-        ]
-        left = [value for value in left if value not in wanted]
-        for found in runner.forward(samples, block, wanted):
-            for value in wanted:
+    left, wanted = list(dict.fromkeys(values)), []
+    for block in blocks:
+        read = {value for node in block.nodes for value in node.inputs}
+        here = [v for v in left if (place[v] is block if v in place else v in read)]
+        left = [value for value in left if value not in here]
+        wanted.append(here)
+    stop = max((at + 1 for at, here in enumerate(wanted) if here), default=0)
+    whole = list(samples)
+    parts = [whole[at : at + _AT_ONCE] for at in range(0, len(whole), _AT_ONCE)]
+    steps = [(part, at) for part in parts for at in range(stop)]
+    for part, at in context.progress.track(steps, len(steps), what):
+        for found in runner.forward(part, blocks[at], wanted[at]):
+            for value in wanted[at]:
                 yield value, found.tokens(value).cpu().numpy()
-        if not left:
-            break
-    for sample in samples:
-        sample.clear()
+        if at + 1 == stop:
+            for sample in part:
+                sample.clear()
 
 
 def _waves(values: Sequence[ir.Value], feed: Feeds) -> Iterator[list[ir.Value]]:
