@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir import Budgeted, Calibrated, Feeds, InternalError, UsageError, note_of, quantizable
+from ..ir.machine_errors import machine_errors
 from .engine.execution.extent import FLOAT_BYTES, Extent
 from .engine.execution.padding import Padding
 from .engine.numerics.divergence import (
@@ -152,7 +153,8 @@ def _keep_reference(
     with context.runner.session(original) as session:
         for at, sample in _tracked(context, feeds, "original"):
             for index, array in enumerate(_outputs(session.run(sample, names), names)):
-                np.save(kept / f"{at}-{index}.npy", array, allow_pickle=False)
+                with machine_errors(kept, "set TMPDIR to another folder"):
+                    np.save(kept / f"{at}-{index}.npy", array, allow_pickle=False)
 
 
 def _compare(

@@ -75,8 +75,8 @@ class Sweep:
     def _alone(self) -> Iterator[None]:
         """Keeps other commands from the journal, or waits for one that has it.
 
-        The journal stays when the command is ended before the sweep is complete, unless the
-        samples do not suit the model.
+        The journal stays when the command is ended before the sweep is complete. It goes when
+        samples do not suit the model, or the disk is full.
         """
         folder, waited = self.shards.journal.folder, 0.0
         with machine_errors(folder, "set MPQC_CACHE to another folder"):
@@ -95,7 +95,7 @@ class Sweep:
                 time.sleep(_LOOK)
         try:
             yield
-        except InputError:
+        except (InputError, MachineError):
             release(folder, lock)
             raise
         except BaseException:
