@@ -51,8 +51,7 @@ class ArrayStore:
             with os.fdopen(number, "wb") as file:
                 np.save(file, array, allow_pickle=False)
             mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        if os.name == "posix":  # what is mapped stays readable
-            os.unlink(path)
+        os.unlink(path)  # what is mapped stays readable
         return mapped
 
     def get(self, name: str) -> np.ndarray:

@@ -12,7 +12,8 @@ import torch
 
 from ...ir import Option, Unit, UsageError
 from ...ir.analysis.offered import expands_to_floats
-from ..engine.numerics.gptq import Factor, Rounded, as_half, round_rows, working_bytes
+from ..engine.numerics.factor import Factor
+from ..engine.numerics.gptq import Rounded, as_half, round_rows, working_bytes
 from ..engine.numerics.row_hessians import round_parts
 from ..engine.pipeline.base import PassContext
 from ..engine.statistics.integer_rounding import integer_losses

@@ -38,7 +38,8 @@ from ..engine.execution.by_unit import each_unit
 from ..engine.execution.extent import Extent
 from ..engine.numerics.coupled_rows import round_coupled
 from ..engine.numerics.doubles import total
-from ..engine.numerics.gptq import Factor, Rounded, as_half, nearest, round_rows, working_bytes
+from ..engine.numerics.factor import Factor
+from ..engine.numerics.gptq import Rounded, as_half, nearest, round_rows, working_bytes
 from ..engine.numerics.row_hessians import Part, round_parts
 from ..engine.pipeline.base import Pass, PassContext, Promise
 from ..engine.pipeline.forecast import AskedBits, Couplings, Forecast, Judged

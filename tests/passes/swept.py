@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from mpqc.backend.onnxruntime import load
 from mpqc.backend.runner import Runner
@@ -122,3 +123,17 @@ def run(passes: str, model: ir.Model, work: PassContext) -> ir.Model:
     """Runs ``passes`` on ``model`` in place."""
     Pipeline.parse(passes).run(model, work)
     return model
+
+
+def moment_tensors(work: PassContext) -> dict[str, torch.Tensor]:
+    """Returns the same as ``moments``, as tensors."""
+    return {name: torch.from_numpy(array) for name, array in moments(work).items()}
+
+
+def calibrated(
+    folder: Path, model: ir.Model, samples: Calibration, *, seed: int = 0, **options: str
+) -> PassContext:
+    work = context(folder, samples, seed=seed)
+    inner = ", ".join(f"{key}={value}" for key, value in options.items())
+    run(f"{CALIBRATE}{{{inner}}}" if inner else CALIBRATE, model, work)
+    return work

@@ -12,7 +12,8 @@ import torch
 
 from mpqc.ir import Calibration, Feeds, QuantSpec, need_note, quantizable
 from mpqc.ir.analysis.offered import expands_to_floats
-from mpqc.passes.engine.numerics.gptq import factorize, nearest, round_rows
+from mpqc.passes.engine.numerics.factor import factorize
+from mpqc.passes.engine.numerics.gptq import nearest, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.quadratic import Quadratic
 from mpqc.passes.engine.statistics.squares import read_square

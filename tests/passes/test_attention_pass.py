@@ -28,7 +28,8 @@ from mpqc.ir import (
 from mpqc.ir.analysis.blocks import Block
 from mpqc.passes.engine.execution.executor import BlockRunner
 from mpqc.passes.engine.execution.samples import Samples, Values
-from mpqc.passes.engine.numerics.gptq import factorize, round_rows
+from mpqc.passes.engine.numerics.factor import factorize
+from mpqc.passes.engine.numerics.gptq import round_rows
 from mpqc.passes.engine.numerics.shrinkage import shrunk
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.statistics.local_hessians import LocalHessians

@@ -11,7 +11,8 @@ import torch
 
 from mpqc.ir import BitAllocation, Unit, UsageError, need_note, quantizable
 from mpqc.passes.engine.numerics.coupled_rows import _feedback, round_coupled
-from mpqc.passes.engine.numerics.gptq import Rounded, factorize, gptq, nearest
+from mpqc.passes.engine.numerics.factor import factorize
+from mpqc.passes.engine.numerics.gptq import Rounded, gptq, nearest
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.coupling import between_rows, read_coupling

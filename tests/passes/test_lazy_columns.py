@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 
 from mpqc.passes.engine.numerics import gptq as forms
 from mpqc.passes.engine.numerics import lazy_columns, recorded
-from mpqc.passes.engine.numerics.gptq import (
-    Factor,
-    Rounded,
-    factorize,
-    gptq,
-    row_errors,
-    search_scales,
-)
+from mpqc.passes.engine.numerics.factor import Factor, factorize
+from mpqc.passes.engine.numerics.gptq import Rounded, gptq, row_errors, search_scales
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _NEAR_TIE = 1e-4  # of a step: this near the middle of two codes, either may come out

@@ -19,7 +19,8 @@ import torch
 from mpqc.ir import Calibration, InternalError, quantizable, write_model
 from mpqc.passes.calibrate import gathering
 from mpqc.passes.engine.numerics import doubles
-from mpqc.passes.engine.numerics.gptq import factorize, gptq, round_rows
+from mpqc.passes.engine.numerics.factor import factorize
+from mpqc.passes.engine.numerics.gptq import gptq, round_rows
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.work import Kind
 from mpqc.passes.engine.statistics.moments import normalized

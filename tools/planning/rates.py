@@ -23,7 +23,8 @@ from ...passes.engine.execution.extent import FLOAT_BYTES, Extent
 from ...passes.engine.execution.parallel import for_each
 from ...passes.engine.execution.precision import coarse_products
 from ...passes.engine.execution.samples import Samples, Values
-from ...passes.engine.numerics.gptq import Factor, factorize, gptq, search_scales
+from ...passes.engine.numerics.factor import Factor, factorize
+from ...passes.engine.numerics.gptq import gptq, search_scales
 from ...passes.engine.numerics.knapsack import Item, price
 from ...passes.engine.pipeline.base import PassContext
 from ...passes.engine.pipeline.progress import SilentProgress

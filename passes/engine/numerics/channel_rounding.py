@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from .codebooks import free_levels, grid_levels
-from .gptq import Factor, search_scales
+from .factor import Factor
+from .gptq import search_scales
 
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16
 _COLUMNS_AT_ONCE = 64

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .doubles import with_doubles
-from .gptq import Rounded, factor_type
+from .factor import factor_type
+from .gptq import Rounded
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
 # Rows rounded at a time, which do not make up for each other: this many, or this share of all.

@@ -8,14 +8,13 @@ scales, the extreme value of a group, whatever its sign, can sit on the longer s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from . import column_kernels, lazy_columns
-from .doubles import with_doubles
+from .factor import Factor, factor_type
 from .float8 import round_float8
 
 # Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
@@ -31,8 +30,6 @@ _FRACTIONS = {
 _SMALLEST_SCALE, _SMALLEST_WIDE_SCALE = 2.0**-14, 2.0**-20
 _LARGEST_SCALE = 65504.0
 _SMALLEST_GROUP = 32
-_WELL_CONDITIONED = 1e5
-_BLOCK_OF_INVERSE = 256
 _ROWS_REFIT = 256  # so that what a product gives is still in the cache when it is summed
 _CPU = "cpu"  # everything else is an accelerator, whose form is in lazy_columns
 _ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
@@ -63,29 +60,6 @@ class Rounded:
         return self.codes.float() * wide
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What rounding needs of a Hessian, computed once and used at every width.
-
-    Attributes:
-        damped: The Hessian with ``damping`` times its mean diagonal added.
-        order: Columns by falling diagonal: the order in which GPTQ rounds them.
-        upper: Upper Cholesky factor of the inverse of ``damped``, in that order.
-        price: What one unit of squared rounding error costs in each column once the later
-            columns have compensated for it, ``1 / upper_kk^2``.
-    """
-
-    damped: torch.Tensor
-    order: torch.Tensor
-    upper: torch.Tensor
-    price: torch.Tensor
-
-    def to(self, device: torch.device) -> Factor:
-        """Returns the same on a device."""
-        parts = (self.damped, self.order, self.upper, self.price)
-        return Factor(*(one.to(device) for one in parts))
-
-
 def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
     """Estimates what rounding a matrix takes above the matrix and its Hessian, as measured.
 
@@ -99,73 +73,6 @@ def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
     factors = entry * (columns**2 + (rows**2 if coupled else 0))
     refit = 16 * min(rows, _ROWS_REFIT) * groups**2
     return factors + refit + 24 * rows * columns
-
-
-def factorize(hessian: torch.Tensor, damping: float) -> Factor:
-    """Prepares a Hessian, or the diagonal of a diagonal one, for rounding.
-
-    The damping doubles until the factorization succeeds; a dead column (zero diagonal) thereby
-    gets a positive price too.
-
-    Raises:
-        ValueError: The Hessian holds NaN or infinity, for which no damping would do.
-    """
-    device, hessian = hessian.device, with_doubles(hessian)
-    if not math.isfinite(float(hessian.sum(dtype=torch.float64))):
-        raise ValueError("a Hessian holds NaN or infinity")
-    if hessian.ndim == 1:
-        return _diagonal_factor(hessian, damping).to(device)
-    mean = float(hessian.diagonal().mean(dtype=torch.float64))
-    if not mean > 0:
-        hessian, mean = torch.eye(len(hessian), device=hessian.device), 1.0
-    kind = factor_type(len(hessian), damping)
-    eye = torch.eye(len(hessian), dtype=kind, device=hessian.device)
-    while True:
-        damped = hessian.to(kind) + eye * (mean * damping)
-        order = damped.diagonal().argsort(descending=True, stable=True)
-        # With J for a reversal and J H J = M M^T, the factor is the inverse of J M J.
-        lower, info = torch.linalg.cholesky_ex(damped[order][:, order].flip(0, 1))
-        if int(info) == 0:
-            break
-        damping *= 2
-    upper = _inverse_of_upper(lower.flip(0, 1)).float()
-    price = torch.empty_like(upper[0])
-    price[order] = upper.diagonal() ** -2
-    return Factor(damped.float(), order, upper, price).to(device)
-
-
-def factor_type(size: int, damping: float) -> torch.dtype:
-    """Returns the type in which to factorize a damped Gram matrix.
-
-    Its largest eigenvalue is at most ``size`` times the mean diagonal, its smallest at least
-    ``damping`` times that. Up to a quotient of 1e5, float32 is exact enough: on SmolLM2's
-    Hessians its factors differ by 4e-5 at most, and the loss of what they round by nothing.
-    """
-    return torch.float32 if size <= _WELL_CONDITIONED * damping else torch.float64
-
-
-def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
-    """Returns the inverse of an upper triangular matrix, from those of its halves."""
-    size = len(matrix)
-    if size <= _BLOCK_OF_INVERSE:
-        eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        solved: torch.Tensor = torch.linalg.solve_triangular(matrix, eye, upper=True)
-        return solved
-    half = size // 2
-    first = _inverse_of_upper(matrix[:half, :half])
-    second = _inverse_of_upper(matrix[half:, half:])
-    result = torch.zeros_like(matrix)
-    result[:half, :half], result[half:, half:] = first, second
-    result[:half, half:] = -(first @ matrix[:half, half:]) @ second
-    return result
-
-
-def _diagonal_factor(diagonal: torch.Tensor, damping: float) -> Factor:
-    """Prepares a diagonal Hessian, all of whose matrices are vectors."""
-    mean = float(diagonal.mean())
-    damped = diagonal + mean * damping if mean > 0 else torch.ones_like(diagonal)
-    order = torch.arange(len(damped), device=damped.device)
-    return Factor(damped, order, damped.rsqrt(), damped)
 
 
 def _range(bits: int) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .gptq import Factor, compensated, row_errors
+from .factor import Factor
+from .gptq import compensated, row_errors
 from .pair_sums import overflowing_rows, without_overflow
 
 _BITS = 8

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .gptq import Factor, Rounded
+from .factor import Factor
+from .gptq import Rounded
 
 Key = tuple[str, int]  # a unit's name and which of its uses
 

@@ -18,7 +18,8 @@ from ....ir import (
     note_of,
 )
 from ..execution.devices import CPU
-from ..numerics.gptq import Factor, factorize, row_errors
+from ..numerics.factor import Factor, factorize
+from ..numerics.gptq import row_errors
 from ..numerics.outlier_split import OutlierSplit
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..numerics.shrinkage import shrunk
