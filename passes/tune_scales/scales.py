@@ -13,7 +13,7 @@ from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.execution.devices import CPU
 from ..engine.numerics.borrowing import borrowed
-from ..engine.numerics.gptq import storable
+from ..engine.numerics.scales import storable
 from ..engine.statistics.quadratic import outlier_columns
 from ..engine.statistics.simulated import simulate
 

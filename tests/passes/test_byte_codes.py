@@ -27,8 +27,9 @@ from mpqc.ir import (
 from mpqc.passes.engine.numerics.activation_grid import RANGES, find_grid
 from mpqc.passes.engine.numerics.factor import factorize
 from mpqc.passes.engine.numerics.float8 import as_float8, round_float8
-from mpqc.passes.engine.numerics.gptq import gptq, nearest, round_rows, row_errors
+from mpqc.passes.engine.numerics.gptq import gptq, nearest, round_rows
 from mpqc.passes.engine.numerics.histogram import Histogram
+from mpqc.passes.engine.numerics.row_errors import row_errors
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.validation.stored import Inconsistent, stored_matrix
 from mpqc.passes.insert_qdq.insert_qdq import InsertQdq

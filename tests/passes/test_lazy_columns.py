@@ -8,9 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mpqc.passes.engine.numerics import gptq as forms
-from mpqc.passes.engine.numerics import lazy_columns, recorded
+from mpqc.passes.engine.numerics import lazy_columns, processor, recorded
 from mpqc.passes.engine.numerics.factor import Factor, factorize
-from mpqc.passes.engine.numerics.gptq import Rounded, gptq, row_errors, search_scales
+from mpqc.passes.engine.numerics.gptq import Rounded, gptq
+from mpqc.passes.engine.numerics.row_errors import row_errors
+from mpqc.passes.engine.numerics.scales import search_scales
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _NEAR_TIE = 1e-4  # of a step: this near the middle of two codes, either may come out
@@ -31,7 +33,7 @@ def on_accelerator(
 ) -> Rounded:
     """Rounds on the CPU as an accelerator would."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forms, "_CPU", "none")
+        patch.setattr(processor, "_PROCESSOR", "none")
         return gptq(weight, bits, group, factor, refinements=refinements)
 
 

@@ -24,8 +24,8 @@ from mpqc.ir import (
 )
 from mpqc.ir.analysis.storage import stored
 from mpqc.passes.engine.numerics import knapsack
-from mpqc.passes.engine.numerics.gptq import row_errors
 from mpqc.passes.engine.numerics.outlier_split import OutlierSplit
+from mpqc.passes.engine.numerics.row_errors import row_errors
 from mpqc.passes.engine.pipeline.base import PassContext
 from mpqc.passes.engine.pipeline.pipeline import Pipeline
 from mpqc.passes.engine.statistics.moved import move

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpqc.passes.engine.numerics.factor import Factor, factorize
-from mpqc.passes.engine.numerics.gptq import Rounded, gptq, nearest, row_errors
+from mpqc.passes.engine.numerics.gptq import Rounded, gptq, nearest
+from mpqc.passes.engine.numerics.row_errors import row_errors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALLEST, LARGEST = 2.0**-14, 65504.0

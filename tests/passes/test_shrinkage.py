@@ -6,7 +6,8 @@ import torch
 
 from mpqc.ir import ArrayStore, Option, TensorStats, Unit, annotate, quantizable
 from mpqc.passes.annotate_sensitivity.fisher import monotone
-from mpqc.passes.engine.numerics.gptq import round_rows, row_errors
+from mpqc.passes.engine.numerics.gptq import round_rows
+from mpqc.passes.engine.numerics.row_errors import row_errors
 from mpqc.passes.engine.numerics.shrinkage import shrunk
 from mpqc.passes.engine.statistics.quadratic import Quadratic
 from mpqc.passes.engine.statistics.squares import put_square, read_square

@@ -24,8 +24,9 @@ from ...passes.engine.execution.parallel import for_each
 from ...passes.engine.execution.precision import coarse_products
 from ...passes.engine.execution.samples import Samples, Values
 from ...passes.engine.numerics.factor import Factor, factorize
-from ...passes.engine.numerics.gptq import gptq, search_scales
+from ...passes.engine.numerics.gptq import gptq
 from ...passes.engine.numerics.knapsack import Item, price
+from ...passes.engine.numerics.scales import search_scales
 from ...passes.engine.pipeline.base import PassContext
 from ...passes.engine.pipeline.progress import SilentProgress
 from ...passes.engine.pipeline.work import PLAIN_RATES, Kind, Rates

@@ -14,7 +14,7 @@ import torch
 
 from .codebooks import free_levels, grid_levels
 from .factor import Factor
-from .gptq import search_scales
+from .scales import search_scales
 
 _SMALLEST_SCALE = 2.0**-14  # the smallest normal float16
 _COLUMNS_AT_ONCE = 64

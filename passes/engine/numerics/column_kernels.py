@@ -1,8 +1,10 @@
-"""The two loops in which every column waits for the one before, compiled for the processor.
+"""The inner loops of rounding, compiled for the processor.
 
-Arrays are float32, columns x rows and contiguous: what is next to each other in memory is
-computed together. Rows go in tiles that stay in the first-level cache. The interpreter's lock
-is free meanwhile, so that threads that round other units run at the same time.
+In two of them every column waits for the one before. Their arrays are columns x rows: what is
+next to each other in memory is computed together, and rows go in tiles that stay in the
+first-level cache. The third tries scales. All arrays are float32 and contiguous. The
+interpreter's lock is free meanwhile, so that threads that round other units run at the same
+time.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     The result is kept beside this file or in the user's cache. Where neither can be written,
     each process compiles anew, which takes some seconds.
     """
+    # Sums may be taken in another order, several at a time; nothing else is loosened.
+    chosen = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz"}}
     try:
-        made = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        made = numba.njit(cache=True, **chosen)(function)
     except RuntimeError:
-        made = numba.njit(nogil=True, error_model="numpy")(function)
+        made = numba.njit(**chosen)(function)
     compiled: Callable[..., None] = made
     return compiled
 
@@ -109,3 +113,43 @@ def descend(
                 weight, rest = corner[k, later], slope[later, first:last]
                 for row in range(last - first):
                     rest[row] += weight * step[row]
+
+
+@_compiled
+def search(
+    weight: np.ndarray,
+    price: np.ndarray,
+    tried: np.ndarray,
+    group: int,
+    low: float,
+    high: float,
+    best: np.ndarray,
+) -> None:
+    """Finds for every group the first of the scales of least price-weighted squared error.
+
+    Args:
+        weight: Rows x columns.
+        price: What a squared error costs in each column.
+        tried: The scales to try, rows x groups x scales.
+        group: Columns that share a scale; the last group may have fewer.
+        low: The smallest code.
+        high: The largest code.
+        best: Takes the scales, rows x groups.
+    """
+    rows, columns = weight.shape
+    _, groups, count = tried.shape
+    for row in range(rows):
+        for at in range(groups):
+            start, stop = at * group, min((at + 1) * group, columns)
+            values, prices = weight[row, start:stop], price[start:stop]
+            least, found = np.float32(np.inf), tried[row, at, 0]
+            for one in range(count):
+                scale = tried[row, at, one]
+                share, error = np.float32(1) / scale, np.float32(0)
+                for k in range(stop - start):
+                    nearest = min(max(np.rint(values[k] * share), low), high)
+                    off = nearest * scale - values[k]
+                    error += off * off * prices[k]
+                if error < least:
+                    least, found = error, scale
+            best[row, at] = found

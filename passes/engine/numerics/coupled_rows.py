@@ -21,6 +21,7 @@ import torch
 from .doubles import with_doubles
 from .factor import factor_type
 from .gptq import Rounded
+from .processor import on_processor
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
 # Rows rounded at a time, which do not make up for each other: this many, or this share of all.
@@ -56,7 +57,7 @@ def round_coupled(
     ranks = [importance[rows].argsort(descending=True, stable=True) for rows in classes]
     order = torch.cat([rows[rank] for rows, rank in zip(classes, ranks, strict=True)])
     asked = _feedback(coupling[order][:, order])
-    share = _SHARE if weight.device.type == "cpu" else _ACCELERATOR_SHARE
+    share = _SHARE if on_processor(weight) else _ACCELERATOR_SHARE
     together = max(_TOGETHER, len(order) // share)
     errors = weight.new_empty(len(order), weight.shape[1])
     result, start = [], 0

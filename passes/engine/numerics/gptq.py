@@ -1,44 +1,36 @@
 """Rounding a weight matrix to signed codes and group scales.
 
 Throughout: ``weight`` is rows x columns (output channels x input channels), ``hessian`` is
-columns x columns, and the error of a row is ``d^T H d`` with ``d`` its rounding error. A code
-``q`` in ``[-2^(b-1), 2^(b-1) - 1]`` stands for ``q * scale``. Where the target takes signed
-scales, the extreme value of a group, whatever its sign, can sit on the longer side.
+columns x columns, and the error of a row is ``d^T H d`` with ``d`` its rounding error.
+Codes and scales are those of ``scales``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
-from . import column_kernels, lazy_columns
+from . import cached_columns, lazy_columns
 from .factor import Factor, factor_type
 from .float8 import round_float8
+from .processor import on_processor
+from .scales import (
+    LARGEST_SCALE,
+    WIDEST_BYTE,
+    code_range,
+    grouped,
+    search_scales,
+    storable,
+    widened,
+)
 
-# Fractions of the largest magnitude that the scale search tries, by bits. Few levels want
-# clipping; many do not.
-_FRACTIONS = {
-    2: (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0),
-    3: (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0),
-    4: (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05),
-    5: (0.9, 0.95, 1.0, 1.05),
-}
-# The smallest normal float16, so that no runtime takes a scale for zero. Steps of 16 bits are
-# smaller than that; what reads those scales is a Cast on the CPU, which keeps denormals.
-_SMALLEST_SCALE, _SMALLEST_WIDE_SCALE = 2.0**-14, 2.0**-20
-_LARGEST_SCALE = 65504.0
 _SMALLEST_GROUP = 32
 _ROWS_REFIT = 256  # so that what a product gives is still in the cache when it is summed
-_CPU = "cpu"  # everything else is an accelerator, whose form is in lazy_columns
-_ROWS_AT_ONCE = 2048  # their working set fits into a processor's cache
-# Columns depend on each other one by one inside a block, and by large products beyond it.
-_BLOCK = 64
 # From here on, compensation gains nothing worth its time: at 8 bits kernels that round their
 # activations hide it. Kernels that compute in floats show it.
 LOSSLESS_BITS, LOSSLESS_FLOAT_BITS = 8, 16
-_WIDEST_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +48,7 @@ class Rounded:
     def dequantize(self, group: int) -> torch.Tensor:
         """Returns the float32 matrix that the codes stand for."""
         columns = self.codes.shape[1]
-        wide = self.scales.float().repeat_interleave(group, dim=1)[:, :columns]
-        return self.codes.float() * wide
+        return self.codes.float() * widened(self.scales.float(), group, columns)
 
 
 def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
@@ -75,72 +66,13 @@ def working_bytes(rows: int, columns: int, *, coupled: bool = False) -> int:
     return factors + refit + 24 * rows * columns
 
 
-def _range(bits: int) -> tuple[int, int]:
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+def _form(matrix: torch.Tensor) -> ModuleType:
+    """Returns what rounds columns one after the other where a matrix is."""
+    return cached_columns if on_processor(matrix) else lazy_columns
 
 
 def _code_type(bits: int) -> torch.dtype:
-    return torch.int8 if bits <= _WIDEST_BYTE else torch.int16
-
-
-def storable(scales: torch.Tensor, bits: int = _WIDEST_BYTE) -> torch.Tensor:
-    """Rounds scales to what float16 can hold; a zero becomes the smallest number allowed.
-
-    Those of wide codes are rounded up: what would be cut off at the end of the range is much
-    more than half a step.
-    """
-    sign = torch.where(scales < 0, -1.0, 1.0)
-    smallest = _SMALLEST_SCALE if bits <= _WIDEST_BYTE else _SMALLEST_WIDE_SCALE
-    size = scales.abs().clamp(smallest, _LARGEST_SCALE)
-    rounded = size.half()
-    if bits > _WIDEST_BYTE:
-        next_up = (rounded.view(torch.int16) + 1).view(torch.float16)
-        fits = (rounded.float() >= size) | (rounded >= _LARGEST_SCALE)
-        rounded = torch.where(fits, rounded, next_up)
-    return sign * rounded.float()
-
-
-def _grouped(matrix: torch.Tensor, group: int) -> torch.Tensor:
-    """Returns rows x groups x group, the last group padded with zeros."""
-    rows, columns = matrix.shape
-    missing = -columns % group
-    padded = torch.nn.functional.pad(matrix, (0, missing)) if missing else matrix
-    return padded.reshape(rows, -1, group)
-
-
-def search_scales(
-    weight: torch.Tensor, bits: int, group: int, price: torch.Tensor, *, signed: bool = True
-) -> torch.Tensor:
-    """Returns the scales (rows x groups, float32) of least price-weighted squared error.
-
-    Candidates are fractions of the scale that just covers the group: with its extreme value on
-    the long side of the range if scales are ``signed``, or else the smallest positive one. At
-    2 and 3 bits, where the sides differ most, both signs are tried.
-    """
-    low, high = _range(bits)
-    blocks, prices = _grouped(weight, group), _grouped(price[None], group)
-    whole = _covering_scales(blocks, low, high, signed=signed)
-    best = torch.full_like(whole, torch.inf)
-    scales = storable(whole, bits)
-    for sign in (1.0, -1.0) if signed and bits <= 3 else (1.0,):
-        for fraction in _FRACTIONS.get(bits, (1.0,)):
-            scale = storable(whole * (sign * fraction), bits)
-            codes = (blocks / scale).round_().clamp_(low, high)
-            error = codes.mul_(scale).sub_(blocks).square_().mul_(prices).sum(2, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            scales = torch.where(better, scale, scales)
-    return scales[..., 0]
-
-
-def _covering_scales(
-    blocks: torch.Tensor, low: int, high: int, *, signed: bool
-) -> torch.Tensor:
-    """Returns the scales (rows x groups x 1) with which no code of a group is cut off."""
-    if signed:
-        return blocks.gather(2, blocks.abs().argmax(2, keepdim=True)) / low
-    ends = blocks.amax(2, keepdim=True) / high, blocks.amin(2, keepdim=True) / low
-    return torch.maximum(*ends)
+    return torch.int8 if bits <= WIDEST_BYTE else torch.int16
 
 
 def as_half(weight: torch.Tensor) -> torch.Tensor:
@@ -170,9 +102,9 @@ def nearest(
     """
     if float8:
         return Rounded(*round_float8(weight, price))
-    low, high = _range(bits)
+    low, high = code_range(bits)
     scales = search_scales(weight, bits, group, price, signed=signed)
-    wide = scales.repeat_interleave(group, dim=1)[:, : weight.shape[1]]
+    wide = widened(scales, group, weight.shape[1])
     codes = (weight / wide).round_().clamp_(low, high)
     return Rounded(codes.to(_code_type(bits)), scales.half())
 
@@ -195,35 +127,9 @@ def compensated(
     Returns:
         The codes, float32, rows x columns.
     """
-    low, high = _range(bits)
-    order, upper = factor.order, factor.upper
-    if weight.device.type != _CPU:
-        wide = _widened(scales, group, weight.shape[1])
-        return lazy_columns.compensated(weight, wide, low, high, order, upper)
-    left = weight[:, order]
-    codes = torch.empty_like(left)
-    owner = order // group
-    inverse = upper.diagonal().reciprocal().numpy()
-    for start, stop in _blocks(left.shape[1], _BLOCK):
-        block = left[:, start:stop].T.contiguous()
-        wide = scales[:, owner[start:stop]].T.contiguous()
-        corner = upper[start:stop, start:stop].contiguous()
-        made, errors = torch.empty_like(block), torch.empty_like(block)
-        column_kernels.compensate(
-            block.numpy(),
-            wide.numpy(),
-            corner.numpy(),
-            inverse[start:stop],
-            low,
-            high,
-            made.numpy(),
-            errors.numpy(),
-        )
-        codes[:, start:stop] = made.T
-        left[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
-    result = torch.empty_like(codes)
-    result[:, order] = codes
-    return result
+    low, high = code_range(bits)
+    wide = widened(scales, group, weight.shape[1])
+    return _form(weight).compensated(weight, wide, low, high, factor.order, factor.upper)
 
 
 def _refit_scales(
@@ -254,12 +160,12 @@ def _refit_chunk(
 ) -> torch.Tensor:
     rows, columns = priced.shape
     groups = -(-columns // group)
-    target = _grouped(priced * codes, group).sum(2)
+    target = grouped(priced * codes, group).sum(2)
     matrix = priced.new_zeros(rows, groups, groups)
     for g in range(groups):  # A is symmetric: its lower triangle will do
         start, stop = g * group, min((g + 1) * group, columns)
         seen = (codes[:, start:stop] @ hessian[start:stop, start:]).mul_(codes[:, start:])
-        matrix[:, g:, g] = _grouped(seen, group).sum(2)
+        matrix[:, g:, g] = grouped(seen, group).sum(2)
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(1)
     diagonal += torch.where(mean > 0, mean * 1e-4, 1.0)[:, None]
@@ -287,45 +193,9 @@ def _descend(
         group: Columns that share a scale.
         hessian: Columns x columns.
     """
-    low, high = _range(bits)
-    columns = priced.shape[1]
-    wide = _widened(scales, group, columns)
-    if priced.device.type != _CPU:
-        return lazy_columns.descend(priced, codes, wide, low, high, hessian)
-    values = codes * wide
-    slope = torch.addmm(priced, values, hessian, beta=-1)
-    result = torch.empty_like(codes)
-    inverse = hessian.diagonal().reciprocal().numpy()
-    for start, stop in _blocks(columns, _BLOCK):
-        span = slice(start, stop)
-        scale, value = wide[:, span].T.contiguous(), values[:, span].T.contiguous()
-        local, corner = slope[:, span].T.contiguous(), hessian[span, span].contiguous()
-        made, steps = torch.empty_like(value), torch.empty_like(value)
-        column_kernels.descend(
-            value.numpy(),
-            scale.numpy(),
-            local.numpy(),
-            corner.numpy(),
-            inverse[start:stop],
-            low,
-            high,
-            made.numpy(),
-            steps.numpy(),
-        )
-        result[:, span] = made.T
-        slope[:, stop:].addmm_(steps.T, hessian[span, stop:])
-    return result
-
-
-def _widened(scales: torch.Tensor, group: int, columns: int) -> torch.Tensor:
-    """Returns the scale of every weight, rows x columns."""
-    return scales.repeat_interleave(group, dim=1)[:, :columns]
-
-
-def _blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yields where runs of ``size`` begin and end; the last may be shorter."""
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
+    low, high = code_range(bits)
+    wide = widened(scales, group, priced.shape[1])
+    return _form(priced).descend(priced, codes, wide, low, high, hessian)
 
 
 def _round_chunk(
@@ -337,7 +207,7 @@ def _round_chunk(
     *,
     signed: bool,
 ) -> Rounded:
-    most = _LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
+    most = LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
     weight = weight.clamp(-most, most)
     scales = search_scales(weight, bits, group, factor.price, signed=signed)
     codes = compensated(weight, scales, bits, group, factor)
@@ -351,8 +221,8 @@ def _round_chunk(
 
 def _rows_at_once(weight: torch.Tensor, group: int) -> int:
     """Returns how many rows to round together where a matrix is."""
-    if weight.device.type == _CPU:
-        return _ROWS_AT_ONCE
+    if on_processor(weight):
+        return cached_columns.ROWS_AT_ONCE
     return lazy_columns.rows_at_once(weight.shape[1], group)
 
 
@@ -415,17 +285,3 @@ def round_rows(
     if bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
         return nearest(weight, bits, group, factor.price, signed=signed)
     return gptq(weight, bits, group, factor, refinements=refinements, signed=signed)
-
-
-def row_errors(
-    weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor
-) -> torch.Tensor:
-    """Returns ``d^T H d`` of every row, never negative; a vector is a diagonal Hessian."""
-    parts = []
-    for exact, stored in zip(
-        torch.split(weight, _ROWS_AT_ONCE), torch.split(rounded, _ROWS_AT_ONCE), strict=True
-    ):
-        error = stored - exact
-        priced = error * hessian if hessian.ndim == 1 else error @ hessian
-        parts.append((priced * error).sum(1))
-    return torch.cat(parts).clamp_min(0)

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from .factor import Factor
-from .gptq import compensated, row_errors
+from .gptq import compensated
 from .pair_sums import overflowing_rows, without_overflow
+from .row_errors import row_errors
 
 _BITS = 8
 _MORE_ROOM = 1.016  # as much larger are scales where codes may be off by more than a half

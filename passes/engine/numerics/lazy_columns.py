@@ -1,14 +1,13 @@
 """GPTQ and coordinate descent for accelerators: all rows at once, columns in lazy blocks.
 
-``gptq`` holds the same for processors, where a chunk of rows stays in the cache and numpy
-begins operations sooner than torch. Here what counts is how many operations are begun, so a
-column takes as few as possible, those of a block are begun by one call where the device can
-record them, matrices are columns x rows so that each reads memory in one run, and no number
-ever comes back to the host. What a column does to columns of its own block
-is added at once, and to all later ones by one product a block.
+``cached_columns`` holds the same for processors, where a chunk of rows stays in the cache.
+Here what counts is how many operations are begun, so a column takes as few as possible, those
+of a block are begun by one call where the device can record them, matrices are columns x rows
+so that each reads memory in one run, and no number ever comes back to the host. What a column
+does to columns of its own block is added at once, to all later ones by one product a block.
 
-Codes are those of ``gptq`` except where a value is nearly halfway between two of them: sums
-are in another order, and errors are divided by the diagonal later.
+Codes are the same except where a value is nearly halfway between two of them: sums are in
+another order, and errors are divided by the diagonal later.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from ....ir import (
 )
 from ..execution.devices import CPU
 from ..numerics.factor import Factor, factorize
-from ..numerics.gptq import row_errors
 from ..numerics.outlier_split import OutlierSplit
+from ..numerics.row_errors import row_errors
 from ..numerics.row_hessians import Key, Part, RowHessians
 from ..numerics.shrinkage import shrunk
 from .moved import read_moved

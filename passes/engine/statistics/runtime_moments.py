@@ -19,7 +19,8 @@ from ..execution.exposing import observe
 from ..execution.padding import Padding
 from ..execution.samples import Samples
 from ..numerics.divergence import MASKED, kl_divergence
-from ..numerics.gptq import nearest, row_errors
+from ..numerics.gptq import nearest
+from ..numerics.row_errors import row_errors
 from ..pipeline.base import PassContext
 from .moments import MomentSums, UnitMoments, rounding_variance
 from .objective import Objective
