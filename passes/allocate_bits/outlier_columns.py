@@ -48,10 +48,10 @@ def with_outlier_columns(
     for _ in range(_MOST_STEPS):
         chosen = [_best(one, offered[one.unit.name], price) for one in candidates]
         left = budget - sum(outlier_bytes(one.unit, one.kept) for one in chosen)
-        found = knapsack.price([one.item for one in chosen], left, tried)
-        if (found is not None and found <= price) or not any(one.kept for one in chosen):
+        items = [one.item for one in chosen]
+        if not any(one.kept for one in chosen) or knapsack.fits(items, price, left, tried):
             return chosen
-        price *= _STEP if found is not None else 2 * _STEP
+        price *= _STEP if knapsack.smallest_bytes(items) <= left else 2 * _STEP
     return list(candidates)
 
 

@@ -19,7 +19,7 @@ from ..engine.pipeline.base import PassContext
 from ..engine.statistics.integer_rounding import integer_losses
 from ..engine.statistics.quadratic import Quadratic
 from .judging import rounding_one
-from .keeping import can_keep, ranked_columns
+from .keeping import can_keep, may_be_worth_keeping, ranked_columns, tried_with_kept
 from .metric import Asked, Judgement, Keeping, OfUnit, judge_each
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def _judged(
 ) -> Judgement:
     quadratic = Quadratic.of(unit, context.arrays, context.device)
     loss = _loss(unit, quadratic, options, context)
-    keeping = _keeping(unit, quadratic, options, context, counts)
+    keeping = _keeping(unit, quadratic, options, loss, context, counts)
     return Judgement.of_losses(loss, unit.shape[1], keeping)
 
 
@@ -78,14 +78,28 @@ def _keeping(
     unit: Unit,
     quadratic: Quadratic,
     options: Sequence[Option],
+    loss: np.ndarray,
     context: PassContext,
     counts: Sequence[int],
 ) -> Keeping | None:
-    """Returns what keeping channels would change, where that can be done and was asked for."""
+    """Returns what keeping channels would change, where that can be done and was asked for.
+
+    One option of each width is tried. Where that shows that channels may be worth their bytes,
+    the others are tried too; elsewhere they are taken to lose as much less.
+    """
     if not counts or not can_keep(unit, context.capabilities):
         return None
     ranked = ranked_columns(unit, quadratic)[: counts[-1]]
-    found = {n: _loss(unit, quadratic.keeping(ranked[:n]), options, context) for n in counts}
+    tried, standing = tried_with_kept(options)
+    found = {}
+    for count in counts:
+        kept = quadratic.keeping(ranked[:count])
+        less = _loss(unit, kept, [options[at] for at in tried], context)
+        if may_be_worth_keeping(count, unit.shape[1], less, loss[:, tried]):
+            found[count] = _loss(unit, kept, options, context)
+            continue
+        share = np.divide(less, loss[:, tried], out=np.ones_like(less), where=less > 0)
+        found[count] = loss * share[:, standing]
     return Keeping(ranked, found)
 
 
@@ -113,8 +127,8 @@ def _loss(
                 float8=one.float8,
             )
 
-        rounded = round_parts(left, rows, parts, rounded_so).dequantize(option.group)
-        columns.append(quadratic.loss(weight, quadratic.completed(weight, rounded)))
+        rounded = round_parts(left, rows, parts, rounded_so)
+        columns.append(quadratic.loss_of(weight, rounded, option.group, parts))
     loss: np.ndarray = torch.stack(columns, dim=1).cpu().numpy()
     if quadratic.scarce:
         loss = monotone(loss, options)

@@ -16,14 +16,14 @@ from ..engine.statistics.rounding_work import (
     most_at_once,
     option_work,
 )
-from .keeping import can_keep
+from .keeping import can_keep, tried_with_kept
 from .metric import Asked, Offered
 
 _NEAREST_COPIES = 6  # of a weight, while it is rounded to nearest
 
 
 def rounding(offered: Offered, asked: Asked[Any]) -> Work:
-    """Every unit, with GPTQ, under every option; again for every count of kept channels."""
+    """Every unit, with GPTQ, under every option; some again for each count that is kept."""
     total = Work()
     for unit, options in offered.items():
         total += rounding_one(unit, options, asked)
@@ -33,14 +33,21 @@ def rounding(offered: Offered, asked: Asked[Any]) -> Work:
 
 def rounding_one(unit: Unit, options: Sequence[Option], asked: Asked[Any]) -> Work:
     """One unit of these."""
-    table, counts = asked.context.capabilities, len(_keep(asked))
-    in_floats = expands_to_floats(unit, table)
-    once = factor_work(unit.shape[1])
+    total, counts = _trying(unit, options, asked), len(_keep(asked))
+    if counts and can_keep(unit, asked.context.capabilities):
+        again = [options[at] for at in tried_with_kept(options)[0]]
+        total += factor_work(unit.shape[1])
+        total += _trying(unit, again, asked).times(counts)
+    return total
+
+
+def _trying(unit: Unit, options: Sequence[Option], asked: Asked[Any]) -> Work:
+    in_floats = expands_to_floats(unit, asked.context.capabilities)
+    total = factor_work(unit.shape[1])
     for option in options:
-        once += option_work(unit.shape, option, in_floats=in_floats)
-        once += loss_work(unit.shape).times(len(unit.uses))
-    more = counts + 1 if counts and can_keep(unit, table) else 0
-    return once.times(1 + more)
+        total += option_work(unit.shape, option, in_floats=in_floats)
+        total += loss_work(unit.shape).times(len(unit.uses))
+    return total
 
 
 def _keep(asked: Asked[Any]) -> Sequence[int]:

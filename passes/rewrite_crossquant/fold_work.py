@@ -37,7 +37,7 @@ def fold_work(
     tokens = min(MOST_TOKENS, extent.positions * samples)
     seen = sum(FLOAT_BYTES * tokens * len(c) for s in sites for _, c in s.activations)
     runs = samples * (1 + seen // BYTES_AT_ONCE)
-    count = len(ALPHAS) * len(BETAS) + 1 if searched else 1
+    count = len(ALPHAS) + len(BETAS) + 2 if searched else 1
     total = Work({Kind.RUN: runs * extent.multiply_adds(units)}, held=min(seen, BYTES_AT_ONCE))
     for unit in (one for one in units if one.name in read):
         columns = unit.shape[1]

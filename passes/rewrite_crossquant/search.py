@@ -14,9 +14,8 @@ are rounded to nearest it is the diagonal of the Hessian.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import onnx_ir as ir
@@ -178,14 +177,36 @@ def search(
             for one in products
         )
 
+    def scales(alpha: float, beta: float) -> Scales:
+        factors = magnitudes.factors(alpha, beta, deployed.exact)
+        return Scales(factors, alpha, beta, cost(factors), plain)
+
     none = np.ones(site.classes, np.float32)
     plain = cost(none)
-    tried = [Scales(none, 1.0, 0.0, plain, plain)] if identity else []
-    for alpha, beta in product(alphas, betas):
-        factors = magnitudes.factors(alpha, beta, deployed.exact)
-        tried.append(Scales(factors, alpha, beta, cost(factors), plain))
-    best = min(tried, key=lambda scales: scales.cost)
-    return best if not identity or best.cost < (1 - least) * plain else tried[0]
+    best = _cheapest(scales, alphas, betas)
+    if identity and best.cost >= (1 - least) * plain:
+        return Scales(none, 1.0, 0.0, plain, plain)
+    return best
+
+
+def _cheapest(
+    scales: Callable[[float, float], Scales], alphas: Sequence[float], betas: Sequence[float]
+) -> Scales:
+    """Searches along one axis at a time: all alphas, then all betas, then the alphas beside.
+
+    The cost is smooth in both, so what lies beyond that is hardly ever cheaper.
+    """
+    best = min((scales(alpha, betas[0]) for alpha in alphas), key=_cost)
+    best = min([best, *(scales(best.alpha, beta) for beta in betas[1:])], key=_cost)
+    if best.beta == betas[0]:
+        return best
+    at = alphas.index(best.alpha)
+    beside = [*alphas[max(at - 1, 0) : at], *alphas[at + 1 : at + 2]]
+    return min([best, *(scales(alpha, best.beta) for alpha in beside)], key=_cost)
+
+
+def _cost(scales: Scales) -> float:
+    return scales.cost
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ...ir import ArrayStore, QuantSpec, Unit, need_note
 from ...ir.unit_arrays import RowClass, UnitArrays
 from ..engine.execution.devices import CPU
 from ..engine.numerics.borrowing import borrowed
+from ..engine.numerics.expanded import expand, group_sums
 from ..engine.numerics.scales import storable
 from ..engine.statistics.quadratic import outlier_columns
 from ..engine.statistics.simulated import simulate
@@ -23,7 +24,9 @@ class _TunedClass:
     """The rows of a unit that share an option.
 
     Attributes:
-        codes: Int8, rows x groups x group.
+        codes: Rows x columns.
+        group: Columns that share a scale.
+        places: Int64: where the rows are in the matrix.
         scales: Float32, rows x groups, as they were rounded.
         change: Float32, rows x groups: the tuned parameter.
         reach: Relative change of a scale for a change of one. The more levels, the more a
@@ -31,6 +34,8 @@ class _TunedClass:
     """
 
     codes: torch.Tensor
+    group: int
+    places: torch.Tensor
     scales: torch.Tensor
     change: torch.Tensor
     reach: float
@@ -39,15 +44,13 @@ class _TunedClass:
         """Returns the scales as they are now; a scale of zero stays zero."""
         return self.scales * (1 + self.reach * self.change)
 
-    def rows(self, columns: int) -> torch.Tensor:
-        """Returns the values of the rows, rows x ``columns``."""
-        return self.codes.float().mul_(self.tuned()[..., None]).flatten(1)[:, :columns]
+    def put(self, matrix: torch.Tensor) -> None:
+        """Writes the rows into rows x columns of the unit."""
+        expand(self.codes, self.tuned().detach(), self.group, self.places, matrix)
 
-    def gradient(self, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the gradient of ``change``, given that of the rows."""
-        missing = self.codes[0].numel() - rows.shape[1]
-        rows = torch.nn.functional.pad(rows, (0, missing)).reshape(self.codes.shape)
-        by_scale = torch.einsum("rgk,rgk->rg", rows, self.codes.float())
+    def gradient(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Returns the gradient of ``change``, given that of the unit's matrix."""
+        by_scale = group_sums(matrix, self.codes, self.group, self.places)
         return by_scale * self.scales * self.reach
 
 
@@ -78,21 +81,20 @@ class TunedScales:
         self._arrays = UnitArrays(unit.name, arrays)
         classes = self._arrays.row_classes(self._spec.options, self._spec.counts)
         self._classes = [self._read(one) for one in classes]
-        self._places = [_place(one.rows, device) for one in classes]
         self._kept = _kept(unit, arrays, device)
         self._dtype = to_torch_dtype(unit.tensor.dtype)
 
     def _read(self, one: RowClass) -> _TunedClass:
-        codes = borrowed(self._arrays.get("codes", one.index))
+        codes = borrowed(self._arrays.get("codes", one.index)).to(self._device)
         scales = torch.from_numpy(np.array(self._arrays.get("scales", one.index)))
-        rows, groups = scales.shape
-        missing = groups * one.option.group - codes.shape[1]
-        if missing:
-            codes = torch.nn.functional.pad(codes, (0, missing))
-        codes = codes.reshape(rows, groups, -1)
-        change = torch.zeros(rows, groups, requires_grad=True, device=self._device)
-        codes, scales = codes.to(self._device), scales.float().to(self._device)
-        return _TunedClass(codes, scales, change, reach=2.0 ** (2 - one.option.bits))
+        return _TunedClass(
+            codes,
+            one.option.group,
+            torch.from_numpy(one.rows.astype(np.int64)).to(self._device),
+            scales.float().to(self._device),
+            torch.zeros(scales.shape, requires_grad=True, device=self._device),
+            reach=2.0 ** (2 - one.option.bits),
+        )
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns the tuned parameters."""
@@ -101,8 +103,8 @@ class TunedScales:
     def matrix(self) -> torch.Tensor:
         """Returns rows x columns."""
         made = torch.empty(self.unit.shape, device=self._device)
-        for one, rows in zip(self._classes, self._places, strict=True):
-            made[rows] = one.rows(made.shape[1])
+        for one in self._classes:
+            one.put(made)
         if self._kept is not None:
             columns, values = self._kept
             made[:, columns] = values
@@ -110,10 +112,7 @@ class TunedScales:
 
     def gradients(self, matrix: torch.Tensor) -> list[torch.Tensor]:
         """Returns the gradient of each parameter, given that of the matrix."""
-        return [
-            one.gradient(matrix[rows])
-            for one, rows in zip(self._classes, self._places, strict=True)
-        ]
+        return [one.gradient(matrix) for one in self._classes]
 
     def weight(self) -> torch.Tensor:
         """Returns the weight in its own layout and type, a function of the parameters."""
@@ -146,11 +145,3 @@ def _kept(
     values = np.array(UnitArrays(unit.name, arrays).get("outliers", "kept"), dtype=np.float32)
     places = torch.from_numpy(columns.astype(np.int64)).to(device)
     return places, torch.from_numpy(values.T).to(device)
-
-
-def _place(rows: np.ndarray, device: str) -> torch.Tensor | slice:
-    """Returns rows as a slice where they are neighbours, which is quicker to write to."""
-    first, last = int(rows[0]), int(rows[-1])
-    if np.array_equal(rows, np.arange(first, last + 1)):
-        return slice(first, last + 1)
-    return torch.from_numpy(rows).to(device)

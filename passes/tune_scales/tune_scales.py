@@ -23,8 +23,10 @@ from ...ir import (
     quantizable,
 )
 from ...ir.analysis.blocks import blocks_of
+from ..engine.execution.devices import free_bytes
 from ..engine.execution.executor import BlockRunner, Weights
 from ..engine.execution.extent import FLOAT_BYTES, Extent
+from ..engine.execution.memory import available_memory
 from ..engine.execution.precision import coarse_products
 from ..engine.execution.samples import Sample, Samples
 from ..engine.numerics.divergence_gradient import divergence
@@ -38,8 +40,11 @@ _WARMING = 0.1  # share of the steps in which the rate grows to its full value
 _BETAS = (0.9, 0.95)
 _CLEAR = 0.97  # on a few held-out samples, smaller gains are noise: MiniLM lost by them
 
-_PRODUCTS = 4  # of a step: forward twice, back to the inputs and to the weights
-_EXPANSIONS = 20  # walks over all weights in a step: from codes and back to scales
+_KEPT, _MOST_KEPT = 0.1, 2 << 30  # of free memory, for what a step keeps going forward
+
+_PRODUCTS = 3  # of a step: forward, back to the inputs and to the weights
+_EXPANSIONS = 12  # walks over all weights in a step: from codes and back to scales
+_STEP_BYTES = 12.0  # of a weight, that a step would keep if there were room
 # Of a weight: the original in the runtime, and codes, values and the optimizer's state.
 _HELD_BYTES = 12.0
 
@@ -74,7 +79,7 @@ class TuneScales(Pass):
             )
 
     def work(self, model: ir.Model, context: PassContext, forecast: Forecast) -> Work:
-        """A step for each sample: forward, forward again and back, and the original."""
+        """A step for each sample: forward and back, again where not kept, and the original."""
         if context.calibration is None or not context.calibration.kept_back:
             return Work()
         if context.runner.unsupported(model.graph):
@@ -84,14 +89,16 @@ class TuneScales(Pass):
         once = extent.multiply_adds(units)
         steps = len(context.calibration.first(self.samples))
         judged = 2 * len(context.calibration.kept_back)
+        room = min(_room(context.device), _STEP_BYTES * weights)
+        again = 1 - room / max(_STEP_BYTES * weights, 1)
         amounts = {
-            Kind.COARSE: _PRODUCTS * once * steps,
+            Kind.COARSE: (_PRODUCTS + again) * once * steps,
             Kind.SWEEP: once * judged,
             Kind.RUN: once * (steps + judged),
             Kind.WALK: weights * (_EXPANSIONS * steps + judged),
             Kind.LOAD: FLOAT_BYTES * weights,
         }
-        return Work(amounts, held=_HELD_BYTES * weights)
+        return Work(amounts, held=_HELD_BYTES * weights + room)
 
     def run(self, model: ir.Model, context: PassContext) -> bool:
         """Changes the scales of every unit that has been rounded."""
@@ -116,7 +123,8 @@ class TuneScales(Pass):
         weights = {one.unit.weight: one.weight for one in tuned}
         outputs = sorted(str(value.name) for value in objective.outputs)
         with context.runner.session(context.original) as original:
-            tuner = _Tuner(runner, weights, outputs, original, objective.kind)
+            room = _room(context.device)
+            tuner = _Tuner(runner, weights, outputs, original, objective.kind, room)
             facts = self._tune(tuner, tuned, context)
         if facts["kept"]:
             for one in tuned:
@@ -168,6 +176,7 @@ class _Tuner:
         outputs: Names of the outputs that are compared.
         original: The original in the target runtime.
         objective: ``logits`` or ``regression``.
+        room: Bytes that a step may keep of its way forward.
     """
 
     runner: BlockRunner
@@ -175,28 +184,38 @@ class _Tuner:
     outputs: list[str]
     original: Session
     objective: str
+    room: int
 
     def differentiate(self, sample: Sample) -> None:
         """Adds the gradient of the divergence of one sample to the parameters'."""
+        passages = self.runner.record(sample, self.weights, self.room)
         _, gradients = self._compare(sample)
         sample.gradients.update(gradients)
         for block in reversed(self.runner.blocks):
-            self.runner.backward(sample, block, weights=self.weights)
+            passage = passages.pop(block, None)
+            self.runner.backward(sample, block, weights=self.weights, passage=passage)
         sample.clear()
 
     def divergence(self, samples: Samples) -> float:
         """Returns the mean over ``samples``."""
         found = []
         for sample in samples:
+            self.runner.run(sample, self.weights)
             found.append(self._compare(sample)[0])
             sample.clear()
         return float(np.mean(found))
 
     def _compare(self, sample: Sample) -> tuple[float, dict[str, torch.Tensor]]:
-        self.runner.run(sample, self.weights)
         exact = self.original.run(sample.arrays, self.outputs)
         rounded = {name: sample[name] for name in self.outputs}
         return divergence(self.objective, exact, rounded, sample.padding.real)
+
+
+def _room(device: str) -> int:
+    """Returns how many bytes a step may keep; it changes no number."""
+    memory = free_bytes(device)
+    free = memory[0] if memory is not None else available_memory()
+    return min(_MOST_KEPT, int(_KEPT * (free or 0)))
 
 
 def _obstacle(model: ir.Model, tuned: Sequence[TunedScales], context: PassContext) -> str:

@@ -57,6 +57,42 @@ def test_boundaries_on_disk_change_nothing_and_none_is_left(
     assert [path for path in (tmp_path / "disk").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("room", [1 << 30, 20_000, 0])
+def test_what_a_step_keeps_changes_no_gradient(work: PassContext, room: int) -> None:
+    model = in_blocks(work)
+    runner = BlockRunner(work.runner, blocks_of(model), model.graph.outputs)
+    weights = {
+        unit.weight: torch.from_numpy(unit.matrix().T.copy()).requires_grad_()
+        for unit in find_units(model)
+        if unit.name in ("up1", "down2")
+    }
+
+    def slopes(kept: bool) -> tuple[int, dict[str, torch.Tensor]]:
+        (sample,) = Samples(feeds(work)[:1])
+        passages = {}
+        if kept:
+            passages = runner.record(sample, weights, room)
+        else:
+            runner.run(sample, weights)
+        count, found = len(passages), {}
+        last = sample["logits"]
+        sample.gradients["logits"] = torch.linspace(-1, 1, last.numel()).reshape(last.shape)
+        for block in reversed(runner.blocks):
+            _, slope = runner.backward(
+                sample, block, weights=weights, passage=passages.pop(block, None)
+            )
+            found.update({name: one.clone() for name, one in slope.items()})
+        return count, found
+
+    count, found = slopes(kept=True)
+    _, wanted = slopes(kept=False)
+    assert found.keys() == wanted.keys() >= {str(value.name) for value in weights}
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    everything = sum(bool(runner.handed_on(block)) for block in runner.blocks)
+    assert count == everything if room == 1 << 30 else (count < everything)
+    assert count > 0 or room == 0
+
+
 def test_a_block_of_two_graphs_runs_on_the_same_inputs(work: PassContext) -> None:
     """How the graphs before and after a pass are compared."""
     before, after = in_blocks(work), in_blocks(work)

@@ -72,12 +72,16 @@ def test_codes_are_the_same_but_for_ties(
     scales = search_scales(weight, bits, group, factor.price)
     wide = scales.repeat_interleave(group, dim=1)[:, :columns]
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    expected = forms.compensated(weight.clone(), scales, bits, group, factor)
-    found = lazy_columns.compensated(weight, wide, low, high, factor.order, factor.upper)
+    expected, paid = forms.compensated(weight.clone(), scales, bits, group, factor)
+    found, also_paid = lazy_columns.compensated(
+        weight, wide, low, high, factor.order, factor.upper
+    )
     sure = ~ties(weight, scales, bits, group, factor)
     assert torch.equal(found[sure], expected[sure])
     losses = [row_errors(weight, codes * wide, factor.damped) for codes in (found, expected)]
     torch.testing.assert_close(losses[0].sum(), losses[1].sum(), rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(also_paid, losses[0], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(paid, losses[1], rtol=1e-3, atol=1e-6)
 
 
 @given(

@@ -14,7 +14,9 @@ from mpqc.backend.onnxruntime import load, open_session
 from mpqc.ir import (
     Budgeted,
     Calibrated,
+    Option,
     OutlierColumns,
+    Sensitivity,
     TensorStats,
     UsageError,
     annotate,
@@ -23,7 +25,9 @@ from mpqc.ir import (
     quantizable,
 )
 from mpqc.ir.analysis.storage import stored
+from mpqc.passes.annotate_sensitivity.keeping import tried_with_kept
 from mpqc.passes.engine.numerics import knapsack
+from mpqc.passes.engine.numerics.gptq import round_rows
 from mpqc.passes.engine.numerics.outlier_split import OutlierSplit
 from mpqc.passes.engine.numerics.row_errors import row_errors
 from mpqc.passes.engine.pipeline.base import PassContext
@@ -105,6 +109,53 @@ def test_what_is_kept_costs_nothing_by_itself() -> None:
         kept.completed(weight, torch.zeros(4, 6), diagonal)[:, [0, 3]],
         weight[:, [0, 3]].half().float(),
     )
+
+
+@pytest.mark.parametrize("columns", [(), LOUD, (3,)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (3, 64), (4, 32), (8, 64)])
+def test_what_rounding_has_paid_is_the_loss(
+    tmp_path: Path, columns: tuple[int, ...], bits: int, group: int
+) -> None:
+    model, work = calibrated(tmp_path)
+    unit = next(one for one in quantizable(model) if one.name == "first")
+    quadratic = Quadratic.of(unit, work.arrays).keeping(np.array(columns))
+    exact, parts = torch.from_numpy(unit.matrix()), quadratic.parts()
+    left, factor = quadratic.hidden(exact), parts[0].factor
+    rounded = round_rows(left, bits, group, factor)
+    assert (rounded.paid is None) == (bits == 8), "what is not compensated is not paid for"
+    stored_ = quadratic.completed(exact, rounded.dequantize(group))
+    wanted = quadratic.loss(exact, stored_)
+    found = quadratic.loss_of(exact, rounded, group, parts)
+    # Kept channels are rounded to float16 as well, which nobody has paid for.
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=1e-5 * float(wanted.mean()))
+    torch.testing.assert_close(found.sum(), wanted.sum(), rtol=2e-3, atol=0.0)
+    assert round_rows(left, bits, group, factor, refinements=1).paid is None
+
+
+def test_one_option_of_each_width_stands_for_the_others() -> None:
+    options = [Option.parse(one) for one in ("2g32", "2g64", "4g32", "4g128", "8g96a8", "f16")]
+    tried, standing = tried_with_kept(options)
+    assert [str(options[at]) for at in tried] == ["2g64", "4g128", "8g96a8", "f16"]
+    assert standing == [0, 0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "near"), [("first", 1e-6), ("second", 0.1)])
+def test_all_groups_are_judged_with_channels_kept(
+    tmp_path: Path, name: str, near: float
+) -> None:
+    """By trying them where that is worth it, or else about as well by one for all."""
+    model, work = calibrated(tmp_path)
+    unit = next(one for one in quantizable(model) if one.name == name)
+    found = []
+    for groups in ("[32, 64]", "[32]"):
+        judge = f"annotate-sensitivity{{groups={groups}, keep=[4], bits=[2, 4]}}"
+        Pipeline.parse(judge).run(model, work)
+        options = need_note(unit.notes, Sensitivity).options
+        kept = work.arrays.get(f"{unit.name}/keep/4").sum(0)
+        found.append(dict(zip(options, kept, strict=True)))
+    assert len(found[1]) < len(found[0])
+    for option, loss in found[1].items():
+        assert found[0][option] == pytest.approx(loss, rel=near), option
 
 
 def test_loud_channels_are_kept_inside_the_budget(tmp_path: Path) -> None:

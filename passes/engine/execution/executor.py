@@ -20,6 +20,7 @@ from ....ir import Unit, operands
 from ....ir.analysis.blocks import Block
 from ..pipeline.base import Runner
 from .devices import free_bytes
+from .passages import Passage, Room
 from .samples import Sample, Values
 
 # By the value of the weight: a tensor, or a function of parameters that makes one.
@@ -152,6 +153,31 @@ class BlockRunner:
             self._make_room(block, sample.device)
             sample.values.update(made)
 
+    def record(self, sample: Sample, weights: Weights, most: int) -> dict[Block, Passage]:
+        """Runs one sample through all blocks like ``run``, and keeps what ``backward`` needs.
+
+        A block for which there is no more room is left out; ``backward`` has to compute it
+        again, which gives the same numbers.
+
+        Args:
+            sample: The sample.
+            weights: What to use in place of the graph's own weights.
+            most: Bytes that may be kept.
+        """
+        room, kept = Room(most), {}
+        for place, block in enumerate(self.blocks):
+            handed = self.handed_on(block)
+            if room.left <= 0 or not handed:
+                self.run(sample, weights, first=place, stop=place + 1)
+                continue
+            with room.counted():
+                passage = self._with_gradients(sample, block, handed, weights)
+            for name in _names(handed):
+                sample.values[name] = passage.values[name].detach()
+            if room.left > 0:
+                kept[block] = passage
+        return kept
+
     def branch(self, sample: Sample, weights: Weights) -> Sample:
         """Returns a sample that has run with other weights; what came before them is shared.
 
@@ -175,6 +201,7 @@ class BlockRunner:
         taps: Iterable[ir.Value] = (),
         wanted: Iterable[ir.Value] = (),
         weights: Weights = _OWN,
+        passage: Passage | None = None,
     ) -> tuple[Values, Values]:
         """Runs one block again with gradients, from its outputs to its inputs and weights.
 
@@ -191,14 +218,38 @@ class BlockRunner:
             wanted: Further values to return.
             weights: What to use in place of the graph's own weights, as in ``run``. Tensors
                 among them are differentiated.
+            passage: The block as ``record`` has run it with these weights, which saves running
+                it again; there are no leaves, taps and wanted values then.
 
         Returns:
             What the block reads, makes and is asked for; and the gradients at inputs, leaves,
             taps and tensors in ``weights``, where one arrives.
         """
         handed, taps = self.handed_on(block), list(taps)
-        asked = [*handed, *taps, *wanted]
-        lowered = self._lower(block, asked, weights, list(leaves))
+        if passage is None:
+            asked = [*handed, *taps, *wanted]
+            passage = self._with_gradients(sample, block, asked, weights, list(leaves))
+        values, sources = passage.values, passage.sources
+        for name in _names(taps):
+            if values[name].requires_grad:
+                values[name].retain_grad()
+                sources[name] = values[name]
+        _descend(values, _names(handed), sample, ends)
+        slopes = {n: s.grad.detach() for n, s in sources.items() if s.grad is not None}
+        self._leave(sample, block, slopes)
+        self._make_room(block, sample.device)
+        return values, Values(slopes, sample.padding)
+
+    def _with_gradients(
+        self,
+        sample: Sample,
+        block: Block,
+        asked: Sequence[ir.Value],
+        weights: Weights,
+        leaves: Sequence[ir.Value] = (),
+    ) -> Passage:
+        """Runs a block so that gradients can come back."""
+        lowered = self._lower(block, asked, weights, leaves)
         given = self._given(sample, block, weights)
         if lowered.before is not None:
             with torch.no_grad():
@@ -210,15 +261,7 @@ class BlockRunner:
         }
         given |= sources
         values = Values(given | lowered.run(given, sample.device), sample.padding)
-        for name in _names(taps):
-            if values[name].requires_grad:
-                values[name].retain_grad()
-                sources[name] = values[name]
-        _descend(values, _names(handed), sample, ends)
-        slopes = {n: s.grad.detach() for n, s in sources.items() if s.grad is not None}
-        self._leave(sample, block, slopes)
-        self._make_room(block, sample.device)
-        return values, Values(slopes, sample.padding)
+        return Passage(values, sources)
 
     def _make_room(self, block: Block, device: str) -> None:
         """Drops lowered blocks, the earliest first, while a device is short of memory."""

@@ -25,7 +25,7 @@ def compensated(
     high: int,
     order: torch.Tensor,
     upper: torch.Tensor,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
 
     Args:
@@ -37,27 +37,30 @@ def compensated(
         upper: Upper Cholesky factor of the inverse Hessian, in that order.
 
     Returns:
-        The codes, float32, rows x columns.
+        The codes, float32, rows x columns; and of every row what its error ``d`` costs,
+        ``d^T H d``: the sum of the squares of what went on to later columns.
     """
-    left, scales = weight.T[order], wide.T[order]
-    made, errors = torch.empty_like(left), left.new_empty(_BLOCK, left.shape[1])
-    inverse = upper.diagonal().reciprocal().numpy()
+    left, scales = weight.T[order], wide.T[order].numpy()
+    errors, paid = left.new_empty(_BLOCK, left.shape[1]), left.new_zeros(left.shape[1])
+    made, rest, own = np.empty_like(scales), left.numpy(), errors.numpy()
+    factor, inverse = upper.numpy(), upper.diagonal().reciprocal().numpy()
     for start, stop in _blocks(len(left)):
-        own = errors[: stop - start]
         column_kernels.compensate(
-            left[start:stop].numpy(),
-            scales[start:stop].numpy(),
-            upper[start:stop, start:stop].contiguous().numpy(),
+            rest[start:stop],
+            scales[start:stop],
+            factor[start:stop, start:stop],
             inverse[start:stop],
             np.float32(low),
             np.float32(high),
-            made[start:stop].numpy(),
-            own.numpy(),
+            made[start:stop],
+            own[: stop - start],
         )
-        left[stop:].addmm_(upper[start:stop, stop:].T, own, alpha=-1)
-    codes = torch.empty_like(made)
-    codes[order] = made
-    return codes.T.contiguous()
+        given = errors[: stop - start]
+        paid += given.square().sum(0)
+        left[stop:].addmm_(upper[start:stop, stop:].T, given, alpha=-1)
+    codes = torch.empty_like(left)
+    codes[order] = torch.from_numpy(made)
+    return codes.T.contiguous(), paid
 
 
 def descend(
@@ -84,23 +87,24 @@ def descend(
     scales = wide.T.contiguous()
     values = codes.T * scales
     slope = torch.addmm(priced.T, hessian, values, beta=-1)
-    made, steps = torch.empty_like(values), values.new_empty(_BLOCK, values.shape[1])
-    inverse = hessian.diagonal().reciprocal().numpy()
+    steps = values.new_empty(_BLOCK, values.shape[1])
+    given, sizes, incline = values.numpy(), scales.numpy(), slope.numpy()
+    made, own = np.empty_like(given), steps.numpy()
+    factors, inverse = hessian.numpy(), hessian.diagonal().reciprocal().numpy()
     for start, stop in _blocks(len(values)):
-        own = steps[: stop - start]
         column_kernels.descend(
-            values[start:stop].numpy(),
-            scales[start:stop].numpy(),
-            slope[start:stop].numpy(),
-            hessian[start:stop, start:stop].contiguous().numpy(),
+            given[start:stop],
+            sizes[start:stop],
+            incline[start:stop],
+            factors[start:stop, start:stop],
             inverse[start:stop],
             np.float32(low),
             np.float32(high),
-            made[start:stop].numpy(),
-            own.numpy(),
+            made[start:stop],
+            own[: stop - start],
         )
-        slope[stop:].addmm_(hessian[stop:, start:stop], own)
-    return made.T.contiguous()
+        slope[stop:].addmm_(hessian[stop:, start:stop], steps[: stop - start])
+    return torch.from_numpy(made).T.contiguous()
 
 
 def _blocks(count: int) -> Iterator[tuple[int, int]]:

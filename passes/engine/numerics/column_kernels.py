@@ -2,38 +2,21 @@
 
 In two of them every column waits for the one before. Their arrays are columns x rows: what is
 next to each other in memory is computed together, and rows go in tiles that stay in the
-first-level cache. The third tries scales. All arrays are float32 and contiguous. The
-interpreter's lock is free meanwhile, so that threads that round other units run at the same
-time.
+first-level cache. The third tries scales. All arrays are float32, and contiguous but for the
+corners, of which one number at a time is read. The interpreter's lock is free meanwhile, so
+that threads that round other units run at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
+
+from .compiled import compiled
 
 _TILE = 128  # rows
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiles a function when it is first called, and keeps the result where it can.
-
-    The result is kept beside this file or in the user's cache. Where neither can be written,
-    each process compiles anew, which takes some seconds.
-    """
-    # Sums may be taken in another order, several at a time; nothing else is loosened.
-    chosen = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz"}}
-    try:
-        made = numba.njit(cache=True, **chosen)(function)
-    except RuntimeError:
-        made = numba.njit(**chosen)(function)
-    compiled: Callable[..., None] = made
-    return compiled
-
-
-@_compiled
+@compiled
 def compensate(
     left: np.ndarray,
     scales: np.ndarray,
@@ -72,7 +55,7 @@ def compensate(
                     rest[row] -= weight * error[row]
 
 
-@_compiled
+@compiled
 def descend(
     values: np.ndarray,
     scales: np.ndarray,
@@ -115,7 +98,7 @@ def descend(
                     rest[row] += weight * step[row]
 
 
-@_compiled
+@compiled
 def search(
     weight: np.ndarray,
     price: np.ndarray,

@@ -21,15 +21,12 @@ import torch
 from .doubles import with_doubles
 from .factor import factor_type
 from .gptq import Rounded
-from .processor import on_processor
 
 _DAMPING = 0.1  # of the mean diagonal; rows that hardly count cannot make up for much
 # Rows rounded at a time, which do not make up for each other: this many, or this share of all.
-# Fewer gain little, and take as long as twice as many.
-_TOGETHER, _SHARE = 32, 32
-# An accelerator takes as long for a few rows as for all, so there it is a larger share: with
-# 16, 8 and 4, units of SmolLM2 at 3 bits are predicted to lose 0.2, 1.2 and 3.7 % more.
-_ACCELERATOR_SHARE = 16
+# Fewer take longer and gain little: with 16, 8 and 4 parts instead of 32, units of SmolLM2 at
+# 3 bits are predicted to lose 0.2, 1.2 and 3.7 % more.
+_TOGETHER, _SHARE = 32, 16
 
 
 def round_coupled(
@@ -57,8 +54,7 @@ def round_coupled(
     ranks = [importance[rows].argsort(descending=True, stable=True) for rows in classes]
     order = torch.cat([rows[rank] for rows, rank in zip(classes, ranks, strict=True)])
     asked = _feedback(coupling[order][:, order])
-    share = _SHARE if on_processor(weight) else _ACCELERATOR_SHARE
-    together = max(_TOGETHER, len(order) // share)
+    together = max(_TOGETHER, len(order) // _SHARE)
     errors = weight.new_empty(len(order), weight.shape[1])
     result, start = [], 0
     for rows, rank, rounder, group in zip(classes, ranks, rounders, groups, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,17 +23,24 @@ class Factor:
         upper: Upper Cholesky factor of the inverse of ``damped``, in that order.
         price: What one unit of squared rounding error costs in each column once the later
             columns have compensated for it, ``1 / upper_kk^2``.
+        damping: What was added to the diagonal.
     """
 
     damped: torch.Tensor
     order: torch.Tensor
     upper: torch.Tensor
     price: torch.Tensor
+    damping: float
 
     def to(self, device: torch.device) -> Factor:
         """Returns the same on a device."""
-        parts = (self.damped, self.order, self.upper, self.price)
-        return Factor(*(one.to(device) for one in parts))
+        return replace(
+            self,
+            damped=self.damped.to(device),
+            order=self.order.to(device),
+            upper=self.upper.to(device),
+            price=self.price.to(device),
+        )
 
 
 def factorize(hessian: torch.Tensor, damping: float) -> Factor:
@@ -66,7 +73,7 @@ def factorize(hessian: torch.Tensor, damping: float) -> Factor:
     upper = _inverse_of_upper(lower.flip(0, 1)).float()
     price = torch.empty_like(upper[0])
     price[order] = upper.diagonal() ** -2
-    return Factor(damped.float(), order, upper, price).to(device)
+    return Factor(damped.float(), order, upper, price, mean * damping).to(device)
 
 
 def factor_type(size: int, damping: float) -> torch.dtype:
@@ -100,4 +107,4 @@ def _diagonal_factor(diagonal: torch.Tensor, damping: float) -> Factor:
     mean = float(diagonal.mean())
     damped = diagonal + mean * damping if mean > 0 else torch.ones_like(diagonal)
     order = torch.arange(len(damped), device=damped.device)
-    return Factor(damped, order, damped.rsqrt(), damped)
+    return Factor(damped, order, damped.rsqrt(), damped, max(mean, 0.0) * damping)

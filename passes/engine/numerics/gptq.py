@@ -40,10 +40,13 @@ class Rounded:
     Attributes:
         codes: int8, or int16 of more than 8 bits, or float16 of floats; rows x columns.
         scales: float16, rows x groups.
+        paid: Float32, what the error of every row costs under the damped Hessian; None where
+            rounding has not found it on its way.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    paid: torch.Tensor | None = None
 
     def dequantize(self, group: int) -> torch.Tensor:
         """Returns the float32 matrix that the codes stand for."""
@@ -111,7 +114,7 @@ def nearest(
 
 def compensated(
     weight: torch.Tensor, scales: torch.Tensor, bits: int, group: int, factor: Factor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
 
     Columns go by falling diagonal of the Hessian while groups stay where they are, so the
@@ -125,11 +128,14 @@ def compensated(
         factor: The factorized Hessian, which is no diagonal.
 
     Returns:
-        The codes, float32, rows x columns.
+        The codes, float32, rows x columns; and what every row's error costs under the damped
+        Hessian.
     """
     low, high = code_range(bits)
     wide = widened(scales, group, weight.shape[1])
-    return _form(weight).compensated(weight, wide, low, high, factor.order, factor.upper)
+    form, order = _form(weight), factor.order
+    codes, paid = form.compensated(weight, wide, low, high, order, factor.upper)
+    return codes, paid
 
 
 def _refit_scales(
@@ -195,7 +201,8 @@ def _descend(
     """
     low, high = code_range(bits)
     wide = widened(scales, group, priced.shape[1])
-    return _form(priced).descend(priced, codes, wide, low, high, hessian)
+    better: torch.Tensor = _form(priced).descend(priced, codes, wide, low, high, hessian)
+    return better
 
 
 def _round_chunk(
@@ -208,9 +215,11 @@ def _round_chunk(
     signed: bool,
 ) -> Rounded:
     most = LARGEST_SCALE * 2 ** (bits - 1)  # beyond what can be stored sums would overflow
-    weight = weight.clamp(-most, most)
+    given, weight = weight, weight.clamp(-most, most)
     scales = search_scales(weight, bits, group, factor.price, signed=signed)
-    codes = compensated(weight, scales, bits, group, factor)
+    codes, paid = compensated(weight, scales, bits, group, factor)
+    if not refinements and torch.equal(given, weight):
+        return Rounded(codes.to(_code_type(bits)), scales.half(), paid)
     priced = weight @ factor.damped if refinements else weight
     for _ in range(refinements):
         fitted = _refit_scales(priced, codes, group, factor.damped)
@@ -251,8 +260,11 @@ def gptq(
         _round_chunk(chunk, bits, group, factor, refinements, signed=signed)
         for chunk in torch.split(weight, _rows_at_once(weight, group))
     ]
+    paid = [part.paid for part in parts if part.paid is not None]
     return Rounded(
-        torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scales for part in parts]),
+        torch.cat(paid) if len(paid) == len(parts) else None,
     )
 
 

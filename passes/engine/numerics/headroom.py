@@ -63,12 +63,9 @@ def _compensate(
     wide = np.minimum(steps[rows].astype(np.float32) * _MORE_ROOM, np.finfo(np.float16).max)
     wider = wide.astype(np.float16)
     exact, scales = torch.from_numpy(weight[rows]), torch.from_numpy(wider.astype(np.float32))
-    made = compensated(exact, scales[:, None], _BITS, weight.shape[1], factor)
+    made, paid = compensated(exact, scales[:, None], _BITS, weight.shape[1], factor)
     nearest = torch.from_numpy(codes[rows] * steps[rows].astype(np.float32)[:, None])
-    errors = [
-        row_errors(exact, one, factor.damped).numpy()
-        for one in (made * scales[:, None], nearest)
-    ]
+    errors = [paid.numpy(), row_errors(exact, nearest, factor.damped).numpy()]
     found = made.numpy().astype(np.int8)
     found[:, ~weight.any(axis=0)] = 0  # whatever takes these columns adds them by itself
     better = (errors[0] < errors[1]) & ~overflowing_rows(found[:, order])

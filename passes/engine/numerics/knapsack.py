@@ -314,6 +314,19 @@ def price(items: list[Item], budget: int, tried: Tried = _unheard) -> float | No
     return _bisect(_single(items), budget, _COARSE, tried)
 
 
+def fits(items: list[Item], price: float, budget: int, tried: Tried = _unheard) -> bool:
+    """Tells whether what is worth its bytes at a price fits a budget.
+
+    Args:
+        items: The units.
+        price: What a byte is worth, in loss.
+        budget: Bytes that all of them may take together.
+        tried: Told of the price.
+    """
+    tried()
+    return _fits(_single(items), price, budget)
+
+
 def allocate(items: list[Item], budget: int, tried: Tried = _unheard) -> list[Choice] | None:
     """Chooses an option for every row.
 

@@ -41,7 +41,7 @@ def compensated(
     high: int,
     order: torch.Tensor,
     upper: torch.Tensor,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds column by column, letting later columns absorb each error (GPTQ, algorithm 1).
 
     Args:
@@ -53,19 +53,22 @@ def compensated(
         upper: Upper Cholesky factor of the inverse Hessian, in that order.
 
     Returns:
-        The codes, float32, rows x columns.
+        The codes, float32, rows x columns; and of every row what its error ``d`` costs,
+        ``d^T H d``: the sum of the squares of what went on to later columns.
     """
     left, scales = weight.T[order], wide.T[order]
     ratio = upper / upper.diagonal()[:, None]
-    made = torch.empty_like(left)
+    made, paid = torch.empty_like(left), left.new_zeros(left.shape[1])
+    prices = upper.diagonal() ** -2
     for span, later in _blocks(len(left)):
         errors = torch.empty_like(left[span])
         given = left[span], scales[span], ratio[span, span]
         recorded.run(_compensate, given, (made[span], errors), low, high)
         left[later].addmm_(ratio[span, later].T, errors, alpha=-1)
+        paid += prices[span] @ errors.square()
     codes = torch.empty_like(made)
     codes[order] = made
-    return codes.T.contiguous()
+    return codes.T.contiguous(), paid
 
 
 def _compensate(

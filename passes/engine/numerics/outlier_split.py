@@ -61,15 +61,18 @@ class OutlierSplit:
         result[:, self.columns] = as_half(kept)
         return result
 
+    def ridge(self, hessian: torch.Tensor) -> float:
+        """Returns what is added to the Hessian's diagonal before it is inverted."""
+        # Inputs that are always zero make any error free, and nothing has to be made up for.
+        mean = float(hessian.diagonal().mean())
+        return mean * self.damping if mean > 0 else 1.0
+
     def _made_up(self, hessian: torch.Tensor) -> torch.Tensor:
         """Returns ``H_KK^-1 H_K*``, kept columns x columns."""
         device, hessian = hessian.device, with_doubles(hessian)
         columns = self.columns.to(hessian.device)
         across = hessian[columns].double()
         corner = across[:, columns]
-        # Inputs that are always zero make any error free, and nothing has to be made up for.
-        mean = float(hessian.diagonal().mean())
-        ridge = mean * self.damping if mean > 0 else 1.0
         eye = torch.eye(len(corner), dtype=torch.float64, device=corner.device)
-        solved: torch.Tensor = torch.linalg.solve(corner + eye * ridge, across)
+        solved: torch.Tensor = torch.linalg.solve(corner + eye * self.ridge(hessian), across)
         return solved.float().to(device)

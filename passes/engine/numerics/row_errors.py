@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 _ROWS_AT_ONCE = 2048  # what they take fits into a processor's cache
-_COLUMNS_AT_ONCE = 256  # enough for a product to be quick
+COLUMNS_AT_ONCE = 256  # enough for a product to be quick
 
 
 def row_errors(
@@ -30,8 +30,8 @@ def row_errors(
 def _form(error: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """Returns the quadratic form of every row, from the upper half of the Hessian."""
     total = error.new_zeros(len(error))
-    for start in range(0, error.shape[1], _COLUMNS_AT_ONCE):
-        own, before = slice(start, start + _COLUMNS_AT_ONCE), slice(0, start)
+    for start in range(0, error.shape[1], COLUMNS_AT_ONCE):
+        own, before = slice(start, start + COLUMNS_AT_ONCE), slice(0, start)
         priced = error[:, own] @ hessian[own, own]
         if start:
             priced.addmm_(error[:, before], hessian[before, own], alpha=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from ....ir import (
 )
 from ..execution.devices import CPU
 from ..numerics.factor import Factor, factorize
+from ..numerics.gptq import Rounded
 from ..numerics.outlier_split import OutlierSplit
 from ..numerics.row_errors import row_errors
 from ..numerics.row_hessians import Key, Part, RowHessians
@@ -188,6 +189,31 @@ class Quadratic:
         for rows, hessian in zip(self.rows, self.hessians, strict=True):
             total += 0.5 * rows * row_errors(exact, stored, hessian)
         return total
+
+    def loss_of(
+        self, exact: torch.Tensor, rounded: Rounded, group: int, parts: Sequence[Part]
+    ) -> torch.Tensor:
+        """Returns the same of what was rounded against ``parts()``.
+
+        What rounding has paid under its damped Hessian is the loss, but for the damping: of
+        errors ``d`` the Hessian itself asks ``damping |d|^2`` less, and where channels are
+        kept, which make up by ``d_K``, ``ridge |d_K|^2`` less.
+
+        Args:
+            exact: Float32, rows x columns.
+            rounded: Its rounded part.
+            group: Columns that share a scale.
+            parts: What it was rounded against.
+        """
+        stored = self.completed(exact, rounded.dequantize(group))
+        otherwise = len(self.hessians) > 1 or any(one is not None for one in self.local)
+        if rounded.paid is None or otherwise:
+            return self.loss(exact, stored)
+        hessian, error = self.hessians[0], (stored - exact).square_()
+        damping = exact.new_full((exact.shape[1],), parts[0].factor.damping)
+        if self.kept is not None:
+            damping[self.kept.columns] = self.kept.ridge(hessian)
+        return 0.5 * self.rows[0] * (rounded.paid - error @ damping).clamp_min_(0)
 
     def kernel_loss(self, exact: torch.Tensor) -> float:
         """Returns what rounding the activations to int8 costs, which no option changes."""

@@ -8,7 +8,7 @@ rows, whatever their number; an *entry* is one weight of it.
     GPTQ         K steps a batch, R K entries, R K^2 / 2   products between columns
     refinement   the same, and 3 R K^2 of products, R (K/G)^3 of equations
     coupling     R^3 of a factor, R^2 K of products        between rows
-    loss         R K^2
+    loss         R K^2 / 2                                 half of the Hessian, in blocks
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from ....ir import Option, Unit
 from ..execution.extent import FLOAT_BYTES
 from ..execution.memory import available_memory
 from ..numerics.gptq import LOSSLESS_BITS, LOSSLESS_FLOAT_BITS, working_bytes
+from ..numerics.row_errors import COLUMNS_AT_ONCE
 from ..pipeline.work import Kind, Work
 from .moments import MOST_COUPLED_ROWS
 
 _CANDIDATES = {2: 24, 3: 16, 4: 8, 5: 4}  # scales tried by width of a code; 1 beyond
 _BATCH = 2048  # rows that are rounded at a time
-_COUPLED_BATCHES = 32  # ... and into how many parts rows are cut that make up for each other
+_COUPLED_BATCHES = 16  # ... and into how many parts rows are cut that make up for each other
 _LEAST_COUPLED = 32
 _SHARE = 0.6  # of free memory that is taken at a time
 
@@ -141,7 +142,7 @@ def _coupled_batches(rows: int) -> float:
 def loss_work(shape: tuple[int, int]) -> Work:
     """Returns the work of evaluating ``d^T H d`` of every row."""
     rows, columns = shape
-    return Work({Kind.PRODUCT: float(rows * columns) * columns})
+    return Work({Kind.PRODUCT: float(rows * columns) * (columns + COLUMNS_AT_ONCE) / 2})
 
 
 def held_together(units: Sequence[Unit], *, coupled: bool = False) -> float:
