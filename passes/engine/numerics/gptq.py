@@ -268,6 +268,16 @@ def gptq(
     )
 
 
+def is_lossless(bits: int, *, in_floats: bool) -> bool:
+    """Tells whether a width is so fine that every weight is just rounded to nearest.
+
+    Args:
+        bits: Width of a code.
+        in_floats: Whether what reads the weight computes in floats.
+    """
+    return bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS)
+
+
 def round_rows(
     weight: torch.Tensor,
     bits: int,
@@ -294,6 +304,6 @@ def round_rows(
     if float8:
         factored = (factor.order, factor.upper) if factor.damped.ndim > 1 else None
         return Rounded(*round_float8(weight, factor.price, factored))
-    if bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
+    if is_lossless(bits, in_floats=in_floats):
         return nearest(weight, bits, group, factor.price, signed=signed)
     return gptq(weight, bits, group, factor, refinements=refinements, signed=signed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -159,10 +160,14 @@ class Quadratic:
         Args:
             columns: Those that are rounded by themselves; all by default.
         """
+        if columns is None:
+            return self._factor
         hessian = self.mixed()
-        if columns is None or hessian.ndim == 1:
-            return self._factorized(hessian if columns is None else hessian[columns])
-        return self._factorized(hessian[columns, columns])
+        return self._factorized(hessian[(columns,) * hessian.ndim])
+
+    @cached_property
+    def _factor(self) -> Factor:
+        return self._factorized(self.mixed())
 
     def _factorized(self, hessian: torch.Tensor) -> Factor:
         reduced = hessian if self.kept is None else self.kept.reduced(hessian)

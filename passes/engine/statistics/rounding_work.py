@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from ....ir import Option, Unit
 from ..execution.extent import FLOAT_BYTES
 from ..execution.memory import available_memory
-from ..numerics.gptq import LOSSLESS_BITS, LOSSLESS_FLOAT_BITS, working_bytes
+from ..numerics.gptq import is_lossless, working_bytes
 from ..numerics.row_errors import COLUMNS_AT_ONCE
 from ..pipeline.work import Kind, Work
 from .moments import MOST_COUPLED_ROWS
@@ -62,7 +62,7 @@ def option_work(
     if option.is_half:
         return Work({Kind.WALK: entries})
     tried = Work({Kind.TRIAL: entries * _candidates(option)})
-    if option.bits >= (LOSSLESS_FLOAT_BITS if in_floats else LOSSLESS_BITS):
+    if is_lossless(option.bits, in_floats=in_floats):
         return tried + Work({Kind.WALK: 2 * entries})
     batches = batches if batches is not None else -(-rows // _BATCH)
     groups = -(-columns // option.group)
