@@ -29,6 +29,7 @@ from .row_parts import (
     STANDARD,
     Arrays,
     RowModel,
+    codes_with_headroom,
     decoded,
     model_of,
     on_vectors,
@@ -37,6 +38,7 @@ from .row_parts import (
     some_scales,
 )
 
+_KERNEL = (4, 3, 3, 3)  # of a convolution
 _ODD = 13  # rows of a tiny product, times the multiple that the kernel wants
 _COLUMNS = 32  # of an array whose rows have one scale
 _SIGNED = {8: np.int8, 16: np.int16}
@@ -143,7 +145,8 @@ def _dequantized_product(
 
 
 def _integer_product(bits: int, random: np.random.Generator) -> RowModel:
-    codes, scales = some_codes((_ODD, 1, 64), bits, random), some_scales((_ODD, 1), random)
+    codes = codes_with_headroom((_ODD, 1, 64), bits, random)
+    scales = some_scales((_ODD, 1), random)
     body = """q, step, zero = DynamicQuantizeLinear(x)
         sum = MatMulInteger(q, c, zero)
         wide = Cast <to = 1> (sum)
@@ -259,7 +262,7 @@ def _convolution(bits: int, random: np.random.Generator) -> RowModel:
     body = """s = Cast <to = 1> (h)
         w = DequantizeLinear <axis = 0> (c, s)
         y = Conv(x, w)"""
-    return _on_images(bits, body, {}, random, EXACT)
+    return _on_images(some_codes(_KERNEL, bits, random), body, {}, random, EXACT)
 
 
 def _integer_convolution(bits: int, random: np.random.Generator) -> RowModel:
@@ -274,17 +277,17 @@ def _integer_convolution(bits: int, random: np.random.Generator) -> RowModel:
         "middle": np.array(128, np.uint8),
         "none": np.zeros(4, np.int8),
     }
-    return _on_images(bits, body, constants, random, ROUNDED)
+    codes = codes_with_headroom(_KERNEL, bits, random)
+    return _on_images(codes, body, constants, random, ROUNDED)
 
 
 def _on_images(
-    bits: int,
+    codes: np.ndarray,
     body: str,
     more: Arrays,
     random: np.random.Generator,
     tolerance: float,
 ) -> RowModel:
-    codes = some_codes((4, 3, 3, 3), bits, random)
     scales = some_scales((4,), random, signed=False) + np.float16(0.5)
     weight = codes * scales.astype(np.float32)[:, None, None, None]
     image = np.clip(random.standard_normal((1, 3, 8, 8)), -3.9, 3.9).astype(np.float32)

@@ -44,6 +44,16 @@ def some_codes(shape: tuple[int, ...], bits: int, random: np.random.Generator) -
     return random.integers(low, -low, shape, np.int32)
 
 
+def codes_with_headroom(
+    shape: tuple[int, ...], bits: int, random: np.random.Generator
+) -> np.ndarray:
+    """Returns signed codes as results multiply them with bytes: no processor clips their sums.
+
+    Without VNNI processors add up two products in 16 bits. Results leave headroom for that.
+    """
+    return some_codes(shape, bits, random) // 2
+
+
 def some_scales(
     shape: tuple[int, ...], random: np.random.Generator, *, signed: bool = True
 ) -> np.ndarray:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
 from ..endpoint import Endpoint, fitting
 from ..native_log import NativeLog, native_log
+from .clipping import clips_sums
 from .placement import RECORDED, fallen_back, refuse_fallback
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 _CPU = "CPUExecutionProvider"
 _MEMORY = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 _EXACT = ("session.qdq_matmulnbits_accuracy_level", "0")
+_IN_FLOATS = ("session.disable_quant_qdq", "1")  # integers are multiplied as floats
 _MAPPED = ("session.disable_prepacking", "1")
 _ERRORS_OF_THE_MACHINE = ("alloc", "memory", "CUDA", "cuDNN", "cuBLAS")
 
@@ -148,7 +150,8 @@ def open_session(
         threads: Threads inside an operator; None lets the runtime choose.
         profile: Keep the runtime's own timings (see ``end_profiling``).
         exact: Compute what the graph says. Otherwise the runtime rounds the activations of
-            products that read DequantizeLinear to int8.
+            products that read DequantizeLinear to int8, and processors without VNNI clip sums
+            of two products of bytes.
         mapped: Leave weights where they are, in mapped files, instead of packing a copy for
             the kernels: the model loads in a moment and takes hardly any memory, but computes
             about a tenth more slowly.
@@ -166,6 +169,8 @@ def open_session(
             settings.profile_file_prefix = str(folder / "profile")
         if exact:
             settings.add_session_config_entry(*_EXACT)
+            if clips_sums():
+                settings.add_session_config_entry(*_IN_FLOATS)
         if mapped:
             settings.add_session_config_entry(*_MAPPED)
         opened = [_load(loaded, provider, settings)]
