@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
+from ..clipping import clips_sums
 from ..endpoint import Endpoint, fitting
 from ..native_log import NativeLog, native_log
-from .clipping import clips_sums
 from .placement import RECORDED, fallen_back, refuse_fallback
 
 if TYPE_CHECKING:

@@ -13,11 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir import Feeds, InputError, MachineError, temporary_folder, write_model
+from ..clipping import clips_sums
 from ..endpoint import Endpoint, fitting
 
 DEVICE = "CPU"
 # Float32 where the graph has float32: no bfloat16, and no activations rounded to int8.
 _EXACT = {"EXECUTION_MODE_HINT": "ACCURACY"}
+_IN_FLOATS = {"LP_TRANSFORMS_MODE": "NO"}  # integers are multiplied as floats
 _INSTALL = "pip install 'mpqc[openvino]'"
 _TYPES = {
     "f16": "float16",
@@ -92,7 +94,8 @@ def open_openvino(
         model: A file, or a graph, which is written to a temporary folder first.
         threads: Threads; None lets the runtime choose.
         exact: Compute what the graph says. Otherwise the runtime rounds activations to
-            bfloat16 where the machine multiplies those, or to int8 in front of stored codes.
+            bfloat16 where the machine multiplies those, or to int8 in front of stored codes,
+            and processors without VNNI clip sums of two products of bytes.
 
     Raises:
         InputError: The runtime refuses the model.
@@ -116,6 +119,8 @@ def _load(path: Path, threads: int | None, exact: bool) -> Any:
     import openvino
 
     settings: dict[str, Any] = dict(_EXACT) if exact else {}
+    if exact and clips_sums():
+        settings |= _IN_FLOATS
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
