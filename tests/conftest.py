@@ -42,14 +42,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every machine be of one kind, by whose table of times allocations go."""
+@pytest.fixture(scope="session", autouse=True)
+def known_machine() -> Iterator[None]:
+    """Lets every machine be of one kind, by whose table of times allocations go.
+
+    For as long as all tests run: what fixtures of a module compile is for that kind, too.
+    """
     from mpqc.backend.onnxruntime.costs import tables
     from mpqc.ir.costs import Machine
 
     known = Machine("of the tests", "avx512-vnni", "onnxruntime", 1, 32 << 20)
-    monkeypatch.setattr(tables, "here", lambda threads: known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "here", lambda threads: known)
+        yield
 
 
 _LACKS: dict[str, Callable[[], str]] = {"gpu": _no_gpu, "trt": _no_tensorrt}
