@@ -64,7 +64,7 @@ class VerifyNumerics(Pass):
 
     samples: int = 4
     most: int = 32
-    error: float = 0.15
+    error: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.samples <= self.most or not self.error > 0:

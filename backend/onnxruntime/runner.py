@@ -169,7 +169,7 @@ def open_session(
             settings.profile_file_prefix = str(folder / "profile")
         if exact:
             settings.add_session_config_entry(*_EXACT)
-            if clips_sums():
+            if provider == _CPU and clips_sums():
                 settings.add_session_config_entry(*_IN_FLOATS)
         if mapped:
             settings.add_session_config_entry(*_MAPPED)

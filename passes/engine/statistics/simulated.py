@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ....ir import ArrayStore, QuantSpec, Unit, need_note
 from ....ir.unit_arrays import UnitArrays
+from ..numerics.borrowing import borrowed
+from ..numerics.expanded import expand
 from .quadratic import outlier_columns
 
 
@@ -27,8 +30,9 @@ def simulate(unit: Unit, arrays: ArrayStore) -> None:
     def matrix() -> np.ndarray:
         made = np.empty(shape, np.float32)
         for rows, group, codes, scales in classes:
-            wide = np.repeat(scales.astype(np.float32), group, axis=1)[:, : shape[1]]
-            made[rows] = np.multiply(wide, codes, out=wide)
+            places = torch.from_numpy(rows.astype(np.int64))
+            sizes = torch.from_numpy(scales.astype(np.float32))
+            expand(borrowed(codes), sizes, group, places, torch.from_numpy(made))
         if kept is not None:
             made[:, columns] = kept.T
         return made
